@@ -1,0 +1,158 @@
+"""Every error this package raises, in one tree.
+
+::
+
+    AllocatorError
+    ├── SettingsError                a setting has a value that cannot be used
+    ├── RequirementsError            a requirement is malformed (also a ValueError)
+    ├── UnsatisfiableError           no known device could ever hold the requirements
+    ├── AllocationNotFound           no live allocation has that id (also a LookupError)
+    ├── UnknownTargetError           no node, device or worker has that name (also a LookupError)
+    ├── StaleTokenError              the token is not the live one: the claim has moved on
+    ├── DeviceBusyError              another live worker already serves that device
+    ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
+    ├── InventoryError               this host's devices cannot be read as asked
+    └── LedgerError                  the ledger cannot be used
+        ├── LedgerUnavailable        it cannot be reached
+        ├── LedgerSchemaError        it was written by an incompatible version
+        └── EmbeddedServerError      the embedded server cannot be started
+
+Every error carries a stable ``code`` (the same string the JSON replies use) so that no caller has to match on text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class AllocatorError(Exception):
+    """Base of every error of this package."""
+
+    code = "allocator_error"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as the JSON replies carry it: ``{"code", "message", …details}``."""
+        return {"code": self.code, "message": str(self)}
+
+
+class SettingsError(AllocatorError):
+    """A setting has a value that cannot be used."""
+
+    code = "bad_setting"
+
+
+class RequirementsError(AllocatorError, ValueError):
+    """A requirement is malformed; names the key, the value and the rule it breaks."""
+
+    code = "bad_requirements"
+
+    def __init__(self, key: str, value: object, rule: str) -> None:
+        self.key = key
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{key}={_shorten(value)}: {rule}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.key, self.value, self.rule))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "key": self.key, "rule": self.rule}
+
+
+class UnsatisfiableError(AllocatorError):
+    """No known device could ever hold the requirements; names the dimension and the largest that exists."""
+
+    code = "never_fits"
+
+    def __init__(self, dimension: str, requested: int, largest: int, hint: str = "") -> None:
+        self.dimension = dimension
+        self.requested = requested
+        self.largest = largest
+        self.hint = hint
+        text = f"{dimension}={requested} can never be met: the largest that exists is {largest}"
+        super().__init__(f"{text}. {hint}" if hint else text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.dimension, self.requested, self.largest, self.hint))
+
+    def as_dict(self) -> dict[str, Any]:
+        detail = {"dimension": self.dimension, "requested": self.requested, "largest": self.largest}
+        return {**super().as_dict(), **detail}
+
+
+class AllocationNotFound(AllocatorError, LookupError):
+    """No live allocation has that id."""
+
+    code = "not_found"
+
+
+class UnknownTargetError(AllocatorError, LookupError):
+    """No node, device or worker has that name."""
+
+    code = "unknown_target"
+
+
+class StaleTokenError(AllocatorError):
+    """The token is not the live one: the claim was released or granted again elsewhere."""
+
+    code = "stale_token"
+
+
+class DeviceBusyError(AllocatorError):
+    """Another live worker already serves that device."""
+
+    code = "device_busy"
+
+    def __init__(self, device: str, holder: str, incarnation: str, lease_left_s: float) -> None:
+        self.device = device
+        self.holder = holder
+        self.incarnation = incarnation
+        self.lease_left_s = lease_left_s
+        super().__init__(
+            f"device {device} is already served by worker {holder} (lease {lease_left_s:.1f} s). "
+            "Run one worker per device: raise its --concurrency instead, or stop the other worker first"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.device, self.holder, self.incarnation, self.lease_left_s))
+
+
+class PermissionDenied(AllocatorError, PermissionError):
+    """The caller lacks a permission."""
+
+    code = "permission_denied"
+
+
+class InventoryError(AllocatorError):
+    """This host's devices cannot be read as asked."""
+
+    code = "bad_inventory"
+
+
+class LedgerError(AllocatorError):
+    """The ledger cannot be used."""
+
+    code = "ledger_error"
+
+
+class LedgerUnavailable(LedgerError):
+    """The ledger cannot be reached."""
+
+    code = "ledger_unavailable"
+
+
+class LedgerSchemaError(LedgerError):
+    """The ledger was written by an incompatible version."""
+
+    code = "ledger_schema"
+
+
+class EmbeddedServerError(LedgerError):
+    """The embedded server cannot be started, reached or stopped."""
+
+    code = "embedded_server"
+
+
+def _shorten(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

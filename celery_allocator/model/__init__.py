@@ -1,0 +1,33 @@
+"""Values: requirements, allocations, cluster state. Standard library only; everything is frozen and has its unit in its name."""
+
+from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_utc
+from celery_allocator.model.cluster import (
+    CPU_DEVICE,
+    ClusterState,
+    DeviceInventory,
+    DeviceState,
+    NodeInventory,
+    NodeState,
+    WorkerState,
+)
+from celery_allocator.model.requirements import FIELDS, Field, Requirements
+from celery_allocator.model.task_types import TASK_TYPES
+
+__all__ = [
+    "CPU_DEVICE",
+    "FIELDS",
+    "TASK_TYPES",
+    "Allocation",
+    "ClusterState",
+    "DeviceInventory",
+    "DeviceState",
+    "Field",
+    "Kind",
+    "NodeInventory",
+    "NodeState",
+    "Requirements",
+    "State",
+    "Strategy",
+    "WorkerState",
+    "iso_utc",
+]

@@ -1,0 +1,147 @@
+"""The one record of a task's claim, from submit to release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from typing import Any
+
+from celery_allocator.model.requirements import Requirements
+
+
+class State(str, Enum):
+    """States of an allocation, in their order."""
+
+    DELAYED = "delayed"  #: its ETA lies ahead
+    WAITING = "waiting"  #: wants room
+    GRANTED = "granted"  #: holds a device, cores and RAM; not started yet
+    RUNNING = "running"  #: started by its worker, or held by hand
+    RELEASED = "released"  #: ended; holds nothing
+
+
+class Kind(str, Enum):
+    """Who runs what the allocation is for."""
+
+    TASK = "task"  #: a Celery worker; needs one of its slots
+    MANUAL = "manual"  #: whoever asked for it; lives until its TTL
+
+
+class Strategy(str, Enum):
+    """Rules that pick the device."""
+
+    FIRST_FIT = "first_fit"  #: the first device, in the order of registration, that fits
+    BEST_FIT = "best_fit"  #: the device with the least GPU memory left, then the fewest free cores
+    PRIORITY = "priority"  #: best_fit's device, in strict order of priority, then arrival
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A task's claim as the ledger holds it. Times are seconds since the epoch on the ledger's clock, ``None`` if not yet.
+
+    ``cpu_cores`` are the granted core ids; ``token`` grows with every grant and is what start and release are checked
+    against. ``queue_position`` is 1 for the next in line and 0 for what does not wait.
+    """
+
+    allocation_id: str
+    task_id: str
+    task_name: str
+    state: State
+    kind: Kind
+    requirements: Requirements
+    strategy: Strategy
+    submitted_at: float
+    granted_at: float | None = None
+    started_at: float | None = None
+    expires_at: float | None = None
+    eta_at: float | None = None
+    token: int = 0
+    node: str | None = None
+    device_id: str | None = None
+    device_uuid: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+    cpu_cores: tuple[int, ...] = ()
+    queue_position: int = 0
+    estimated_start_at: float | None = None
+    losses: int = 0
+
+    @property
+    def gpu_id(self) -> str | None:
+        """``device_id`` of a GPU, ``None`` for CPU-only work."""
+        return self.device_id if self.requirements.gpu_memory_mb else None
+
+    @property
+    def gpu_uuid(self) -> str | None:
+        """UUID of the GPU, ``None`` for CPU-only work."""
+        return self.device_uuid if self.requirements.gpu_memory_mb else None
+
+    @property
+    def gpu_memory_mb(self) -> int:
+        """GPU memory claimed, in MB."""
+        return self.requirements.gpu_memory_mb
+
+    @property
+    def ram_mb(self) -> int:
+        """RAM claimed, in MB."""
+        return self.requirements.ram_mb
+
+    @property
+    def priority(self) -> int:
+        """Priority claimed with."""
+        return self.requirements.priority
+
+    def to_wire(self) -> dict[str, Any]:
+        """As plain data for a message header; :meth:`from_wire` reads it back."""
+        return {
+            "id": self.allocation_id,
+            "task_id": self.task_id,
+            "name": self.task_name,
+            "state": self.state.value,
+            "kind": self.kind.value,
+            "req": self.requirements.as_dict(),
+            "strategy": self.strategy.value,
+            "submitted_at": self.submitted_at,
+            "granted_at": self.granted_at,
+            "started_at": self.started_at,
+            "token": self.token,
+            "node": self.node,
+            "device": self.device_id,
+            "uuid": self.device_uuid,
+            "queue": self.queue,
+            "worker": self.worker,
+            "cores": list(self.cpu_cores),
+            "losses": self.losses,
+        }
+
+    @classmethod
+    def from_wire(cls, data: Mapping[str, Any]) -> Allocation:
+        """The inverse of :meth:`to_wire`."""
+        return cls(
+            allocation_id=data["id"],
+            task_id=data["task_id"],
+            task_name=data["name"],
+            state=State(data["state"]),
+            kind=Kind(data["kind"]),
+            requirements=Requirements(**data["req"]),
+            strategy=Strategy(data["strategy"]),
+            submitted_at=data["submitted_at"],
+            granted_at=data["granted_at"],
+            started_at=data["started_at"],
+            token=data["token"],
+            node=data["node"],
+            device_id=data["device"],
+            device_uuid=data["uuid"],
+            queue=data["queue"],
+            worker=data["worker"],
+            cpu_cores=tuple(data["cores"]),
+            losses=data["losses"],
+        )
+
+
+def iso_utc(seconds: float | None) -> str | None:
+    """Seconds since the epoch as ``2026-01-01T12:00:00Z`` (whole seconds); ``None`` stays ``None``."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

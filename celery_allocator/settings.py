@@ -1,0 +1,227 @@
+"""Every setting, in one typed table: name, type, default and meaning.
+
+A setting ``x`` is ``allocator_x`` in ``app.conf`` (``CELERY_ALLOCATOR_X`` under Django's usual namespace) and
+``ALLOCATOR_X`` in the environment. The environment wins over ``app.conf``, as ``CELERY_BROKER_URL`` does in Celery, so
+that one host of many can differ; both win over the default. ``backend`` is part of the URL's name on purpose: Celery
+masks passwords only in settings whose name contains it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from celery_allocator.errors import SettingsError
+
+PREFIX = "allocator_"
+
+
+def _setting(default: Any, doc: str) -> Any:
+    if isinstance(default, (dict, MappingProxyType)):
+        frozen = MappingProxyType(dict(default))
+        return field(default_factory=lambda: frozen, metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The resolved settings. Times are in seconds, sizes in MB (2**20 bytes)."""
+
+    # --- the ledger
+    backend_url: str | None = _setting(
+        None,
+        "Redis or Valkey URL of the ledger (redis://, rediss://, unix://). Unset: the app's broker or result backend "
+        "if that is Redis, else the embedded server of this user on this host.",
+    )
+    pool: str = _setting("default", "Name of the pool: one pool is one ledger. Letters, digits, `_`, `-` and `.`.")
+    embedded_dir: str | None = _setting(
+        None, "Folder of the embedded server. Unset: `~/.local/state/celery-allocator` (XDG_STATE_HOME respected)."
+    )
+    events_maxlen: int = _setting(100_000, "Entries the ledger's event stream keeps, at least.")
+    # --- this host
+    node: str | None = _setting(None, "Name of this host in the ledger. Unset: its host name.")
+    devices: str = _setting(
+        "auto",
+        "Devices of this host: `auto` (what NVML finds), `none`, a list of indexes or UUIDs (`0,1`), or simulated ones "
+        "(`sim:2x24576`: two of 24576 MB).",
+    )
+    cpu_cores: int | None = _setting(
+        None, "Cores this host offers. Unset: those of the process's affinity mask and cgroup limit."
+    )
+    ram_mb: int | None = _setting(None, "RAM this host offers, in MB. Unset: the machine's or the cgroup's limit.")
+    reserve_cpu_cores: int = _setting(0, "Cores kept back from tasks (for the system, the workers' main processes).")
+    reserve_ram_mb: int = _setting(0, "RAM kept back from tasks, in MB.")
+    # --- placement
+    strategy: str = _setting("best_fit", "Strategy of tasks that name none: `first_fit`, `best_fit` or `priority`.")
+    never_fits: str = _setting(
+        "raise", "What apply_async does with requirements no known device could ever hold: `raise` or `wait`."
+    )
+    default_resources: Mapping[str, int] | None = _setting(
+        None,
+        "Requirements of every task that declares none. Unset: such tasks are plain Celery tasks, untouched.",
+    )
+    task_types: Mapping[str, Mapping[str, int]] = _setting(
+        {}, "Task types of the function form, added to or replacing `ml_inference`, `rendering` and `processing`."
+    )
+    runtime_decay: float = _setting(0.2, "Weight of the newest run time in the decayed mean behind estimated starts.")
+    # --- leases and upkeep
+    lease_s: float = _setting(15.0, "Seconds a worker's claim outlives its last heartbeat.")
+    heartbeat_s: float | None = _setting(None, "Seconds between heartbeats. Unset: a third of the lease.")
+    tick_s: float = _setting(1.0, "Seconds between maintenance ticks.")
+    start_deadline_s: float = _setting(10.0, "Seconds after which a grant that has not started is published again.")
+    max_losses: int = _setting(3, "Times a repeatable task is granted again after losing its worker, before it fails.")
+    ttl_s: float = _setting(3600.0, "Default life of an allocation made by hand, in seconds; renew() extends it.")
+    # --- running tasks
+    pin_cores: bool = _setting(True, "Pin the task's process to its granted cores while it runs (prefork and solo).")
+    # --- launcher (`celery allocator workers`)
+    worker_concurrency: int = _setting(2, "Slots of each worker that the launcher starts per device.")
+    worker_cpu_concurrency: int | None = _setting(
+        None, "Slots of the CPU worker that the launcher starts. Unset: the number of cores this host offers."
+    )
+    worker_pool: str = _setting("prefork", "Celery pool of the workers that the launcher starts.")
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
+        for name in ("lease_s", "tick_s", "start_deadline_s", "ttl_s", "heartbeat_s"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 10**9:
+                raise SettingsError(f"{_names(name)} is {value!r}: it must be more than 0 seconds")
+        for name in ("cpu_cores", "ram_mb", "worker_concurrency", "worker_cpu_concurrency", "events_maxlen"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{_names(name)} is {value!r}: it must be at least 1")
+        for name in ("reserve_cpu_cores", "reserve_ram_mb", "max_losses"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must not be negative")
+        if not 0 < self.runtime_decay <= 1:
+            raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
+        if not self.pool or not all(c.isalnum() or c in "_-." for c in self.pool):
+            raise SettingsError(f"{_names('pool')} is {self.pool!r}: letters, digits, '_', '-' and '.' only")
+
+    @property
+    def heartbeat_interval_s(self) -> float:
+        """Seconds between heartbeats: as set, else a third of the lease."""
+        return self.heartbeat_s if self.heartbeat_s is not None else self.lease_s / 3
+
+    @classmethod
+    def load(
+        cls,
+        conf: Mapping[str, Any] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> Settings:
+        """Resolve the settings: ``overrides``, then the environment, then ``conf`` (an ``app.conf``), then defaults.
+
+        Raises :class:`SettingsError` naming the setting and its value when one has the wrong type.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            name = spec.name
+            if name in overrides and overrides[name] is not None:
+                values[name] = overrides[name]
+            elif environ.get(env_name(name), "") != "":
+                values[name] = _parse(name, environ[env_name(name)])
+            elif conf is not None and (found := _from_conf(conf, name)) is not None:
+                values[name] = _checked(name, found)
+        unknown = set(overrides) - {spec.name for spec in fields(cls)}
+        if unknown:
+            raise SettingsError(f"no such setting: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "strategy": ("first_fit", "best_fit", "priority"),
+    "never_fits": ("raise", "wait"),
+}
+
+
+@dataclass(frozen=True)
+class SettingDoc:
+    """One row of the documentation's table of settings."""
+
+    name: str
+    env: str
+    type: str
+    default: Any
+    doc: str
+
+
+def table() -> list[SettingDoc]:
+    """Every setting with its names, type, default and meaning (the documentation is rendered from this)."""
+    rows = []
+    for spec in fields(Settings):
+        default = spec.default if spec.default is not MISSING else {}
+        rows.append(
+            SettingDoc(PREFIX + spec.name, env_name(spec.name), str(spec.type), default, str(spec.metadata["doc"]))
+        )
+    return rows
+
+
+def env_name(name: str) -> str:
+    """The environment variable of a setting: ``devices`` → ``ALLOCATOR_DEVICES``."""
+    return (PREFIX + name).upper()
+
+
+def _names(name: str) -> str:
+    return f"{PREFIX}{name} ({env_name(name)})"
+
+
+def _from_conf(conf: Mapping[str, Any], name: str) -> Any:
+    for key in (PREFIX + name, env_name(name)):
+        value = conf.get(key)
+        if value is not None:
+            return value
+    return None
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("use true or false")
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": _boolean,
+    "Mapping": json.loads,
+}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "Mapping": (Mapping,),
+}
+
+
+def _kind(name: str) -> str:
+    annotation = next(str(spec.type) for spec in fields(Settings) if spec.name == name)
+    return annotation.split(" | ")[0].split("[")[0]
+
+
+def _parse(name: str, text: str) -> Any:
+    try:
+        value = _PARSERS[_kind(name)](text)
+    except ValueError as error:
+        raise SettingsError(f"{env_name(name)}={text!r} is not a {_kind(name)}: {error}") from None
+    return _checked(name, value)
+
+
+def _checked(name: str, value: Any) -> Any:
+    kind = _kind(name)
+    wrong = not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool")
+    if wrong:
+        raise SettingsError(f"{_names(name)} is {value!r}: it must be a {kind}")
+    return value
