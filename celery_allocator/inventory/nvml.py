@@ -1,0 +1,155 @@
+"""NVIDIA GPUs by NVML. The only module that imports ``pynvml`` (the package nvidia-ml-py).
+
+NVML is opened and closed within each call: a worker forks, and a handle must not cross the fork. What a driver does
+not support is unknown (``None`` or empty), never 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery_allocator.errors import InventoryError, SettingsError
+from celery_allocator.model import DeviceInventory
+
+try:
+    import pynvml  # type: ignore[import-untyped, unused-ignore]
+except ImportError:  # a broken installation; the same as a host without a driver
+    pynvml = None
+
+_log = logging.getLogger(__name__)
+
+_MB = 2**20
+_WORD_BITS = 64
+#: Words of the core mask asked of NVML, at least: hosts with sparse core ids have higher ids than cores.
+_MIN_WORDS = 16
+_TRY_SIMULATED = "To try without a GPU, set ALLOCATOR_DEVICES=sim:1x24576"
+
+
+class _NoDriver(Exception):
+    """This host has no NVML library or no loaded NVIDIA driver."""
+
+
+def all_devices() -> tuple[DeviceInventory, ...]:
+    """Every GPU that NVML can read; none on a host without the library or the driver.
+
+    A GPU that cannot be read (fallen off the bus, say) is left out with a warning, so that it does not take the
+    others down; if none can be read, that is an :class:`InventoryError`.
+    """
+    try:
+        found, broken = _scan()
+    except _NoDriver as absent:
+        _log.debug("no GPUs: %s", absent)
+        return ()
+    if broken and not found:
+        raise InventoryError(f"no GPU of this host can be read: {_listed(broken)}. {_go_without()}")
+    for index, cause in broken.items():
+        _log.warning("GPU %d is left out: %s", index, cause)
+    return tuple(found)
+
+
+def named_devices(spec: str) -> tuple[DeviceInventory, ...]:
+    """The GPUs that ``spec`` names by index, id or UUID, joined by commas, in the order of their indexes.
+
+    Raises :class:`InventoryError` saying which one cannot be had and why.
+    """
+    names = [name.strip() for name in spec.split(",") if name.strip()]
+    asked = f"allocator_devices (ALLOCATOR_DEVICES) is {spec!r}"
+    if not names:
+        raise SettingsError(f"{asked}: name indexes or UUIDs, or use auto, none or sim:COUNTxMEMORY")
+    try:
+        found, broken = _scan()
+    except _NoDriver as absent:
+        raise InventoryError(f"{asked}, but this host's GPUs cannot be read: {absent}. {_TRY_SIMULATED}") from absent
+    by_name = {name: device for device in found for name in (str(device.index), device.device_id, device.uuid)}
+    for name in names:
+        if name not in by_name:
+            there = ", ".join(f"{device.index} ({device.uuid})" for device in found) or "none"
+            failing = f"; cannot be read: {_listed(broken)}" if broken else ""
+            raise InventoryError(f"{asked}, but {name!r} is not among this host's GPUs. There: {there}{failing}")
+    chosen = {by_name[name].index: by_name[name] for name in names}
+    return tuple(chosen[index] for index in sorted(chosen))
+
+
+def _scan() -> tuple[list[DeviceInventory], dict[int, str]]:
+    """The readable GPUs, and why each of the others (by index) cannot be read."""
+    found: list[DeviceInventory] = []
+    broken: dict[int, str] = {}
+    with _session() as api:
+        for index in range(api.nvmlDeviceGetCount()):
+            try:
+                found.append(_read(api, index))
+            except api.NVMLError_NotSupported:
+                broken[index] = "its driver does not report its memory, UUID or name"
+            except api.NVMLError as error:
+                broken[index] = str(error)
+    return found, broken
+
+
+@contextmanager
+def _session() -> Iterator[Any]:
+    api: Any = pynvml
+    if api is None:
+        raise _NoDriver("the package nvidia-ml-py is not installed")
+    if not hasattr(api, "nvmlInit") or not hasattr(api, "NVMLError"):
+        raise InventoryError(
+            f"the module pynvml at {getattr(api, '__file__', None)} is not NVIDIA's. "
+            "Install the real one: pip install --force-reinstall nvidia-ml-py"
+        )
+    try:
+        api.nvmlInit()
+    except (api.NVMLError_LibraryNotFound, api.NVMLError_DriverNotLoaded) as error:
+        raise _NoDriver(f"NVML says {str(error)!r} (is the NVIDIA driver installed and loaded?)") from error
+    except api.NVMLError as error:
+        raise InventoryError(f"NVML cannot be opened: {error}. {_go_without()}") from error
+    try:
+        yield api
+    except api.NVMLError as error:
+        raise InventoryError(f"NVML cannot list this host's GPUs: {error}. {_go_without()}") from error
+    finally:
+        try:
+            api.nvmlShutdown()
+        except api.NVMLError as error:
+            _log.debug("closing NVML: %s", error)
+
+
+def _read(api: Any, index: int) -> DeviceInventory:
+    handle = api.nvmlDeviceGetHandleByIndex(index)
+    return DeviceInventory(
+        device_id=f"gpu_{index}",
+        index=index,
+        uuid=_text(api.nvmlDeviceGetUUID(handle)),
+        model=_text(api.nvmlDeviceGetName(handle)),
+        memory_mb=int(api.nvmlDeviceGetMemoryInfo(handle).total) // _MB,
+        cpu_affinity=_affinity(api, handle),
+    )
+
+
+def _affinity(api: Any, handle: Any) -> tuple[int, ...]:
+    """Core ids near the GPU; empty where the platform does not say (containers and virtual machines often do not)."""
+    configured = os.sysconf("SC_NPROCESSORS_CONF")
+    words = max(_MIN_WORDS, -(-configured // _WORD_BITS))
+    try:
+        mask = api.nvmlDeviceGetCpuAffinity(handle, words)
+    except api.NVMLError as error:
+        _log.debug("no core affinity: %s", error)
+        return ()
+    return tuple(
+        word * _WORD_BITS + bit for word, bits in enumerate(mask) for bit in range(_WORD_BITS) if bits >> bit & 1
+    )
+
+
+def _text(value: str | bytes) -> str:
+    """Releases of the binding differ: some return bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _listed(broken: dict[int, str]) -> str:
+    return "; ".join(f"GPU {index}: {cause}" for index, cause in broken.items())
+
+
+def _go_without() -> str:
+    return "To go on without GPUs, set ALLOCATOR_DEVICES=none"

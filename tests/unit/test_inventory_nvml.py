@@ -1,0 +1,202 @@
+"""GPUs by NVML: through the real pynvml, in a subprocess, over a scripted library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import fake_nvml as nvml
+from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+
+__all__ = ["fake_nvml", "nvml_library"]  # fixtures
+
+# Prints what was found, or the error, and how often the library is still open.
+_DISCOVER = """
+import ctypes, json, logging, sys
+from celery_allocator.errors import AllocatorError
+from celery_allocator.inventory import discover
+from celery_allocator.settings import Settings
+logging.basicConfig(level="WARNING")
+reply = {}
+try:
+    found = discover(Settings(devices=sys.argv[1], cpu_cores=int(sys.argv[2]) or None, node="n1"))
+    reply["devices"] = [vars(device) for device in found.devices]
+except AllocatorError as error:
+    reply["error"] = [type(error).__name__, str(error)]
+try:
+    reply["open"] = ctypes.CDLL("libnvidia-ml.so.1").fakeOpenCount()
+except OSError:
+    reply["open"] = None
+print(json.dumps(reply))
+"""
+
+_FIRST = FakeGpu("GPU-aaaa", "NVIDIA Test A", 81559, cores=(0, 1, 70))
+_SECOND = FakeGpu("GPU-bbbb", "NVIDIA Test B", 24564, affinity_code=nvml.NOT_SUPPORTED)
+
+
+def _discover(environ: Mapping[str, str], devices: str = "auto", cores: int = 0) -> dict[str, Any]:
+    run = subprocess.run(
+        [sys.executable, "-c", _DISCOVER, devices, str(cores)],
+        env=dict(environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return {**json.loads(run.stdout), "log": run.stderr}
+
+
+def test_two_gpus_are_read_as_they_are(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST, _SECOND]), cores=128)
+
+    assert reply["devices"] == [
+        {
+            "device_id": "gpu_0",
+            "index": 0,
+            "uuid": "GPU-aaaa",
+            "model": "NVIDIA Test A",
+            "memory_mb": 81559,
+            "cpu_affinity": [0, 1, 70],
+            "simulated": False,
+        },
+        {
+            "device_id": "gpu_1",
+            "index": 1,
+            "uuid": "GPU-bbbb",
+            "model": "NVIDIA Test B",
+            "memory_mb": 24564,
+            "cpu_affinity": [],  # not supported there: unknown, and no error
+            "simulated": False,
+        },
+    ]
+    assert reply["open"] == 0
+    assert reply["log"] == ""
+
+
+def test_affinity_names_only_cores_that_are_offered(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST]), cores=64)
+
+    assert reply["devices"][0]["cpu_affinity"] == [0, 1]
+
+
+@pytest.mark.parametrize("spec", ["1", "gpu_1", "GPU-bbbb", "1,GPU-bbbb"])
+def test_named_devices_are_the_only_ones(fake_nvml: FakeNvml, spec: str) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST, _SECOND]), spec)
+
+    assert [device["device_id"] for device in reply["devices"]] == ["gpu_1"]
+
+
+def test_named_devices_come_in_the_order_of_their_indexes(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST, _SECOND]), "GPU-bbbb, 0")
+
+    assert [device["index"] for device in reply["devices"]] == [0, 1]
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(fake_nvml: FakeNvml) -> None:
+    kind, text = _discover(fake_nvml.environ([_FIRST, _SECOND]), "0,7")["error"]
+
+    assert kind == "InventoryError"
+    assert "'7'" in text and "0 (GPU-aaaa), 1 (GPU-bbbb)" in text
+
+
+def test_none_does_not_ask_nvml(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST], init_code=nvml.NO_PERMISSION), "none")
+
+    assert reply["devices"] == []
+
+
+def test_zero_gpus_are_none(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([]))
+
+    assert reply["devices"] == []
+    assert reply["open"] == 0
+
+
+def test_a_driver_that_is_not_loaded_is_no_gpus(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_FIRST], init_code=nvml.DRIVER_NOT_LOADED))
+
+    assert reply["devices"] == []
+
+
+def test_a_driver_that_is_not_loaded_is_an_error_for_named_devices(fake_nvml: FakeNvml) -> None:
+    kind, text = _discover(fake_nvml.environ([_FIRST], init_code=nvml.DRIVER_NOT_LOADED), "0")["error"]
+
+    assert kind == "InventoryError"
+    assert "Driver Not Loaded" in text and "ALLOCATOR_DEVICES=sim:" in text
+
+
+def test_no_library_is_no_gpus_and_an_error_for_named_devices(tmp_path: Path) -> None:
+    # A broken library first on the loader's path, so that the test also holds on hosts with a driver.
+    (tmp_path / "libnvidia-ml.so.1").write_text("not a library")
+    environ = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+
+    assert _discover(environ)["devices"] == []
+    kind, text = _discover(environ, "0")["error"]
+    assert kind == "InventoryError"
+    assert "NVML Shared Library Not Found" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"), [(nvml.VERSION_MISMATCH, "version mismatch"), (nvml.UNHEARD_OF, "scripted error 777")]
+)
+def test_another_failure_to_open_is_an_error_and_not_no_gpus(fake_nvml: FakeNvml, code: int, cause: str) -> None:
+    kind, text = _discover(fake_nvml.environ([_FIRST], init_code=code))["error"]
+
+    assert kind == "InventoryError"
+    assert cause in text and "ALLOCATOR_DEVICES=none" in text
+
+
+def test_a_failing_gpu_is_left_out_with_a_warning(fake_nvml: FakeNvml) -> None:
+    lost = FakeGpu("GPU-lost", handle_code=nvml.GPU_IS_LOST)
+    reply = _discover(fake_nvml.environ([lost, _SECOND]))
+
+    assert [device["device_id"] for device in reply["devices"]] == ["gpu_1"]
+    assert "GPU 0 is left out: GPU is lost" in reply["log"]
+    assert reply["open"] == 0
+
+
+def test_failing_memory_is_an_error_where_the_device_was_named(fake_nvml: FakeNvml) -> None:
+    mute = FakeGpu("GPU-mute", memory_code=nvml.NOT_SUPPORTED)
+    kind, text = _discover(fake_nvml.environ([mute, _SECOND]), "0")["error"]
+
+    assert kind == "InventoryError"
+    assert "GPU 0: its driver does not report its memory" in text
+
+
+def test_memory_is_never_zero_for_a_gpu_that_does_not_report_it(fake_nvml: FakeNvml) -> None:
+    mute = FakeGpu("GPU-mute", memory_code=nvml.NOT_SUPPORTED)
+    kind, text = _discover(fake_nvml.environ([mute]))["error"]
+
+    assert kind == "InventoryError"
+    assert "no GPU of this host can be read" in text
+
+
+def test_a_module_that_only_has_the_name_is_distrusted(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    (tmp_path / "pynvml.py").write_text("__version__ = '0'\n")
+    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    kind, text = _discover(environ)["error"]
+
+    assert kind == "InventoryError"
+    assert str(tmp_path) in text and "nvidia-ml-py" in text
+
+
+def test_a_binding_that_returns_bytes_is_understood(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    real = subprocess.check_output([sys.executable, "-c", "import pynvml; print(pynvml.__file__)"], text=True).strip()
+    older = (
+        f"exec(compile(open({real!r}).read(), {real!r}, 'exec'))\n"
+        "_uuid, _name = nvmlDeviceGetUUID, nvmlDeviceGetName\n"
+        "def nvmlDeviceGetUUID(handle): return _uuid(handle).encode()\n"
+        "def nvmlDeviceGetName(handle): return _name(handle).encode()\n"
+    )
+    (tmp_path / "pynvml.py").write_text(older)
+    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    (device,) = _discover(environ)["devices"]
+
+    assert (device["uuid"], device["model"]) == ("GPU-aaaa", "NVIDIA Test A")
