@@ -1,0 +1,1 @@
+"""Private servers, worker processes and waiting, for the tests."""

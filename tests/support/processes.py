@@ -1,0 +1,160 @@
+"""A process that a test owns: its own group, its output in a file, and gone when the test ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without any ``ALLOCATOR_*``, ``CELERY_*`` or virtual device, plus ``extra``."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("ALLOCATOR_", "CELERY_"))}
+    return {**kept, "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+class OwnedProcess:
+    """A command in its own process group. Restartable; every start appends to the same log file.
+
+    ``user`` is who runs it (only root can choose). Entering the context starts it, leaving kills the whole group.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = ROOT,
+        user: str | None = None,
+    ) -> None:
+        self.argv = list(argv)
+        self.log = log
+        self.env = dict(env) if env is not None else clean_environment()
+        self.cwd = cwd
+        self.user = user
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @property
+    def pid(self) -> int:
+        """Process id of the newest start."""
+        assert self._popen is not None, "not started"
+        return self._popen.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the newest start still runs."""
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status of the newest start; negative is the signal; ``None`` while it runs."""
+        return None if self._popen is None else self._popen.poll()
+
+    def output(self, *, newest_start: bool = False) -> str:
+        """Everything it wrote, of every start or only of the newest."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as handle:
+            handle.seek(self._log_start if newest_start else 0)
+            return handle.read().decode(errors="replace")
+
+    def start(self) -> OwnedProcess:
+        """Start it. It must not be running."""
+        assert not self.alive, f"already running as {self.pid}"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as handle:
+            self._popen = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=handle,
+                stderr=subprocess.STDOUT,
+                env=self.env,
+                cwd=self.cwd,
+                user=self.user,
+                start_new_session=True,
+            )
+        return self
+
+    def wait_for_output(self, text: str, timeout: float = 30.0) -> None:
+        """Wait until the newest start wrote ``text``; fails at once when it ends before."""
+
+        def seen() -> bool:
+            if text in self.output(newest_start=True):
+                return True
+            assert self.alive, f"{self.argv[0]} ended with {self.returncode} before {text!r}:\n{self.output()[-4000:]}"
+            return False
+
+        wait_until(seen, timeout, lambda: f"{text!r} in the output of {self.argv[0]}:\n{self.output()[-4000:]}")
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process itself, not to its children."""
+        if self.alive:
+            os.kill(self.pid, number)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
+        """Signal it, wait for its end, and return its exit status. Its group is killed if it outlives ``timeout``."""
+        assert self._popen is not None, "not started"
+        self.send(number)
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(
+                f"{self.argv[0]} did not end within {timeout:g} s of signal {number}:\n{self.output()[-4000:]}"
+            ) from None
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end without a signal and return its exit status."""
+        wait_until(lambda: not self.alive, timeout, lambda: f"end of {self.argv[0]}:\n{self.output()[-4000:]}")
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        """SIGKILL the whole group, and whatever else descends from it. Does nothing when all of it is gone."""
+        if self._popen is None:
+            return
+        descendants: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.alive:
+                descendants = psutil.Process(self.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in descendants:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._popen.wait(10)
+
+    def kill_main(self) -> None:
+        """SIGKILL the process alone: its children are left to notice, as after an out-of-memory kill."""
+        assert self._popen is not None, "not started"
+        self.send(signal.SIGKILL)
+        self._popen.wait(10)
+
+    def __enter__(self) -> OwnedProcess:
+        return self if self.alive else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
