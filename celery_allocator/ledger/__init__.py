@@ -1,0 +1,30 @@
+"""The slot ledger in Redis: client, keys, scripts. All placement and accounting happens in ``lua/``."""
+
+from celery_allocator.ledger.client import (
+    Available,
+    Cancelled,
+    Grant,
+    Ledger,
+    Obituary,
+    Options,
+    Released,
+    Submitted,
+    Ticked,
+    new_allocation_id,
+)
+from celery_allocator.ledger.connection import connect, resolve_url
+
+__all__ = [
+    "Available",
+    "Cancelled",
+    "Grant",
+    "Ledger",
+    "Obituary",
+    "Options",
+    "Released",
+    "Submitted",
+    "Ticked",
+    "connect",
+    "new_allocation_id",
+    "resolve_url",
+]

@@ -1,0 +1,430 @@
+"""The ledger: one Python method per Lua script, values in and values out.
+
+Times cross this line as seconds since the epoch on the ledger's own clock; inside the scripts they are milliseconds.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from celery_allocator.errors import (
+    AllocationNotFound,
+    DeviceBusyError,
+    LedgerUnavailable,
+    StaleTokenError,
+    UnknownTargetError,
+    UnsatisfiableError,
+)
+from celery_allocator.ledger import keys, scripts, wire
+from celery_allocator.model import Allocation, ClusterState, Kind, NodeInventory, Requirements, State, Strategy
+
+
+@dataclass(frozen=True)
+class Options:
+    """Constants of a ledger client, from the settings."""
+
+    events_maxlen: int = 100_000
+    start_deadline_s: float = 10.0
+    max_losses: int = 3
+    runtime_decay: float = 0.2
+    ttl_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Available:
+    """What is left beside an allocation: on its device and node once granted, on the roomiest device while it waits."""
+
+    gpu_memory_mb: int
+    cpu_cores: int
+    ram_mb: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A task that may start now: its message is to be published to ``queue``."""
+
+    allocation_id: str
+    token: int
+    queue: str
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Reply of :meth:`Ledger.submit`. ``known``: the id had been submitted before and nothing was changed."""
+
+    allocation: Allocation
+    available: Available
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Released:
+    """Reply of :meth:`Ledger.release`. ``done`` is False when there was nothing (any more) to release."""
+
+    done: bool
+    reason: str
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True)
+class Obituary:
+    """A task that ended without running to its end; whoever writes its result then settles it."""
+
+    allocation_id: str
+    task_id: str
+    task_name: str
+    outcome: str  # "lost", "expired", "cancelled"
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Reply of :meth:`Ledger.cancel`. ``state`` is what the allocation was in: ``running`` and ``gone`` were not cancelled."""
+
+    state: str
+    obituary: Obituary | None = None
+    grants: tuple[Grant, ...] = ()
+
+    @property
+    def done(self) -> bool:
+        """Whether something was cancelled."""
+        return self.state not in ("running", "gone")
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Reply of :meth:`Ledger.tick`. ``ran`` is False when somebody else ticked a moment ago."""
+
+    ran: bool
+    grants: tuple[Grant, ...] = ()
+    obituaries: tuple[Obituary, ...] = ()
+    lost_workers: tuple[str, ...] = ()
+
+
+def new_allocation_id() -> str:
+    """A fresh allocation id, ``alloc_`` and 32 hexadecimal digits."""
+    return f"alloc_{uuid.uuid4().hex}"
+
+
+class Ledger:
+    """One pool's ledger on one Redis or Valkey server.
+
+    ``client`` must be the ledger's own (``decode_responses=False``), made after any fork. ``clock`` gives seconds since
+    the epoch for simulations; without it the server's clock is used. Every method raises
+    :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        pool: str = "default",
+        clock: Callable[[], float] | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self.client = client
+        self.pool = pool
+        self.options = options or Options()
+        self._clock = clock
+        self._prefix = keys.prefix(pool)
+        self._common = (
+            self.options.events_maxlen,
+            int(self.options.start_deadline_s * 1000),
+            self.options.max_losses,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the ledger is, without its password, for messages."""
+        kwargs = self.client.connection_pool.connection_kwargs
+        if "path" in kwargs:
+            return f"unix://{kwargs['path']}"
+        return f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
+
+    # --- the life of an allocation
+
+    def submit(
+        self,
+        allocation_id: str,
+        task_id: str,
+        task_name: str,
+        requirements: Requirements,
+        *,
+        strategy: Strategy = Strategy.BEST_FIT,
+        kind: Kind = Kind.TASK,
+        message: bytes = b"",
+        eta_at: float | None = None,
+        expires_at: float | None = None,
+        ttl_s: float | None = None,
+        on_never: str = "raise",
+    ) -> Submitted:
+        """Submit one allocation; it comes back granted, waiting or delayed. Safe to repeat under the same id.
+
+        Raises :class:`UnsatisfiableError` (with ``on_never="raise"``) if no known device could ever hold it; where no
+        device is known yet, it waits.
+        """
+        req = requirements
+        reply = self._run(
+            "submit",
+            allocation_id,
+            task_id,
+            task_name,
+            req.gpu_memory_mb,
+            req.cpu_cores,
+            req.ram_mb,
+            req.priority,
+            strategy.value,
+            wire.KIND_CODES[kind],
+            message,
+            _ms(eta_at),
+            _ms(expires_at),
+            _ms(self.options.ttl_s if ttl_s is None else ttl_s),
+            on_never,
+        )
+        verdict = reply[0].decode()
+        if verdict == "known":
+            return self._submitted_before(allocation_id, reply[1].decode())
+        if verdict == "never":
+            dimension = reply[1].decode()
+            raise UnsatisfiableError(dimension, getattr(req, dimension), int(reply[2]))
+        allocation = Allocation(
+            allocation_id=allocation_id,
+            task_id=task_id,
+            task_name=task_name,
+            state=State.DELAYED,
+            kind=kind,
+            requirements=req,
+            strategy=strategy,
+            submitted_at=int(reply[-1]) / 1000,
+            eta_at=eta_at,
+            expires_at=expires_at,
+        )
+        return wire.submitted(allocation, verdict, reply, Submitted, Available)
+
+    def start(
+        self, allocation_id: str, token: int, worker: str, incarnation: str, nonce: str, repeatable: bool
+    ) -> Allocation:
+        """A worker is about to run a granted task. Succeeds once per grant.
+
+        ``nonce`` names the delivery, so that a call whose reply was lost may be repeated. ``repeatable``: the task may
+        be granted again should its worker be lost (``acks_late``). Raises :class:`StaleTokenError` with the reason.
+        """
+        reply = self._run("start", allocation_id, token, worker, incarnation, nonce, "1" if repeatable else "0")
+        if reply[0] != b"ok":
+            raise StaleTokenError(f"{allocation_id}: {reply[1].decode()}")
+        return wire.allocation(reply[1])
+
+    def release(
+        self, allocation_id: str, token: int | None = None, outcome: str = "released", *, publishes: bool = True
+    ) -> Released:
+        """Give back what an allocation holds, once; a second call, or one with an old token, changes nothing.
+
+        ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word is
+        recorded. ``publishes``: the caller publishes the returned grants; else the next tick does.
+        """
+        reply = self._run(
+            "release",
+            allocation_id,
+            "" if token is None else token,
+            outcome,
+            self.options.runtime_decay,
+            "1" if publishes else "0",
+        )
+        verdict = reply[0].decode()
+        if verdict != "ok":
+            return Released(False, f"{verdict}: {_text(reply[1])}")
+        return Released(True, outcome, _grants(reply[1]))
+
+    def cancel(self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True) -> Cancelled:
+        """End an allocation that has not started, or one made by hand. A running task is left alone."""
+        reply = self._run("cancel", allocation_id, outcome, "1" if publishes else "0")
+        if reply[0] != b"ok":
+            return Cancelled(reply[0].decode())
+        _, state, task_id, name, message, grants = reply
+        obituary = Obituary(allocation_id, task_id.decode(), name.decode(), outcome, message) if message else None
+        return Cancelled(state.decode(), obituary, _grants(grants))
+
+    def renew(self, allocation_id: str, ttl_s: float, token: int | None = None) -> Allocation:
+        """Let an allocation made by hand live ``ttl_s`` seconds from now.
+
+        Raises :class:`AllocationNotFound` if it has ended (or belongs to a task), :class:`StaleTokenError`.
+        """
+        reply = self._run("renew", allocation_id, _ms(ttl_s), "" if token is None else token)
+        verdict = reply[0].decode()
+        if verdict == "stale":
+            raise StaleTokenError(f"{allocation_id}: token {token} is not the live one ({_text(reply[1])})")
+        if verdict == "not_manual":
+            raise AllocationNotFound(f"{allocation_id} belongs to a task: its worker renews it")
+        if verdict == "gone":
+            raise AllocationNotFound(f"{allocation_id} has ended or never was")
+        return self.get(allocation_id)
+
+    def settle(self, allocation_ids: Iterable[str]) -> int:
+        """The results of these ended tasks have been written; returns how many records were forgotten."""
+        ids = list(allocation_ids)
+        return int(self._run("settle", *ids)) if ids else 0
+
+    # --- reading
+
+    def get(self, allocation_id: str) -> Allocation:
+        """One live allocation. Raises :class:`AllocationNotFound`."""
+        found = self._find("id", allocation_id)
+        if not found:
+            raise AllocationNotFound(f"no live allocation {allocation_id!r}: it has ended or never was")
+        return found[0]
+
+    def find(self, task_id: str) -> tuple[Allocation, ...]:
+        """The live allocations of a task (two while a retry overlaps the run it replaces)."""
+        return self._find("task", task_id)
+
+    def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
+        """Waiting allocations in their order, with position and estimated start."""
+        return self._find("waiting", offset, limit)
+
+    def delayed(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
+        """Delayed allocations by ETA."""
+        return self._find("delayed", offset, limit)
+
+    def held(self, limit: int = 100_000, offset: int = 0) -> tuple[Allocation, ...]:
+        """Granted and running allocations by the time of their grant."""
+        return self._find("held", offset, limit)
+
+    def snapshot(self) -> ClusterState:
+        """The whole pool at one instant."""
+        return wire.cluster(self.pool, self._run("snapshot"))
+
+    def verify(self) -> list[str]:
+        """Recompute everything from the allocations; each difference as a sentence. Empty when the ledger is right."""
+        return [line.decode() for line in self._run("verify")]
+
+    def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
+        """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""
+        start = since if since in ("-", "+") else f"({since}"
+        entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), start, "+", count)
+        return [(i.decode(), {k.decode(): v.decode() for k, v in fields.items()}) for i, fields in entries]
+
+    # --- nodes, devices, workers
+
+    def register_node(self, inventory: NodeInventory, lease_s: float) -> tuple[Grant, ...]:
+        """Tell what a node has (new, again or changed) and extend its lease."""
+        args: list[Any] = []
+        for device in inventory.devices:
+            near = wire.ranges(device.cpu_affinity)
+            args += [device.device_id, device.memory_mb, device.uuid, device.model, device.index, near]
+        cores = wire.core_map(inventory.cpu_cores)
+        return _grants(self._run("register_node", inventory.node, _ms(lease_s), cores, inventory.ram_mb, *args))
+
+    def register_worker(
+        self,
+        worker: str,
+        incarnation: str,
+        node: str,
+        device_id: str,
+        *,
+        slots: int,
+        queue: str,
+        lease_s: float,
+        pid: int = 0,
+        born: float = 0.0,
+        takeover: str = "",
+    ) -> tuple[Grant, ...]:
+        """A worker begins to serve a device of a registered node. ``born``: start time of ``pid``, against reuse of pids.
+
+        ``takeover`` names an incarnation whose process the caller knows to be gone, so that its lease need not be waited
+        for. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
+        """
+        key = f"{node}/{device_id}"
+        args = (worker, incarnation, key, slots, queue, _ms(lease_s), pid, born, takeover)
+        reply = self._run("register_worker", *args)
+        if reply[0] == b"unknown_device":
+            raise UnknownTargetError(f"no device {key!r} is registered")
+        if reply[0] == b"busy":
+            error = DeviceBusyError(key, reply[1].decode(), reply[2].decode(), int(reply[3]) / 1000)
+            error.pid, error.born, error.node = int(reply[4] or 0), float(reply[5] or 0), reply[6].decode()
+            raise error
+        return _grants(reply[1])
+
+    def heartbeat(self, worker: str, incarnation: str, lease_s: float) -> bool:
+        """Renew a worker's lease and its node's; False if this incarnation is not registered (any more)."""
+        return bool(self._run("heartbeat", worker, incarnation, _ms(lease_s)))
+
+    def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
+        """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""
+        reply = self._run("unregister_worker", worker, incarnation, "1")
+        return _grants(reply[0]) if reply else ()
+
+    def unregister_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
+        """A worker leaves. What it still runs counts as lost."""
+        reply = self._run("unregister_worker", worker, incarnation, "0")
+        return _grants(reply[0]) if reply else ()
+
+    def cordon(self, target: str, *, drain: bool = False) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
+        """Stop granting on a node or ``node/device``. ``drain`` also takes back unstarted grants.
+
+        Returns the grants made elsewhere and the ids of what still runs there. Raises :class:`UnknownTargetError`.
+        """
+        return self._cordon(target, "draining" if drain else "cordoned")
+
+    def uncordon(self, target: str) -> tuple[Grant, ...]:
+        """Grant on a node or device again. Raises :class:`UnknownTargetError`."""
+        return self._cordon(target, "ready")[0]
+
+    def tick(self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True) -> Ticked:
+        """One step of maintenance (see ``tick.lua``); with ``lock_s``, at most once in that time over all callers.
+
+        ``publishes``: the caller publishes the grants and writes the results of the obituaries; else others will.
+        """
+        lock = 0 if lock_s is None else max(1, int(lock_s * 1000))
+        reply = self._run("tick", lock, batch, "1" if publishes else "0")
+        if not reply:
+            return Ticked(False)
+        obituaries = tuple(Obituary(*(f.decode() for f in row[:4]), message=row[4]) for row in reply[1])
+        return Ticked(True, _grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
+
+    # --- plumbing
+
+    def _run(self, name: str, *args: Any) -> Any:
+        now = "" if self._clock is None else int(self._clock() * 1000)
+        return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
+
+    def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise LedgerUnavailable(f"the ledger at {self.url} cannot be reached: {error}") from error
+
+    def _find(self, *args: Any) -> tuple[Allocation, ...]:
+        return tuple(wire.allocation(row) for row in self._run("find", *args))
+
+    def _cordon(self, target: str, state: str) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
+        reply = self._run("cordon", target, state)
+        if reply[0] != b"ok":
+            known = ", ".join(f"{d.key}" for d in self.snapshot().devices) or "none"
+            raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
+        return _grants(reply[1]), tuple(i.decode() for i in reply[2])
+
+    def _submitted_before(self, allocation_id: str, state: str) -> Submitted:
+        try:
+            allocation = self.get(allocation_id)
+        except AllocationNotFound:
+            raise AllocationNotFound(f"{allocation_id} was submitted before and has ended ({state})") from None
+        return Submitted(allocation, Available(0, 0, 0), known=True)
+
+
+def _ms(seconds: float | None) -> int | str:
+    return "" if seconds is None else int(seconds * 1000)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _grants(rows: Any) -> tuple[Grant, ...]:
+    return tuple(Grant(row[0].decode(), int(row[1]), row[2].decode(), row[3]) for row in rows)

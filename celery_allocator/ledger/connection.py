@@ -1,0 +1,109 @@
+"""From settings to a ledger: which server, and whether it is fit to hold state."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
+from celery_allocator.embedded import EmbeddedServer, default_directory
+from celery_allocator.errors import LedgerUnavailable, SettingsError
+from celery_allocator.ledger.client import Ledger, Options
+from celery_allocator.settings import Settings
+
+#: Seconds to wait for a connection and for a reply. A script takes far less than a millisecond.
+SOCKET_TIMEOUT_S = 10.0
+
+
+def resolve_url(settings: Settings, broker_url: str | None = None, result_backend: str | None = None) -> str | None:
+    """URL of the ledger: as set, else the app's broker or result backend if that is Redis; ``None``: the embedded server."""
+    for candidate in (settings.backend_url, broker_url, result_backend):
+        if not candidate:
+            continue
+        url = _as_redis_url(candidate)
+        if url is not None:
+            return url
+        if candidate == settings.backend_url:
+            scheme = urlsplit(candidate).scheme
+            raise SettingsError(
+                f"allocator_backend_url has the scheme {scheme!r}: the ledger needs redis://, rediss:// or unix://"
+            )
+    return None
+
+
+def connect(
+    settings: Settings | None = None, broker_url: str | None = None, result_backend: str | None = None
+) -> Ledger:
+    """A ledger client for these settings; starts the embedded server when nothing else is configured.
+
+    The client connects lazily and must not be shared across a fork.
+    """
+    settings = settings or Settings.load()
+    url = resolve_url(settings, broker_url, result_backend)
+    if url is None:
+        url = EmbeddedServer(default_directory(settings)).ensure()
+    client = redis.Redis.from_url(
+        url,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        # Every script may be repeated safely, so a cut connection is retried at once.
+        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+        health_check_interval=30,
+    )
+    return Ledger(
+        client,
+        settings.pool,
+        options=Options(
+            events_maxlen=settings.events_maxlen,
+            start_deadline_s=settings.start_deadline_s,
+            max_losses=settings.max_losses,
+            runtime_decay=settings.runtime_decay,
+            ttl_s=settings.ttl_s,
+        ),
+    )
+
+
+def durability_warnings(ledger: Ledger) -> list[str]:
+    """What the server's configuration risks, each with what to set; empty when it is fit to hold state.
+
+    Raises :class:`LedgerUnavailable` when the server does not answer.
+    """
+    try:
+        info = ledger.client.info()
+    except RedisError as error:
+        raise LedgerUnavailable(f"the ledger at {ledger.url} cannot be reached: {error}") from error
+    found = []
+    policy = info.get("maxmemory_policy") or _config(ledger.client, "maxmemory-policy")
+    if policy and policy != "noeviction":
+        found.append(
+            f"the ledger at {ledger.url} may evict keys (maxmemory-policy {policy}): "
+            "set 'maxmemory-policy noeviction', or slots and waiting tasks can vanish"
+        )
+    if not info.get("aof_enabled"):
+        found.append(
+            f"the ledger at {ledger.url} does not append to a file: set 'appendonly yes', "
+            "or a restart of the server forgets waiting tasks"
+        )
+    return found
+
+
+def _config(client: redis.Redis, name: str) -> str | None:
+    try:
+        reply = client.config_get(name)
+    except ResponseError:  # managed services forbid CONFIG
+        return None
+    return str(reply.get(name)) if isinstance(reply, dict) and name in reply else None
+
+
+def _as_redis_url(url: str) -> str | None:
+    parts = urlsplit(url)
+    if parts.scheme in ("redis", "rediss", "unix"):
+        return url
+    if parts.scheme == "redis+socket":  # kombu's and Celery's form
+        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+        secret = f":{parts.password}@" if parts.password else ""
+        return f"unix://{secret}{parts.path}?db={database}"
+    return None

@@ -1,0 +1,57 @@
+"""Every key of the ledger, spelled here and nowhere else.
+
+A ledger lives under one prefix with one hash tag, ``{allocator:<pool>}:``, so that Redis Cluster keeps it on one shard.
+Scripts get the prefix as ``KEYS[1]`` and write ``K.<name>``; :func:`render` replaces each by the key's expression, and
+refuses a name that is not in the table. Names that end in ``:`` are families: the script appends a member's name.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: name in Lua → (suffix, type, meaning)
+KEYS: dict[str, tuple[str, str, str]] = {
+    "meta": ("meta", "hash", "schema version and the counters: seq (arrivals), token (grants), ord (devices)"),
+    "alloc": ("a:", "hash family", "one allocation, by its id, with its message until it ends"),
+    "tomb": ("t:", "string family", "outcome of an ended allocation for two minutes, so that a repeated call is known"),
+    "tasks": ("tasks", "hash", "task id → its live allocation ids, comma-separated (a retry overlaps its predecessor)"),
+    "waiting": ("waiting", "zset", "allocations in line; score = arrival − priority·2^40"),
+    "line": ("q:", "zset family", "the same, one per shape"),
+    "shapes": ("shapes", "zset", "shapes that have waiters; score = that of the first of them"),
+    "delayed": ("delayed", "zset", "allocations whose ETA lies ahead; score = ETA in ms"),
+    "expires": ("expires", "zset", "allocations with an expiry that have not started; score = expiry in ms"),
+    "held": ("held", "zset", "allocations that hold resources; score = when granted, in ms"),
+    "granted": ("granted", "zset", "task allocations granted and not started; score = when to publish again, in ms"),
+    "manual": ("manual", "zset", "allocations made by hand; score = end of their TTL, in ms"),
+    "obits": ("obits", "zset", "tasks that ended without running to their end and whose result is still to be written"),
+    "nodes": ("nodes", "zset", "nodes; score = end of their lease, in ms"),
+    "known": ("known", "set", "every node ever registered and not forgotten"),
+    "node": ("node:", "hash family", "one node: its core map, RAM, device members"),
+    "dev": ("dev:", "hash family", "one device (or the node's pseudo-device cpu): memory, slots, worker, index"),
+    "on": ("on:", "set family", "allocations that hold a device"),
+    "workers": ("workers", "zset", "workers; score = end of their lease, in ms"),
+    "worker": ("worker:", "hash family", "one worker: incarnation, device, pid"),
+    "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched:gpu, ix:idle:gpu, …:cpu"),
+    "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
+    "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
+    "runtimes": ("runtimes", "hash", "task name → decayed mean run time in ms; * for all"),
+    "events": ("events", "stream", "one entry per mutation, capped"),
+    "tick": ("tick", "string", "the maintenance lock"),
+}
+
+_REFERENCE = re.compile(r"\bK\.(\w+)")
+
+
+def prefix(pool: str) -> str:
+    """Prefix of every key of a pool, hash tag included."""
+    return f"{{allocator:{pool}}}:"
+
+
+def key(pool: str, name: str, member: str = "") -> str:
+    """One whole key, as tests and tools read it."""
+    return prefix(pool) + KEYS[name][0] + member
+
+
+def render(source: str) -> str:
+    """Lua source with each ``K.<name>`` replaced by the expression of that key. Raises ``KeyError`` on an unknown name."""
+    return _REFERENCE.sub(lambda match: f'(P.."{KEYS[match.group(1)][0]}")', source)

@@ -1,0 +1,122 @@
+-- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, alloc, tasks, tomb, index, order, meta.
+-- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
+
+-- Take need from dkey for allocation id. Returns token, core list text, device. The caller has checked that it fits.
+local function claim(id, dkey, need)
+  local node = node_of(dkey)
+  local n = call("HMGET", K.node .. node, "map", "cfree", "rfree", "members")
+  local d = load_device(dkey)
+  local cfree, rfree = tonumber(n[2]) - need.c, tonumber(n[3]) - need.r
+  local cores = pick_cores(n[1], need.c, d.near)
+  d.free = d.free - need.g
+  if need.kind == "t" then d.sfree = d.sfree - 1 end
+  local token = call("HINCRBY", K.meta, "token", 1)
+  if need.c > 0 then
+    call("HSET", K.node .. node, "map", mark_cores(n[1], cores, "0"), "cfree", cfree, "rfree", rfree)
+    shift_cores(split(n[4]), -need.c)
+  elseif need.r > 0 then
+    call("HSET", K.node .. node, "rfree", rfree)
+  end
+  reindex(dkey, d, cfree)
+  call("HSET", K.dev .. dkey, "free", d.free, "sfree", d.sfree, "ix", d.ix, "bk", d.bk)
+  call("SADD", K.on .. dkey, id)
+  call("ZADD", K.held, now, id)
+  return token, table.concat(cores, ","), d, cfree, rfree
+end
+
+-- Give back what allocation id holds on dkey.
+local function unclaim(id, dkey, need, cores)
+  local node = node_of(dkey)
+  local n = call("HMGET", K.node .. node, "map", "cfree", "rfree", "members", "own")
+  local d = load_device(dkey)
+  local cfree, rfree = tonumber(n[2]), tonumber(n[3]) + need.r
+  if need.c > 0 then
+    local map = mark_cores(n[1], core_list(cores), "1", n[5])
+    local after = count_free(map)
+    call("HSET", K.node .. node, "map", map, "cfree", after, "rfree", rfree)
+    shift_cores(split(n[4]), after - cfree)
+    cfree = after
+  elseif need.r > 0 then
+    call("HSET", K.node .. node, "rfree", rfree)
+  end
+  d.free = d.free + need.g
+  -- A worker that left took its slots with it: there is none to give back to.
+  if need.kind == "t" and d.worker ~= "" then d.sfree = d.sfree + 1 end
+  reindex(dkey, d, cfree)
+  call("HSET", K.dev .. dkey, "free", d.free, "sfree", d.sfree, "ix", d.ix, "bk", d.bk)
+  call("SREM", K.on .. dkey, id)
+  call("ZREM", K.held, id)
+end
+
+local function load_alloc(id)
+  local v = call("HMGET", K.alloc .. id, "state", "tok", "shape", "dev", "cores", "tid", "name", "s_ms", "score", "strat",
+    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue")
+  if not v[1] then return nil end
+  return { state = v[1], tok = v[2], shape = v[3], dev = v[4], cores = v[5], tid = v[6], name = v[7], s_ms = v[8],
+    score = v[9], strat = v[10], late = v[11], loss = tonumber(v[12] or "0"), exp = v[13], ttl = v[14], eta = v[15],
+    nonce = v[16], worker = v[17], queue = v[18] }
+end
+
+-- Record a claim just taken. A task's allocation is granted until its worker starts it; one made by hand runs at once.
+local function record_grant(id, a, dkey, need, token, cores, d)
+  if need.kind == "m" then
+    call("ZADD", K.manual, now + a.ttl, id)
+    call("HSET", K.alloc .. id, "state", "running", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
+      "uuid", d.uuid, "g_ms", now, "s_ms", now)
+  else
+    call("ZADD", K.granted, now + DEADLINE, id)
+    call("HSET", K.alloc .. id, "state", "granted", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
+      "uuid", d.uuid, "g_ms", now)
+  end
+  event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores, "shape", a.shape)
+end
+
+-- Take an allocation that holds something back to holding nothing; its record stays.
+local function withdraw(id, a)
+  unclaim(id, a.dev, need_of(a.shape), a.cores)
+  call("ZREM", K.granted, id)
+  call("ZREM", K.manual, id)
+end
+
+local function unindex_task(id, tid)
+  local ids = call("HGET", K.tasks, tid)
+  if ids == id then call("HDEL", K.tasks, tid); return end
+  if not ids then return end
+  local left = {}
+  for other in string.gmatch(ids, "[^,]+") do if other ~= id then left[#left + 1] = other end end
+  if #left == 0 then call("HDEL", K.tasks, tid) else call("HSET", K.tasks, tid, table.concat(left, ",")) end
+end
+
+-- The end of an allocation's record. Its outcome is remembered for two minutes for calls that are repeated.
+local function forget(id, a, outcome)
+  call("DEL", K.alloc .. id)
+  call("SET", K.tomb .. id, outcome, "PX", 120000)
+  if a.exp then call("ZREM", K.expires, id) end
+  unindex_task(id, a.tid)
+end
+
+-- The end of a task that nobody will report: kept with its message until someone has written its result (see settle).
+local function bury(id, a, outcome)
+  call("HSET", K.alloc .. id, "state", "released", "outcome", outcome)
+  call("ZADD", K.obits, now, id)
+  if a.exp then call("ZREM", K.expires, id) end
+  unindex_task(id, a.tid)
+end
+
+-- Back into line under its old place; the next grant carries a new token.
+local function requeue(id, a)
+  call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
+  call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce")
+  if a.exp then call("ZADD", K.expires, a.exp, id) end
+  enqueue(id, a.shape, a.score)
+end
+
+-- A node that serves only allocations made by hand is offered for as long as they live: with the last one gone, its
+-- lease ends (the next tick takes it offline).
+local function close_idle_node(node)
+  for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
+    local dkey = node .. "/" .. device
+    if call("HGET", K.dev .. dkey, "worker") ~= "" or call("SCARD", K.on .. dkey) > 0 then return end
+  end
+  call("ZADD", K.nodes, "XX", now, node)
+end

@@ -1,0 +1,115 @@
+-- Library: grant what now fits. Touches: shapes, line, waiting and all that a claim touches.
+-- Rule: in order of priority, then arrival, every waiting allocation that fits is granted. Within a shape the first
+-- that does not fit speaks for all behind it, so a pass looks at heads of shapes and never at every waiter.
+
+local function grant_head(shape, need, dkey, id, a, out)
+  dequeue(id, shape)
+  local token, cores, d = claim(id, dkey, need)
+  record_grant(id, a, dkey, need, token, cores, d)
+  if need.kind == "t" then
+    out[#out + 1] = { id, token, d.queue, call("HGET", K.alloc .. id, "msg") or "" }
+  end
+end
+
+-- What one node has free, for looking at many shapes cheaply. Lists what is indexed: ready, live, and (sched) with a slot.
+local function node_view(node)
+  local n = call("HMGET", K.node .. node, "cfree", "rfree", "members")
+  if not n[1] then return nil end
+  local view = { c = tonumber(n[1]), r = tonumber(n[2]), gpus = {}, most = { t = -1, m = -1 } }
+  local gpus = {}
+  for _, member in ipairs(split(n[3])) do
+    if string.sub(member, -4) == "/cpu" then view.cpu = member else gpus[#gpus + 1] = member end
+  end
+  if #gpus > 0 then
+    local sched = call("ZMSCORE", K.index .. "sched:gpu", unpack(gpus))
+    local idle = call("ZMSCORE", K.index .. "idle:gpu", unpack(gpus))
+    for i, member in ipairs(gpus) do
+      local score = sched[i] or idle[i]
+      if score then
+        local free = floor(score / CORES)
+        view.gpus[#view.gpus + 1] = { dkey = string.sub(member, 10), free = free, slot = sched[i] and true or false }
+        if sched[i] and free > view.most.t then view.most.t = free end
+        if free > view.most.m then view.most.m = free end
+      end
+    end
+  end
+  if view.cpu then
+    view.cpu_slot = call("ZSCORE", K.index .. "sched:cpu", view.cpu) and true or false
+    view.cpu_ready = view.cpu_slot or (call("ZSCORE", K.index .. "idle:cpu", view.cpu) and true or false)
+  end
+  return view
+end
+
+local function fits_view(view, need)
+  if view.c < need.c or view.r < need.r then return false end
+  if need.g > 0 then return view.most[need.kind] >= need.g end
+  if need.kind == "t" then return view.cpu_slot end
+  return view.cpu_ready
+end
+
+local function choose_in_view(view, need, strategy)
+  if need.g == 0 then return string.sub(view.cpu, 10) end
+  local best
+  for _, gpu in ipairs(view.gpus) do
+    if gpu.free >= need.g and (gpu.slot or need.kind == "m") then
+      if strategy == "first_fit" then return gpu.dkey end
+      if not best or gpu.free < best.free then best = gpu end
+    end
+  end
+  return best and best.dkey
+end
+
+-- Something was freed on one node: only that node can have become fit for a shape that waits.
+local function pass_node(node, out)
+  local heads = call("ZRANGE", K.shapes, 0, -1)
+  if #heads == 0 then return end
+  local view, failed = node_view(node), {}
+  if not view then return end
+  local i = 1
+  while heads[i] do
+    local shape = heads[i]
+    local need = not failed[shape] and need_of(shape)
+    if need and fits_view(view, need) then
+      local id = call("ZRANGE", K.line .. shape, 0, 0)[1]
+      local a = load_alloc(id)
+      grant_head(shape, need, choose_in_view(view, need, a.strat), id, a, out)
+      -- Room only shrank: what failed goes on failing, and the order of heads may have changed.
+      view, heads, i = node_view(node), call("ZRANGE", K.shapes, 0, -1), 1
+    else
+      failed[shape] = true
+      i = i + 1
+    end
+  end
+end
+
+-- Capacity may have changed anywhere: ask the whole index for each shape.
+local function pass_all(out)
+  local heads, failed, i = call("ZRANGE", K.shapes, 0, -1), {}, 1
+  while heads[i] do
+    local shape = heads[i]
+    local dkey, id, a, need
+    if not failed[shape] then
+      need = need_of(shape)
+      id = call("ZRANGE", K.line .. shape, 0, 0)[1]
+      a = load_alloc(id)
+      dkey = place(need, a.strat)
+    end
+    if dkey then
+      grant_head(shape, need, dkey, id, a, out)
+      heads, i = call("ZRANGE", K.shapes, 0, -1), 1
+    else
+      failed[shape] = true
+      i = i + 1
+    end
+  end
+end
+
+-- One shape gained a waiter that may fit somewhere (a delayed task came due): place it or leave it in line.
+local function place_or_wait(id, a, out)
+  local first = call("ZCARD", K.line .. a.shape) == 0
+  enqueue(id, a.shape, a.score)
+  if not first then return end
+  local need = need_of(a.shape)
+  local dkey = place(need, a.strat)
+  if dkey then grant_head(a.shape, need, dkey, id, a, out) end
+end

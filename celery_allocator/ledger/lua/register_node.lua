@@ -1,0 +1,89 @@
+-- Tell the ledger what a node has (new, again, or changed) and extend its lease.
+-- uses: base events cores index place line claim pass
+-- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB,
+--   then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").
+-- Devices that are not named any more go offline unless a worker serves them. What is held stays held: free amounts
+-- change by the difference, and may go below zero until tasks end.
+-- Reply: grants. Touches: nodes, known, node, dev, meta, classes, events and all that pass touches.
+local node, own, ram = ARGV[5], ARGV[7], tonumber(ARGV[8])
+local old = call("HMGET", K.node .. node, "own", "map", "ram", "rfree", "devs", "st", "members")
+local map = own
+if old[1] then
+  -- Cores that were ours and are not free now are held: keep them so.
+  for i = 1, #old[2] do
+    if string.sub(old[2], i, i) == "0" then
+      if i > #map then map = map .. string.rep("-", i - #map) end
+      map = string.sub(map, 1, i - 1) .. "0" .. string.sub(map, i + 1)
+    end
+  end
+end
+own = own .. string.rep("-", #map - #own)
+local cfree = count_free(map)
+local rfree = old[1] and (tonumber(old[4]) + ram - tonumber(old[3])) or ram
+local changed = old[1] ~= own or tonumber(old[3] or -1) ~= ram
+local was_live = call("ZSCORE", K.nodes, node)
+local lease = now + tonumber(ARGV[6])
+call("ZADD", K.nodes, was_live and tonumber(was_live) > lease and was_live or lease, node)
+call("SADD", K.known, node)
+local state = old[6] or "ready"
+local names, listed, members = {}, {}, {}
+
+local function class_of(mem) return mem .. ":" .. count_free(own) .. ":" .. ram end
+local function count_class(class, by)
+  if class and call("HINCRBY", K.classes, class, by) == 0 then call("HDEL", K.classes, class) end
+end
+
+local function upsert(device, mem, uuid, model, index, near)
+  local dkey = node .. "/" .. device
+  local d = load_device(dkey)
+  if not d then
+    changed = true
+    local ord = string.format("%08d", call("HINCRBY", K.meta, "ord", 1))
+    d = { kind = device == "cpu" and "cpu" or "gpu", ord = ord, free = mem, mem = mem, sfree = 0, worker = "",
+      st = state, live = "0", ix = "", bk = 0, near = near, queue = "", uuid = uuid, slots = 0, inc = "", open = "0" }
+    call("HSET", K.dev .. dkey, "kind", d.kind, "ord", ord)
+  end
+  if d.live ~= "1" or d.mem ~= mem then changed = true end
+  d.free = d.free + mem - d.mem
+  d.live = "1"
+  call("HSET", K.dev .. dkey, "mem", mem, "uuid", uuid, "model", model, "index", index, "near", near)
+  local before, after = call("HGET", K.dev .. dkey, "class"), class_of(mem)
+  if before ~= after then
+    if before then count_class(before, -1) end
+    count_class(after, 1)
+    call("HSET", K.dev .. dkey, "class", after)
+  end
+  if d.near ~= near or d.uuid ~= uuid then changed = true end
+  d.near, d.uuid = near, uuid
+  store_device(dkey, d, cfree)
+  names[#names + 1] = device
+  listed[device] = true
+  members[#members + 1] = d.ord .. "|" .. dkey
+end
+
+call("HSET", K.node .. node, "own", own, "map", map, "cfree", cfree, "ram", ram, "rfree", rfree, "st", state)
+for i = 9, #ARGV, 6 do
+  upsert(ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
+end
+upsert("cpu", 0, "", "", "", "")
+for _, device in ipairs(split(old[5])) do
+  if not listed[device] then
+    local dkey = node .. "/" .. device
+    local d = load_device(dkey)
+    names[#names + 1] = device
+    members[#members + 1] = d.ord .. "|" .. dkey
+    if d.worker == "" and d.live == "1" then
+      d.live, changed = "0", true
+      count_class(call("HGET", K.dev .. dkey, "class"), -1)
+      call("HDEL", K.dev .. dkey, "class")
+    end
+    store_device(dkey, d, cfree)
+  end
+end
+call("HSET", K.node .. node, "devs", table.concat(names, " "), "members", table.concat(members, " "))
+local grants = {}
+if changed then
+  event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1)
+  pass_node(node, grants)
+end
+return grants

@@ -1,0 +1,35 @@
+-- A worker begins to serve a device.
+-- uses: base events cores index place line claim pass loss
+-- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
+--   takeover (the incarnation whose process the caller knows to be gone, or "").
+-- One worker per device: another one with a live lease is an error for the caller, unless its process is known to be gone.
+-- Reply: {"ok", grants, lost ids} | {"busy", worker, incarnation, lease left ms, pid, start time, node} | {"unknown_device"}
+-- Touches: workers, worker, dev, nodes, events and all that loss and pass touch.
+local worker, inc, dkey, slots = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local d = load_device(dkey)
+if not d then return { "unknown_device" } end
+local lost = {}
+local function in_the_way(name, their_inc)
+  if name == "" or their_inc == inc or their_inc == ARGV[13] then return nil end
+  local left = (tonumber(call("ZSCORE", K.workers, name) or 0)) - now
+  if left <= 0 then return nil end
+  local w = call("HMGET", K.worker .. name, "pid", "born", "dkey")
+  return { "busy", name, their_inc, left, w[1] or "", w[2] or "", w[3] and node_of(w[3]) or "" }
+end
+local namesake = call("HGET", K.worker .. worker, "inc")
+local busy = in_the_way(d.worker, d.inc) or in_the_way(worker, namesake or inc)
+if busy then return busy end
+if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost) end
+if namesake and namesake ~= inc then drop_worker(worker, lost) end
+call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now)
+call("ZADD", K.workers, now + tonumber(ARGV[10]), worker)
+call("ZADD", K.nodes, "GT", now + tonumber(ARGV[10]), node_of(dkey))
+d = load_device(dkey)
+-- The same incarnation again (its consumer restarted): what it holds counts against its slots.
+local used = d.slots - d.sfree
+d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
+store_device(dkey, d, tonumber(call("HGET", K.node .. node_of(dkey), "cfree")))
+event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc)
+local grants = {}
+pass_all(grants)
+return { "ok", grants, lost }

@@ -1,0 +1,37 @@
+-- Give back what an allocation holds, once, and grant what now fits.
+-- uses: base events cores index place line claim pass
+-- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, decay of the run-time mean, publish ("1": the caller
+--   publishes the grants; "0": it cannot, so they are due at once for the next tick).
+-- outcome "requeue" puts the task back into line under its old place instead of ending it.
+-- Reply: {"ok", grants} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state}. grant: {id, token, queue, message}
+-- Touches: runtimes, events and all that claim and pass touch.
+local id, token, outcome, decay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local a = load_alloc(id)
+if not a then return { "gone", call("GET", K.tomb .. id) or "" } end
+if a.state == "released" then return { "gone", "buried" } end
+if a.state ~= "granted" and a.state ~= "running" then return { "not_held", a.state } end
+if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
+
+withdraw(id, a)
+if outcome == "requeue" then
+  event("requeued", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok)
+  requeue(id, a)
+else
+  if outcome == "success" and a.s_ms then
+    local ran = now - a.s_ms
+    local means = call("HMGET", K.runtimes, a.name, "*")
+    local mean = means[1] and (means[1] + decay * (ran - means[1])) or ran
+    local all = means[2] and (means[2] + decay * (ran - means[2])) or ran
+    call("HSET", K.runtimes, a.name, mean, "*", all)
+  end
+  event("released", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "outcome", outcome,
+    "held_ms", a.s_ms and now - a.s_ms or 0)
+  forget(id, a, outcome)
+end
+local grants = {}
+pass_node(node_of(a.dev), grants)
+if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
+if ARGV[9] == "0" then
+  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
+end
+return { "ok", grants }

@@ -1,0 +1,14 @@
+-- Extend the life of an allocation made by hand, and the lease of the node it is on.
+-- uses: base
+-- KEYS: prefix. ARGV from 5: id, TTL ms, token or "" (any).
+-- Reply: {"ok"} | {"gone"} | {"stale", live token} | {"not_manual"}
+-- Touches: alloc, manual, nodes.
+local id, ttl, token = ARGV[5], tonumber(ARGV[6]), ARGV[7]
+local v = call("HMGET", K.alloc .. id, "state", "tok", "dev")
+if not v[1] then return { "gone" } end
+if not call("ZSCORE", K.manual, id) then return { "not_manual" } end
+if token ~= "" and v[2] ~= token then return { "stale", v[2] } end
+call("ZADD", K.manual, now + ttl, id)
+call("HSET", K.alloc .. id, "ttl", ttl)
+if v[3] then call("ZADD", K.nodes, "XX", "GT", now + ttl, node_of(v[3])) end
+return { "ok" }

@@ -1,0 +1,29 @@
+-- The whole pool at one instant.
+-- uses: base
+-- KEYS: prefix. ARGV: the common ones only.
+-- Reply: {now, counts {delayed, waiting, granted, held}, nodes, workers}.
+--   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
+--   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation}
+-- Touches: nothing (reads known, node, dev, on, nodes, workers, worker).
+local nodes, workers = {}, {}
+local names = call("SMEMBERS", K.known)
+table.sort(names)
+for i, name in ipairs(names) do
+  local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs")
+  local devices = {}
+  for _, device in ipairs(split(n[6])) do
+    local dkey = name .. "/" .. device
+    local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "free", "st", "live", "worker", "queue", "slots", "sfree")
+    table.insert(d, 1, device)
+    d[12] = call("SMEMBERS", K.on .. dkey)
+    devices[#devices + 1] = d
+  end
+  local lease = call("ZSCORE", K.nodes, name)
+  nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }
+end
+for i, name in ipairs(call("ZRANGE", K.workers, 0, -1)) do
+  local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc")
+  workers[i] = { name, w[1] or "", w[2] or "0", call("ZSCORE", K.workers, name) - now, w[3] or "" }
+end
+return { now, { call("ZCARD", K.delayed), call("ZCARD", K.waiting), call("ZCARD", K.granted), call("ZCARD", K.held) },
+  nodes, workers }

@@ -1,0 +1,87 @@
+-- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
+-- uses: base events cores index place line claim
+-- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
+--   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait).
+-- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, now}
+--   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
+--   | {"never", dimension, largest} | {"known", state} when the id was submitted before (a repeated call changes nothing).
+-- Touches: alloc, tasks, meta, expires, delayed, classes, events and all that claim and enqueue touch.
+local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
+local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
+local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
+
+local known = call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id)
+if known then return { "known", known } end
+
+local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind
+
+-- Could any known device ever hold it? Capacity classes are few, whatever the number of devices.
+local function never(classes)
+  local most, any = { g = 0, c = 0, r = 0 }, false
+  for _, class in ipairs(classes) do
+    local g, c, r = string.match(class, "(%d+):(%d+):(%d+)")
+    g, c, r = tonumber(g), tonumber(c), tonumber(r)
+    any = true
+    if g >= need.g and c >= need.c and r >= need.r then return nil end
+    if g > most.g then most.g = g end
+    -- The largest number of cores, and of RAM, among those that pass the dimensions before it.
+    if g >= need.g and c > most.c then most.c = c end
+    if g >= need.g and c >= need.c and r > most.r then most.r = r end
+  end
+  if not any then return nil end
+  if most.g < need.g then return "gpu_memory_mb", most.g end
+  if most.c < need.c then return "cpu_cores", most.c end
+  return "ram_mb", most.r
+end
+
+local function write(state, seq, ...)
+  call("HSET", K.alloc .. id, "state", state, "tid", tid, "name", name, "shape", shape, "prio", ARGV[11],
+    "strat", strategy, "msg", ARGV[14], "c_ms", now, "score", line_score(priority, seq), "tok", 0, ...)
+  if expires ~= "" then
+    call("HSET", K.alloc .. id, "exp", expires)
+    call("ZADD", K.expires, expires, id)
+  end
+  if need.kind == "m" then call("HSET", K.alloc .. id, "ttl", ttl) end
+  local others = call("HGET", K.tasks, tid)
+  call("HSET", K.tasks, tid, others and (others .. "," .. id) or id)
+end
+
+local delayed = eta ~= "" and tonumber(eta) > now
+-- Whoever shares the shape with a waiter does not fit either; it goes behind it.
+local dkey = not delayed and call("ZCARD", K.line .. shape) == 0 and place(need, strategy) or nil
+
+if not dkey and ARGV[18] == "raise" then
+  local dimension, largest = never(call("HKEYS", K.classes))
+  if dimension then return { "never", dimension, largest } end
+end
+
+local seq = call("HINCRBY", K.meta, "seq", 1)
+
+if delayed then
+  write("delayed", seq, "eta", eta)
+  call("ZADD", K.delayed, eta, id)
+  event("delayed", id, tid, "name", name, "shape", shape, "eta", eta)
+  return { "delayed", now }
+end
+
+if dkey then
+  local token, cores, d, cfree, rfree = claim(id, dkey, need)
+  write("granted", seq)
+  record_grant(id, { tid = tid, name = name, shape = shape, ttl = ttl }, dkey, need, token, cores, d)
+  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, cfree, rfree, now }
+end
+
+write("waiting", seq)
+if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
+enqueue(id, shape, line_score(priority, seq))
+event("waiting", id, tid, "name", name, "shape", shape, "priority", ARGV[11])
+local position = call("ZRANK", K.waiting, id) + 1
+local top = call("ZRANGE", K.index .. "sched:gpu", -1, -1, "WITHSCORES")
+if not top[1] then top = call("ZRANGE", K.index .. "idle:gpu", -1, -1, "WITHSCORES") end
+if not top[1] then top = call("ZRANGE", K.index .. "sched:cpu", -1, -1, "WITHSCORES") end
+local free = { 0, 0, 0 }
+if top[1] then
+  local n = call("HMGET", K.node .. node_of(string.sub(top[1], 10)), "cfree", "rfree")
+  free = { floor(top[2] / CORES), tonumber(n[1]), tonumber(n[2]) }
+end
+return { "waiting", position, estimate(name, position) or "", free[1], free[2], free[3], now }

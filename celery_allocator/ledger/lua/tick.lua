@@ -1,0 +1,79 @@
+-- Maintenance, about once a second by whoever comes first.
+-- uses: base events cores index place line claim pass loss
+-- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results).
+-- Wakes delayed tasks, ends expired ones, ends allocations by hand whose TTL is over, drops workers and nodes whose
+-- lease is over, lists grants that have not started in time (to be published again under the same token: the gate
+-- makes that safe) and ended tasks whose result nobody has written.
+-- Reply: {} if the lock is taken, else {grants, obituaries, lost workers}. obituary: {id, task id, name, outcome, message}
+-- Touches: everything.
+if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
+local batch = tonumber(ARGV[6])
+local grants, lost, gone, moved = {}, {}, {}, false
+
+-- Dead workers first, so that what they held is placed before what comes due now.
+for _, worker in ipairs(call("ZRANGEBYSCORE", K.workers, "-inf", now, "LIMIT", 0, batch)) do
+  local dkey = call("HGET", K.worker .. worker, "dkey") or ""
+  drop_worker(worker, lost)
+  event("worker_lost", worker, "", "device", dkey)
+  gone[#gone + 1] = worker
+  moved = true
+end
+for _, node in ipairs(call("ZRANGEBYSCORE", K.nodes, "-inf", now, "LIMIT", 0, batch)) do
+  local n = call("HMGET", K.node .. node, "devs", "cfree")
+  for _, device in ipairs(split(n[1])) do
+    local dkey = node .. "/" .. device
+    local d = load_device(dkey)
+    if d and d.live == "1" then
+      d.live = "0"
+      store_device(dkey, d, tonumber(n[2]))
+    end
+  end
+  call("ZREM", K.nodes, node)
+  event("node_lost", node, "")
+end
+for _, id in ipairs(call("ZRANGEBYSCORE", K.manual, "-inf", now, "LIMIT", 0, batch)) do
+  local a = load_alloc(id)
+  call("ZREM", K.manual, id)
+  if a then
+    if a.state == "waiting" then dequeue(id, a.shape) else withdraw(id, a) end
+    event("released", id, a.tid, "name", a.name, "device", a.dev or "", "token", a.tok, "outcome", "ttl")
+    forget(id, a, "ttl")
+    if a.dev then close_idle_node(node_of(a.dev)) end
+    moved = true
+  end
+end
+for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, batch)) do
+  local a = load_alloc(id)
+  call("ZREM", K.expires, id)
+  if a and (a.state == "waiting" or a.state == "delayed" or a.state == "granted") then
+    if a.state == "waiting" then dequeue(id, a.shape)
+    elseif a.state == "delayed" then call("ZREM", K.delayed, id)
+    else withdraw(id, a); moved = true end
+    event("expired", id, a.tid, "name", a.name, "from", a.state)
+    bury(id, a, "expired")
+  end
+end
+if moved then pass_all(grants) end
+for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do
+  local a = load_alloc(id)
+  call("ZREM", K.delayed, id)
+  call("HSET", K.alloc .. id, "state", "waiting")
+  event("waiting", id, a.tid, "name", a.name, "shape", a.shape)
+  place_or_wait(id, a, grants)
+end
+local obits = {}
+if ARGV[7] == "1" then
+  for _, id in ipairs(call("ZRANGEBYSCORE", K.granted, "-inf", now, "LIMIT", 0, batch)) do
+    local v = call("HMGET", K.alloc .. id, "tok", "queue", "msg", "tid")
+    call("ZADD", K.granted, now + DEADLINE, id)
+    event("republished", id, v[4], "token", v[1])
+    grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" }
+  end
+  for _, id in ipairs(call("ZRANGE", K.obits, 0, batch - 1)) do
+    local v = call("HMGET", K.alloc .. id, "tid", "name", "outcome", "msg")
+    obits[#obits + 1] = { id, v[1] or "", v[2] or "", v[3] or "", v[4] or "" }
+  end
+else
+  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
+end
+return { grants, obits, gone }

@@ -1,0 +1,63 @@
+"""The Lua scripts: joined from their libraries, rendered, called by hash, loaded again when the server forgot them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+from celery_allocator.ledger import keys
+
+_USES = re.compile(r"^-- uses:((?: \w+)+)$", re.MULTILINE)
+
+#: What every operation's header must say, besides one sentence of purpose.
+HEADER = ("-- uses:", "-- KEYS:", "Reply:", "Touches:")
+
+
+@dataclass(frozen=True)
+class Script:
+    """One operation, ready to be sent."""
+
+    name: str
+    source: str
+    sha: str
+
+
+def operations() -> list[str]:
+    """Names of all operations, in alphabetical order."""
+    folder = files(__package__) / "lua"
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name[:-4] for name in names if name.endswith(".lua") and not name.startswith("_"))
+
+
+def read(name: str) -> str:
+    """One Lua file as it stands in the package."""
+    return (files(__package__) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+@cache
+def load(name: str) -> Script:
+    """An operation joined with the libraries its header names (in that order), keys rendered."""
+    body = read(name)
+    uses = _USES.search(body)
+    if uses is None:
+        raise ValueError(f"{name}.lua lacks a '-- uses:' line")
+    parts = [read(f"_{library}") for library in uses.group(1).split()]
+    source = keys.render("\n".join([*parts, body]))
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
+    """Run an operation. A server that does not know the script (restart, ``SCRIPT FLUSH``, failover) is told it."""
+    script = load(name)
+    try:
+        return client.execute_command("EVALSHA", script.sha, 1, prefix, *args)
+    except NoScriptError:
+        client.script_load(script.source)
+        return client.execute_command("EVALSHA", script.sha, 1, prefix, *args)

@@ -1,0 +1,175 @@
+"""How the scripts' replies become values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from celery_allocator.model import (
+    Allocation,
+    ClusterState,
+    DeviceState,
+    Kind,
+    NodeState,
+    Requirements,
+    State,
+    Strategy,
+    WorkerState,
+)
+
+KIND_CODES = {Kind.TASK: "t", Kind.MANUAL: "m"}
+_KINDS = {code: kind for kind, code in KIND_CODES.items()}
+
+S = TypeVar("S")
+
+
+def core_map(cores: Iterable[int]) -> str:
+    """Core ids as the ledger's map: ``(0, 1, 3)`` → ``"11-1"``."""
+    ids = set(cores)
+    return "".join("1" if i in ids else "-" for i in range(max(ids) + 1)) if ids else ""
+
+
+def ranges(cores: Iterable[int]) -> str:
+    """Core ids as ranges: ``(0, 1, 3)`` → ``"0-1 3-3"``."""
+    out: list[list[int]] = []
+    for core in sorted(set(cores)):
+        if out and out[-1][1] == core - 1:
+            out[-1][1] = core
+        else:
+            out.append([core, core])
+    return " ".join(f"{low}-{high}" for low, high in out)
+
+
+def core_ids(text: bytes) -> tuple[int, ...]:
+    """``b"0,1,3"`` → ``(0, 1, 3)``."""
+    return tuple(int(core) for core in text.split(b",")) if text else ()
+
+
+def allocation(row: list[Any]) -> Allocation:
+    """One allocation from the list that ``_describe.lua`` writes."""
+    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss) = row[:18]
+    position, estimate, ttl, allocation_id = row[18:22]
+    gpu, n_cores, ram, kind = shape.decode().split(":")
+    node, _, device = dev.decode().rpartition("/")
+    return Allocation(
+        allocation_id=allocation_id.decode(),
+        task_id=tid.decode(),
+        task_name=name.decode(),
+        state=State(state.decode()),
+        kind=_KINDS[kind],
+        requirements=Requirements(int(gpu), int(n_cores), int(ram), int(prio)),
+        strategy=Strategy(strat.decode()),
+        submitted_at=int(c_ms) / 1000,
+        granted_at=_seconds(g_ms),
+        started_at=_seconds(s_ms),
+        expires_at=_seconds(ttl or exp),
+        eta_at=_seconds(eta),
+        token=int(tok),
+        node=node or None,
+        device_id=device or None,
+        device_uuid=uuid.decode() or None,
+        queue=queue.decode() or None,
+        worker=worker.decode() or None,
+        cpu_cores=core_ids(cores),
+        queue_position=int(position),
+        estimated_start_at=_seconds(estimate),
+        losses=int(loss or 0),
+    )
+
+
+def submitted(base: Allocation, verdict: str, reply: list[Any], whole: Callable[..., S], free: Callable[..., Any]) -> S:
+    """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
+    at = base.submitted_at
+    if verdict == "granted":
+        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, _now = reply
+        node, _, device = dev.decode().rpartition("/")
+        by_hand = base.kind is Kind.MANUAL
+        granted = replace(
+            base,
+            state=State.RUNNING if by_hand else State.GRANTED,
+            granted_at=at,
+            started_at=at if by_hand else None,
+            token=int(token),
+            node=node,
+            device_id=device,
+            device_uuid=uuid.decode() or None,
+            queue=queue.decode() or None,
+            cpu_cores=core_ids(cores),
+            estimated_start_at=at,
+        )
+        return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)))
+    if verdict == "waiting":
+        _, position, estimate, gpu_free, cores_free, ram_free, _now = reply
+        waiting = replace(
+            base, state=State.WAITING, queue_position=int(position), estimated_start_at=_seconds(estimate)
+        )
+        return whole(waiting, free(int(gpu_free), int(cores_free), int(ram_free)))
+    return whole(base, free(0, 0, 0))
+
+
+def cluster(pool: str, reply: list[Any]) -> ClusterState:
+    """The reply of ``snapshot``."""
+    now, (delayed, waiting, granted, held), node_rows, worker_rows = reply
+    nodes = tuple(_node(row) for row in node_rows)
+    devices = {device.key: device for node in nodes for device in node.devices}
+    workers = []
+    for name, dkey, pid, lease, _incarnation in worker_rows:
+        device = devices.get(dkey.decode())
+        if device is not None:
+            workers.append(
+                WorkerState(
+                    worker=name.decode(),
+                    node=device.node,
+                    device_id=device.device_id,
+                    queue=device.queue,
+                    slots=device.slots,
+                    slots_free=device.slots_free,
+                    lease_left_s=int(lease) / 1000,
+                    pid=int(pid),
+                )
+            )
+    return ClusterState(
+        pool, int(now) / 1000, nodes, tuple(workers), int(delayed), int(waiting), int(granted), int(held) - int(granted)
+    )
+
+
+def _node(row: list[Any]) -> NodeState:
+    name, lease, own, free_map, ram, ram_free, state, device_rows = row
+    node = name.decode()
+    # A core that was withdrawn from the node while held stands as "0" in the map and "-" in `own`.
+    return NodeState(
+        node=node,
+        cpu_cores=_cores(own),
+        cpu_cores_free=_cores(free_map),
+        ram_mb=int(ram),
+        ram_free_mb=int(ram_free),
+        state="offline" if int(lease) <= 0 else state.decode(),
+        devices=tuple(_device(node, device) for device in device_rows),
+    )
+
+
+def _device(node: str, row: list[Any]) -> DeviceState:
+    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids = row
+    return DeviceState(
+        node=node,
+        device_id=device.decode(),
+        uuid=uuid.decode(),
+        model=model.decode(),
+        memory_mb=int(mem),
+        memory_free_mb=int(free),
+        state=state.decode() if live == b"1" else "offline",
+        worker=worker.decode() or None,
+        queue=queue.decode(),
+        slots=int(slots),
+        slots_free=int(slots_free),
+        allocations=tuple(sorted(i.decode() for i in ids)),
+    )
+
+
+def _cores(text: bytes) -> tuple[int, ...]:
+    return tuple(i for i, mark in enumerate(text) if mark == 0x31)
+
+
+def _seconds(ms: Any) -> float | None:
+    return int(float(ms)) / 1000 if ms not in (b"", "", None) else None
