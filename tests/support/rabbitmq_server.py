@@ -29,6 +29,7 @@ class RabbitMQServer:
         (directory / "enabled_plugins").write_text("[].\n")
         (directory / "rabbitmq.conf").write_text(
             # Small machines in CI run with little free disk and memory: alarms would block every publisher.
+            "log.connection.level = warning\n"
             "loopback_users = none\ndisk_free_limit.absolute = 1MB\nvm_memory_high_watermark.absolute = 1GB\n"
         )
         mapper_port = free_port()
