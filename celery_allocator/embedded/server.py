@@ -236,10 +236,10 @@ def default_directory(settings: Settings | None = None) -> Path:
     settings = Settings.load() if settings is None else settings
     if settings.embedded_dir:
         return Path(settings.embedded_dir).expanduser().absolute()
-    state = os.environ.get("XDG_STATE_HOME", "")
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
     try:
         # A relative path there is to be ignored, says the XDG specification.
-        root = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+        root = state if state.is_absolute() else Path.home() / ".local" / "state"
     except RuntimeError as error:
         raise EmbeddedServerError(
             f"no home folder for the embedded server ({error}): set ALLOCATOR_EMBEDDED_DIR"

@@ -25,7 +25,7 @@ def cores(settings: Settings, limits: cgroup.Limits | None = None) -> tuple[int,
     """Core ids this host offers to tasks, ascending.
 
     A CPU quota of the control group counts as that many whole cores, at least one. ``cpu_cores`` overrides the
-    quota; above what the host has it is a simulation, with ids 0 … n-1. The reserved cores are those of the highest ids.
+    quota; above what the host has it is a simulation, with ids 0 … n-1. Reserved are the highest ids.
     """
     limits = cgroup.read() if limits is None else limits
     here = _mask()

@@ -16,7 +16,7 @@ from celery_allocator.errors import InventoryError, SettingsError
 from celery_allocator.model import DeviceInventory
 
 try:
-    import pynvml  # type: ignore[import-untyped, unused-ignore]
+    import pynvml
 except ImportError:  # a broken installation; the same as a host without a driver
     pynvml = None
 

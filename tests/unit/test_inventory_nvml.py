@@ -180,7 +180,7 @@ def test_memory_is_never_zero_for_a_gpu_that_does_not_report_it(fake_nvml: FakeN
 
 def test_a_module_that_only_has_the_name_is_distrusted(fake_nvml: FakeNvml, tmp_path: Path) -> None:
     (tmp_path / "pynvml.py").write_text("__version__ = '0'\n")
-    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd())])}
     kind, text = _discover(environ)["error"]
 
     assert kind == "InventoryError"
@@ -196,7 +196,7 @@ def test_a_binding_that_returns_bytes_is_understood(fake_nvml: FakeNvml, tmp_pat
         "def nvmlDeviceGetName(handle): return _name(handle).encode()\n"
     )
     (tmp_path / "pynvml.py").write_text(older)
-    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    environ = {**fake_nvml.environ([_FIRST]), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd())])}
     (device,) = _discover(environ)["devices"]
 
     assert (device["uuid"], device["model"]) == ("GPU-aaaa", "NVIDIA Test A")
