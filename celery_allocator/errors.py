@@ -9,6 +9,8 @@
     ├── AllocationNotFound           no live allocation has that id (also a LookupError)
     ├── UnknownTargetError           no node, device or worker has that name (also a LookupError)
     ├── StaleTokenError              the token is not the live one: the claim has moved on
+    ├── AllocationTimeout            not granted within the time given (also a TimeoutError)
+    ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
     ├── InventoryError               this host's devices cannot be read as asked
@@ -98,6 +100,18 @@ class StaleTokenError(AllocatorError):
     code = "stale_token"
 
 
+class AllocationTimeout(AllocatorError, TimeoutError):
+    """What was asked for was not granted within the time given; it has been taken out of line again."""
+
+    code = "timeout"
+
+
+class RequestError(AllocatorError, ValueError):
+    """A request to the agent tool is malformed: unknown tool, unknown or missing parameter."""
+
+    code = "bad_request"
+
+
 class DeviceBusyError(AllocatorError):
     """Another live worker already serves that device."""
 
@@ -156,5 +170,8 @@ class EmbeddedServerError(LedgerError):
 
 
 def _shorten(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a number of thousands of digits
+        text = f"<{type(value).__name__} too long to show>"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

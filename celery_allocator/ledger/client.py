@@ -12,18 +12,29 @@ from typing import Any
 
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_allocator.errors import (
     AllocationNotFound,
     DeviceBusyError,
+    LedgerError,
     LedgerUnavailable,
     StaleTokenError,
     UnknownTargetError,
     UnsatisfiableError,
 )
 from celery_allocator.ledger import keys, scripts, wire
-from celery_allocator.model import Allocation, ClusterState, Kind, NodeInventory, Requirements, State, Strategy
+from celery_allocator.model import (
+    Allocation,
+    ClusterState,
+    Kind,
+    NodeInventory,
+    NodeState,
+    Requirements,
+    State,
+    Strategy,
+)
 
 
 @dataclass(frozen=True)
@@ -300,6 +311,11 @@ class Ledger:
         """The whole pool at one instant."""
         return wire.cluster(self.pool, self._run("snapshot"))
 
+    def node(self, name: str) -> NodeState | None:
+        """One node as the snapshot would tell it; ``None`` if there is none of that name."""
+        nodes = wire.cluster(self.pool, self._run("snapshot", name)).nodes
+        return nodes[0] if nodes else None
+
     def verify(self) -> list[str]:
         """Recompute everything from the allocations; each difference as a sentence. Empty when the ledger is right."""
         return [line.decode() for line in self._run("verify")]
@@ -365,16 +381,18 @@ class Ledger:
         reply = self._run("unregister_worker", worker, incarnation, "0")
         return _grants(reply[0]) if reply else ()
 
-    def cordon(self, target: str, *, drain: bool = False) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
+    def cordon(
+        self, target: str, *, drain: bool = False, publishes: bool = True
+    ) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
         """Stop granting on a node or ``node/device``. ``drain`` also takes back unstarted grants.
 
         Returns the grants made elsewhere and the ids of what still runs there. Raises :class:`UnknownTargetError`.
         """
-        return self._cordon(target, "draining" if drain else "cordoned")
+        return self._cordon(target, "draining" if drain else "cordoned", publishes)
 
-    def uncordon(self, target: str) -> tuple[Grant, ...]:
+    def uncordon(self, target: str, *, publishes: bool = True) -> tuple[Grant, ...]:
         """Grant on a node or device again. Raises :class:`UnknownTargetError`."""
-        return self._cordon(target, "ready")[0]
+        return self._cordon(target, "ready", publishes)[0]
 
     def tick(self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True) -> Ticked:
         """One step of maintenance (see ``tick.lua``); with ``lock_s``, at most once in that time over all callers.
@@ -399,12 +417,14 @@ class Ledger:
             return function(*args)
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise LedgerUnavailable(f"the ledger at {self.url} cannot be reached: {error}") from error
+        except RedisError as error:  # no permission, out of memory, a read-only replica, a failing disk
+            raise LedgerError(f"the ledger at {self.url} refuses: {error}") from error
 
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))
 
-    def _cordon(self, target: str, state: str) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
-        reply = self._run("cordon", target, state)
+    def _cordon(self, target: str, state: str, publishes: bool) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
+        reply = self._run("cordon", target, state, "1" if publishes else "0")
         if reply[0] != b"ok":
             known = ", ".join(f"{d.key}" for d in self.snapshot().devices) or "none"
             raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")

@@ -45,14 +45,19 @@ def connect(
     url = resolve_url(settings, broker_url, result_backend)
     if url is None:
         url = EmbeddedServer(default_directory(settings)).ensure()
-    client = redis.Redis.from_url(
-        url,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        # Every script may be repeated safely, so a cut connection is retried at once.
-        retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
-        health_check_interval=30,
-    )
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            # Every script may be repeated safely, so a cut connection is retried at once.
+            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
+            health_check_interval=30,
+        )
+    except ValueError as error:  # does not repeat the URL, which may hold a password
+        raise SettingsError(
+            f"the ledger's URL (allocator_backend_url, or the app's broker) is malformed: {error}"
+        ) from error
     return Ledger(
         client,
         settings.pool,

@@ -1,6 +1,6 @@
 -- Stop or resume granting on a node or one device.
 -- uses: base events cores index place line claim pass
--- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining).
+-- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining), publish ("1"|"0", as in release).
 -- draining also takes back what was granted there and has not started.
 -- Reply: {"ok", grants, ids still running there} | {"unknown"}. Touches: node, dev, events and all that pass touches.
 local target, state = ARGV[5], ARGV[6]
@@ -34,4 +34,7 @@ for _, dkey in ipairs(dkeys) do
 end
 event(state == "ready" and "uncordoned" or state, target, "")
 if state ~= "cordoned" then pass_all(grants) end
+if ARGV[7] == "0" then
+  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
+end
 return { "ok", grants, running }

@@ -1,13 +1,18 @@
--- The whole pool at one instant.
+-- The whole pool, or one of its nodes, at one instant.
 -- uses: base
--- KEYS: prefix. ARGV: the common ones only.
+-- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
 -- Reply: {now, counts {delayed, waiting, granted, held}, nodes, workers}.
 --   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
 --   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation}
 -- Touches: nothing (reads known, node, dev, on, nodes, workers, worker).
 local nodes, workers = {}, {}
-local names = call("SMEMBERS", K.known)
-table.sort(names)
+local names
+if ARGV[5] then
+  names = { call("SISMEMBER", K.known, ARGV[5]) == 1 and ARGV[5] or nil }
+else
+  names = call("SMEMBERS", K.known)
+  table.sort(names)
+end
 for i, name in ipairs(names) do
   local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs")
   local devices = {}
@@ -21,7 +26,7 @@ for i, name in ipairs(names) do
   local lease = call("ZSCORE", K.nodes, name)
   nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }
 end
-for i, name in ipairs(call("ZRANGE", K.workers, 0, -1)) do
+for i, name in ipairs(ARGV[5] and {} or call("ZRANGE", K.workers, 0, -1)) do
   local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc")
   workers[i] = { name, w[1] or "", w[2] or "0", call("ZSCORE", K.workers, name) - now, w[3] or "" }
 end

@@ -8,7 +8,7 @@
 -- Touches: everything.
 if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
 local batch = tonumber(ARGV[6])
-local grants, lost, gone, moved = {}, {}, {}, false
+local grants, lost, gone, freed, moved = {}, {}, {}, {}, false
 
 -- Dead workers first, so that what they held is placed before what comes due now.
 for _, worker in ipairs(call("ZRANGEBYSCORE", K.workers, "-inf", now, "LIMIT", 0, batch)) do
@@ -38,7 +38,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.manual, "-inf", now, "LIMIT", 0, bat
     if a.state == "waiting" then dequeue(id, a.shape) else withdraw(id, a) end
     event("released", id, a.tid, "name", a.name, "device", a.dev or "", "token", a.tok, "outcome", "ttl")
     forget(id, a, "ttl")
-    if a.dev then close_idle_node(node_of(a.dev)) end
+    if a.dev then freed[#freed + 1] = node_of(a.dev) end
     moved = true
   end
 end
@@ -54,6 +54,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, ba
   end
 end
 if moved then pass_all(grants) end
+for _, node in ipairs(freed) do close_idle_node(node) end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do
   local a = load_alloc(id)
   call("ZREM", K.delayed, id)
