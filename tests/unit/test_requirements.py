@@ -1,0 +1,150 @@
+"""Requirements are valid once they exist; everything else is one kind of error that names key, value and rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from celery_allocator.errors import RequirementsError
+from celery_allocator.model import FIELDS, Requirements
+from celery_allocator.model.requirements import merge
+from celery_allocator.model.task_types import TASK_TYPES, resolve
+
+VALUES = st.one_of(
+    st.integers(),
+    st.integers(-2000, 70_000_000),
+    st.floats(),
+    st.booleans(),
+    st.text(max_size=5),
+    st.none(),
+    st.binary(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.decimals(),
+)
+LAYERS = st.one_of(
+    st.none(),
+    st.dictionaries(st.one_of(st.sampled_from(sorted(FIELDS)), st.text(max_size=12), st.integers()), VALUES),
+    VALUES,
+)
+VALID = st.fixed_dictionaries({key: st.integers(field.minimum, field.maximum) for key, field in FIELDS.items()}).filter(
+    lambda values: any(values[key] for key in ("gpu_memory_mb", "cpu_cores", "ram_mb"))
+)
+
+
+@given(st.lists(LAYERS, max_size=3))
+@example([{"gpu_memory_mb": 10**5000}])  # too long for Python to print
+@example([{"gpu_memory_mb": float("nan")}])
+@example([{"cpu_cores": True}])
+@example([{"cpu_cores": 0}])
+def test_any_input_is_valid_requirements_or_a_requirements_error(layers: list[Any]) -> None:
+    """Nothing else comes out: no other exception, no half-valid value."""
+    refused: RequirementsError | None = None
+    try:
+        requirements = Requirements.parse(*layers)
+    except RequirementsError as error:
+        refused = error
+    if refused is not None:
+        assert refused.key in str(refused)
+        assert refused.rule in str(refused)
+        return
+    for key, field in FIELDS.items():
+        value = getattr(requirements, key)
+        assert type(value) is int
+        assert field.minimum <= value <= field.maximum
+    assert all(layer is None or isinstance(layer, Mapping) for layer in layers)
+
+
+@given(VALID)
+def test_valid_requirements_survive_every_way_of_travelling(values: dict[str, int]) -> None:
+    """As plain data and as a pickle they come back equal."""
+    requirements = Requirements(**values)
+    assert requirements.as_dict() == values
+    assert Requirements(**requirements.as_dict()) == requirements
+    assert pickle.loads(pickle.dumps(requirements)) == requirements
+
+
+@given(VALID, VALID)
+def test_a_later_layer_wins_key_by_key(lower: dict[str, int], upper: dict[str, int]) -> None:
+    """Decorator below, call above; a key that the call leaves out, or gives as None, keeps the lower value."""
+    partial = {"gpu_memory_mb": upper["gpu_memory_mb"], "cpu_cores": None}
+    assert merge(lower, partial) == {**lower, "gpu_memory_mb": upper["gpu_memory_mb"]}
+    assert Requirements.parse(lower, upper).as_dict() == upper
+
+
+@pytest.mark.parametrize("key", sorted(FIELDS))
+def test_bounds_are_inclusive_and_named(key: str) -> None:
+    """The bounds themselves are allowed; one step outside names key, value and bound."""
+    field = FIELDS[key]
+    base = {"ram_mb": 1} if key != "ram_mb" else {"cpu_cores": 1}
+    for value in (field.minimum, field.maximum):
+        assert getattr(Requirements(**{**base, key: value}), key) == value
+    for value, bound in ((field.minimum - 1, field.minimum), (field.maximum + 1, field.maximum)):
+        with pytest.raises(RequirementsError) as caught:
+            Requirements(**{**base, key: value})
+        assert (caught.value.key, caught.value.value) == (key, value)
+        assert f"{key}={value}" in str(caught.value)
+        assert str(bound) in caught.value.rule
+
+
+@pytest.mark.parametrize("value", [True, 1.0, float("nan"), float("inf"), "2048", b"1", [1], object()])
+def test_only_whole_numbers_count(value: object) -> None:
+    """True is no megabyte and 2048.0 is no int: a value of the wrong type names the type."""
+    with pytest.raises(RequirementsError, match=type(value).__name__) as caught:
+        Requirements(gpu_memory_mb=value)  # type: ignore[arg-type]
+    assert caught.value.key == "gpu_memory_mb"
+
+
+def test_bytes_given_as_megabytes_are_told_so() -> None:
+    """24 GB in bytes is beyond the bound, and the error says what the unit is."""
+    with pytest.raises(RequirementsError, match="MB, not bytes"):
+        Requirements(gpu_memory_mb=24 * 2**30)
+
+
+def test_an_unknown_key_names_the_known_ones() -> None:
+    """A misspelt requirement must not be ignored: the task would start without it."""
+    with pytest.raises(RequirementsError) as caught:
+        Requirements.parse({"gpu_memory": 2048})
+    assert caught.value.key == "gpu_memory"
+    assert all(key in caught.value.rule for key in FIELDS)
+
+
+def test_requirements_cannot_be_changed() -> None:
+    """They are shared between threads and used as keys."""
+    requirements = Requirements(gpu_memory_mb=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        requirements.gpu_memory_mb = 2  # type: ignore[misc]
+    assert len({requirements, Requirements(gpu_memory_mb=1)}) == 1
+
+
+def test_fields_and_attributes_are_the_same_list() -> None:
+    """The table that the schema and the options are made from cannot drift from the class."""
+    attributes = {field.name: field.default for field in dataclasses.fields(Requirements)}
+    assert attributes == {name: field.default for name, field in FIELDS.items()}
+    assert all(field.doc and field.minimum <= field.default <= field.maximum for field in FIELDS.values())
+
+
+@pytest.mark.parametrize("task_type", sorted(TASK_TYPES))
+def test_every_shipped_task_type_is_valid_and_can_be_overridden(task_type: str) -> None:
+    """Defaults stand alone; one key over them changes that key only."""
+    defaults = resolve(task_type)
+    assert resolve(task_type, {"ram_mb": 123}) == dataclasses.replace(defaults, ram_mb=123)
+
+
+@pytest.mark.parametrize("task_type", ["nope", "", None, 3, []])
+def test_an_unknown_task_type_is_refused(task_type: Any) -> None:
+    """With the known ones in the message."""
+    with pytest.raises(RequirementsError, match="ml_inference"):
+        resolve(task_type)
+
+
+def test_settings_add_and_replace_task_types() -> None:
+    """A type from the settings wins over a shipped one of the same name."""
+    extra = {"rendering": {"cpu_cores": 7}, "training": {"gpu_memory_mb": 9}}
+    assert resolve("rendering", extra_types=extra) == Requirements(cpu_cores=7)
+    assert resolve("training", extra_types=extra).gpu_memory_mb == 9
