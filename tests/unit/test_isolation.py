@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_allocator.isolation import Previous, device_environment, pin, pinned, unpin
-from celery_allocator.isolation import cores as cores_module
 from celery_allocator.model import DeviceInventory
 
 ABSENT = 100_000  # no machine has a core of that id
@@ -154,7 +153,7 @@ def test_a_refusal_by_the_system_pins_no_thread(
             raise OSError(errno.EINVAL, "taken away by the control group")
         real(tid, mask)
 
-    monkeypatch.setattr(cores_module.os, "sched_setaffinity", second_is_refused)
+    monkeypatch.setattr(os, "sched_setaffinity", second_is_refused)
     assert pin({min(here)}) is None
     assert len(calls) > 2
     assert _mask() == here
