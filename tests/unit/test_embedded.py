@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -22,7 +21,6 @@ import pytest
 import redis
 from celery import Celery
 
-from celery_allocator import embedded
 from celery_allocator.embedded import EmbeddedServer, ServerStatus, default_directory, ensure_server
 from celery_allocator.embedded import binary as binary_module
 from celery_allocator.embedded import server as server_module
@@ -493,15 +491,3 @@ def test_ensure_server_is_the_default_one(tmp_path: Path, binary: Path) -> None:
         assert server.status().running
     finally:
         _kill(server)
-
-
-def test_the_record_is_plain_json(server: EmbeddedServer, binary: Path) -> None:
-    server.ensure()
-    data = json.loads(server.place.record.read_text())
-
-    assert set(data) == {"pid", "started", "system", "binary"}
-    assert (data["pid"], data["binary"]) == (_pid(server), str(binary))
-
-
-def test_what_the_package_exports() -> None:
-    assert set(embedded.__all__) == {"EmbeddedServer", "ServerStatus", "default_directory", "ensure_server"}
