@@ -307,6 +307,14 @@ class Ledger:
         """Granted and running allocations by the time of their grant."""
         return self._find("held", offset, limit)
 
+    def still_held(self, allocation_ids: Iterable[str]) -> set[str]:
+        """Which of these allocations hold resources."""
+        ids = list(allocation_ids)
+        if not ids:
+            return set()
+        scores: Any = self._guard(self.client.execute_command, "ZMSCORE", keys.key(self.pool, "held"), *ids)
+        return {i for i, score in zip(ids, scores, strict=True) if score is not None}
+
     def snapshot(self) -> ClusterState:
         """The whole pool at one instant."""
         return wire.cluster(self.pool, self._run("snapshot"))

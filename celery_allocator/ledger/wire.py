@@ -48,7 +48,9 @@ def core_ids(text: bytes) -> tuple[int, ...]:
 
 def allocation(row: list[Any]) -> Allocation:
     """One allocation from the list that ``_describe.lua`` writes."""
-    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss) = row[:18]
+    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss) = (
+        row[:18]
+    )
     position, estimate, ttl, allocation_id = row[18:22]
     gpu, n_cores, ram, kind = shape.decode().split(":")
     node, _, device = dev.decode().rpartition("/")

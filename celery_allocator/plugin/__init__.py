@@ -1,0 +1,15 @@
+"""Everything Celery calls: router, sender, gate, request, bootsteps, signals, control.
+
+The way of a task through these files::
+
+    apply_async ─ router ─ sender ──► ledger          (producer: any process)
+    ledger's grant ─ publish ──► queue of a device    (whoever got the grant: producer, child or keeper)
+    queue ─ gate ─ request ─ pool                     (worker, main process)
+    running ─ release ─ publish the next grants       (worker, child)
+    keeper: heartbeat, tick, what the child could not release        (worker, main process, own thread)
+"""
+
+from celery_allocator.plugin.install import install
+from celery_allocator.plugin.running import current_allocation
+
+__all__ = ["current_allocation", "install"]

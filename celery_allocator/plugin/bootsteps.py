@@ -1,0 +1,159 @@
+"""How a worker with ``--gpu`` comes and goes: its device, its queue, its place in the ledger.
+
+``worker_init`` runs before the pool forks: there the device is chosen and made visible, and the queue added. The
+consumer step registers once the queue is consumed, and leaves in ``shutdown``, the last hook that always runs with no
+task active.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.app.task import Task
+from celery.exceptions import WorkerShutdown
+from celery.utils.imports import symbol_by_name
+from celery.worker.request import Request
+from kombu import Exchange, Queue
+
+from celery_allocator.errors import AllocatorError, DeviceBusyError
+from celery_allocator.inventory import discover
+from celery_allocator.isolation import device_environment
+from celery_allocator.ledger.connection import durability_warnings
+from celery_allocator.model import CPU_DEVICE
+from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
+from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
+from celery_allocator.plugin.session import session
+
+logger = logging.getLogger(__name__)
+
+_GATE = "celery_allocator.plugin.gate:strategy"
+_EXPLICIT_QUEUES = "_allocator_explicit_queues"
+
+
+def queue_name(pool: str, node: str, device_id: str) -> str:
+    """Name of a device's queue: ``allocator.<pool>.<node>.<device>``."""
+    return f"allocator.{pool}.{node}.{device_id}"
+
+
+def on_celeryd_init(sender: Any = None, instance: Any = None, options: Any = None, **_: Any) -> None:
+    """Remember whether ``-Q`` was given (signal ``celeryd_init``, the only place that tells)."""
+    setattr(instance, _EXPLICIT_QUEUES, bool((options or {}).get("queues")))
+
+
+def on_worker_init(sender: Any = None, **_: Any) -> None:
+    """Choose the device, before the pool forks (signal ``worker_init``). A device that does not exist ends the worker."""
+    which = sender.options.get("gpu")
+    if which is None:
+        return
+    app = sender.app
+    current = session(app)
+    try:
+        settings = current.settings
+        inventory = discover(settings)
+        device_id = device_id_of(str(which), inventory)
+    except (AllocatorError, LookupError) as error:
+        raise SystemExit(f"celery-allocator: {error}") from error
+    os.environ.update(device_environment(inventory.device(device_id)))
+    name = queue_name(settings.pool, inventory.node, device_id)
+    _consume(app, name, only=device_id != CPU_DEVICE and not getattr(sender, _EXPLICIT_QUEUES, False))
+    current.keeper = WorkerKeeper(app, sender.hostname, inventory, device_id, name)
+
+
+def on_worker_shutting_down(sender: Any = None, **_: Any) -> None:
+    """Stop taking grants as soon as shutdown begins (signal ``worker_shutting_down``)."""
+    for keeper in _keepers:
+        keeper.close()
+
+
+def on_message_refused(sender: Any = None, message: Any = None, **_: Any) -> None:
+    """A granted message that this worker cannot run, of an unknown or malformed task, gives its resources back."""
+    header = (getattr(message, "headers", None) or {}).get(HEADER)
+    if header and header.get("token"):
+        session(sender.app).ledger.release(header["id"], header["token"], "rejected")
+
+
+def connect_signals() -> None:
+    """Connect the handlers, once per process however often it is called."""
+    for signal, handler in (
+        (signals.celeryd_init, on_celeryd_init),
+        (signals.worker_init, on_worker_init),
+        (signals.worker_shutting_down, on_worker_shutting_down),
+        (signals.task_unknown, on_message_refused),
+        (signals.task_rejected, on_message_refused),
+    ):
+        signal.connect(handler, weak=False, dispatch_uid=f"celery_allocator.{handler.__name__}")
+
+
+_keepers: list[WorkerKeeper] = []
+
+
+class AllocatorStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+    """Consumer step: the worker's presence in the ledger while it consumes."""
+
+    name = "Allocator"
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, parent: Any, gpu: str | None = None, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self.keeper: Any = session(parent.app).keeper
+        self.enabled = self.keeper is not None
+        if self.enabled:
+            _keepers[:] = [self.keeper]
+            for task in parent.app.tasks.values():
+                adopt(task)
+
+    def include_if(self, parent: Any) -> bool:
+        return bool(self.enabled)
+
+    def start(self, parent: Any) -> None:
+        """Register; again after a lost connection to the broker."""
+        try:
+            for warning in durability_warnings(session(parent.app).ledger):
+                logger.warning(warning)
+            if session(parent.app).is_embedded:
+                logger.warning(
+                    "the ledger is this host's embedded server: workers on other hosts cannot share it. "
+                    "Set allocator_backend_url to a Redis that all of them reach"
+                )
+            self.keeper.register(parent.controller.concurrency)
+        except DeviceBusyError as error:
+            logger.critical("%s", error)
+            raise WorkerShutdown(1) from error
+
+    def stop(self, parent: Any) -> None:
+        """Nothing: a restart of the consumer keeps the registration."""
+
+    def shutdown(self, parent: Any) -> None:
+        """Leave the ledger."""
+        self.keeper.leave()
+
+    def info(self, parent: Any) -> dict[str, Any]:
+        """What ``celery inspect stats`` and Flower's worker page show."""
+        keeper = self.keeper
+        return {"node": keeper.inventory.node, "device": keeper.device_id, "queue": keeper.queue}
+
+
+def adopt(task: Any) -> None:
+    """Put a registered task behind the gate. A user's own request class keeps its behaviour under the hooks."""
+    if task.Strategy == Task.Strategy:
+        task.Strategy = _GATE
+    elif task.Strategy != _GATE:
+        logger.warning("task %s has a Strategy of its own: the allocator cannot check its deliveries", task.name)
+    cls = symbol_by_name(task.Request)
+    if cls is Request:
+        task.Request = AllocatorRequest
+    elif not issubclass(cls, AllocationHooks):
+        task.Request = type(f"Allocated{cls.__name__}", (AllocationHooks, cls), {})
+
+
+def _consume(app: Any, name: str, only: bool) -> None:
+    """Consume the device's queue: ``only`` it, or beside those the worker consumes anyway."""
+    queues = app.amqp.queues
+    before = [] if only else list(queues.consume_from)
+    # Reached by the default exchange: nothing but the queue itself has to be declared.
+    queues.add(Queue(name, exchange=Exchange("", type="direct"), routing_key=name))
+    queues.select([*before, name])

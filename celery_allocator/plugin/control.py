@@ -1,0 +1,26 @@
+"""``app.control`` whose revoke also reaches what waits in the ledger, at once and with no worker online."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.app.control import Control
+
+from celery_allocator.errors import LedgerError
+from celery_allocator.plugin.outcome import cancel_tasks
+
+logger = logging.getLogger(__name__)
+
+
+class AllocatorControl(Control):  # type: ignore[misc]  # celery has no types
+    """Celery's control (``app.control_cls``)."""
+
+    def revoke(self, task_id: Any, *args: Any, **kwargs: Any) -> Any:
+        """Cancel the tasks in the ledger if they have not started, then revoke them as Celery does."""
+        ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        try:
+            cancel_tasks(self.app, ids)
+        except LedgerError as error:
+            logger.error("revoke: %s; tasks that wait there go on waiting", error)
+        return super().revoke(task_id, *args, **kwargs)

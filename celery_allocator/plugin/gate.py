@@ -1,0 +1,67 @@
+"""The gate: a delivery runs only if its grant is the live one.
+
+Wraps the strategy of each task. A delivery with an allocation is asked for at the ledger: if the token is live the
+message is acknowledged to the broker there and then (from now on the ledger's copy is what "late ack" means, so that no
+visibility timeout and no consumer timeout can touch a long task), and the request is made as always. If not (delivered
+twice, granted again elsewhere, cancelled meanwhile) it is acknowledged and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+from celery.worker.strategy import default as default_strategy
+
+from celery_allocator.errors import LedgerUnavailable, StaleTokenError
+from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.running import GRANT
+from celery_allocator.plugin.session import session
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until a delivery that could not be checked, because the ledger did not answer, is checked again.
+_RETRY_S = 1.0
+
+
+def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
+    """Celery's default strategy behind the gate (``Task.Strategy``)."""
+    plain = default_strategy(task, app, consumer, **kwargs)
+    connection_errors = consumer.connection_errors
+
+    def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> Any:
+        header = (message.headers or {}).get(HEADER)
+        if not header:
+            return plain(message, body, ack, reject, callbacks, **options)
+        # One delivery, one nonce, also when the check is repeated.
+        nonce = header.setdefault("nonce", uuid.uuid4().hex)
+        keeper = session(app).keeper
+        allocation_id, token = header["id"], header.get("token", 0)
+        try:
+            if keeper is None:
+                raise StaleTokenError(f"{allocation_id}: this worker serves no device (start it with --gpu)")
+            allocation = keeper.start(allocation_id, token, nonce, bool(task.acks_late))
+        except StaleTokenError as stale:
+            logger.info("dropped a delivery of %s[%s]: %s", task.name, message.headers.get("id"), stale)
+            ack(logger, connection_errors)
+            return None
+        except LedgerUnavailable as error:
+            logger.warning("%s; asking again for %s in %s s", error, allocation_id, _RETRY_S)
+            consumer.timer.call_after(_RETRY_S, handle, (message, body, ack, reject, callbacks))
+            return None
+        ack(logger, connection_errors)
+        # The ETA was the ledger's to keep; the worker's own clock has no say in it any more.
+        message.headers["eta"] = None
+        message.headers[HEADER] = {**header, GRANT: allocation.to_wire()}
+        try:
+            return plain(message, body, _settled, _settled, callbacks, **options)
+        except BaseException:
+            keeper.ended(allocation, "rejected")
+            raise
+
+    return handle
+
+
+def _settled(*args: Any, **kwargs: Any) -> None:
+    """Stands in for ack and reject: the broker's message is settled already, the request settles the ledger's."""

@@ -1,0 +1,48 @@
+"""``install(app)``: one call that makes a Celery app allocate. Reads no configuration and connects to nothing."""
+
+from __future__ import annotations
+
+from celery import Celery
+from celery.bin.base import CeleryOption
+
+from celery_allocator.errors import SettingsError
+from celery_allocator.plugin import bootsteps, running
+
+_AMQP = "celery_allocator.plugin.sender:AllocatorAMQP"
+_CONTROL = "celery_allocator.plugin.control:AllocatorControl"
+_INSTALLED = "_allocator_installed"
+
+
+def install(app: Celery) -> Celery:
+    """Make ``app`` place tasks that declare ``resources`` by the allocator; returns ``app``. May be called again.
+
+    Call it where the app is made, at module level: the option ``--gpu`` has to exist when a worker's command line is
+    read. Everything else is set by ``allocator_*`` in ``app.conf`` or by ``ALLOCATOR_*`` in the environment. Raises
+    :class:`~celery_allocator.errors.SettingsError` if the app already has an AMQP or control class of its own.
+    """
+    if vars(app).get(_INSTALLED):
+        return app
+    for attribute, ours in (("amqp_cls", _AMQP), ("control_cls", _CONTROL)):
+        if getattr(app, attribute) not in (getattr(Celery, attribute), ours):
+            raise SettingsError(
+                f"this app has {attribute}={getattr(app, attribute)!r}: celery-allocator needs that place. "
+                f"Derive your class from {ours.replace(':', '.')} and set it after install()"
+            )
+        setattr(app, attribute, ours)
+    # Properties that were used before are made again with our classes.
+    for cached in ("amqp", "control"):
+        vars(app).pop(cached, None)
+    app.user_options["worker"].add(
+        CeleryOption(
+            ["--gpu"],
+            default=None,
+            metavar="INDEX|UUID|none",
+            help_group="Allocator Options",
+            help="GPU this worker serves, by index or UUID; 'none': CPU-only work. Unset: a plain worker.",
+        )
+    )
+    app.steps["consumer"].add(bootsteps.AllocatorStep)
+    running.connect_signals()
+    bootsteps.connect_signals()
+    vars(app)[_INSTALLED] = True
+    return app

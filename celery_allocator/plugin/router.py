@@ -1,0 +1,86 @@
+"""The router: which requirements a call has.
+
+Celery's router sees neither the task's id nor its ETA nor its body, so it cannot reserve anything: it resolves and
+validates, and the sender submits. It wraps Celery's own router instead of standing in ``task_routes``, so that the
+user's routes go on working, in whatever order they are set, and may carry ``resources`` themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+from celery.app.routes import Router
+
+from celery_allocator.errors import RequirementsError
+from celery_allocator.model import Requirements, Strategy
+from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.session import session
+
+RESOURCES = "resources"
+STRATEGY = "strategy"
+
+
+class AllocatorRouter(Router):  # type: ignore[misc]  # celery has no types
+    """Celery's router, which also resolves ``resources`` and ``strategy`` to validated values in the options.
+
+    Later wins: setting ``allocator_default_resources``, the task's decorator, the route, the headers of the message
+    that a retry repeats, the call. Raises :class:`RequirementsError` at the call for what is malformed.
+    """
+
+    def route(
+        self,
+        options: dict[str, Any],
+        name: str,
+        args: Any = (),
+        kwargs: Any = None,
+        task_type: Any = None,
+    ) -> dict[str, Any]:
+        asked = options.get(RESOURCES)
+        routed: dict[str, Any] = super().route(
+            {key: value for key, value in options.items() if key != RESOURCES}, name, args, kwargs, task_type
+        )
+        task = task_type if task_type is not None else self.app.tasks.get(name)
+        before = (options.get("headers") or {}).get(HEADER) or {}
+        layers = (
+            getattr(task, RESOURCES, None),
+            routed.pop(RESOURCES, None),
+            before.get(RESOURCES),
+            asked,
+        )
+        default = session(self.app).settings.default_resources
+        if default is None and all(layer is None for layer in layers):
+            return routed
+        strategy = (
+            options.get(STRATEGY)
+            or before.get(STRATEGY)
+            or routed.get(STRATEGY)
+            or getattr(task, STRATEGY, None)
+            or session(self.app).settings.strategy
+        )
+        routed[RESOURCES] = Requirements.parse(default, *layers)
+        routed[STRATEGY] = parse_strategy(strategy)
+        return routed
+
+
+def parse_strategy(value: Any) -> Strategy:
+    """A strategy by its name. Raises :class:`RequirementsError` naming those that exist."""
+    try:
+        return Strategy(value)
+    except ValueError:
+        names = ", ".join(strategy.value for strategy in Strategy)
+        raise RequirementsError(STRATEGY, value, f"unknown strategy; known are {names}") from None
+
+
+def requirements_header(allocation_id: str, requirements: Requirements, strategy: Strategy) -> Mapping[str, Any]:
+    """What the message carries of the call, so that a retry asks for the same again."""
+    return {"id": allocation_id, RESOURCES: requirements.as_dict(), STRATEGY: strategy.value}
+
+
+def installed_router(app: Celery, queues: Any, create_missing: bool | None) -> AllocatorRouter:
+    """The router for an app, as ``AMQP.Router`` makes Celery's."""
+    amqp = app.amqp
+    return AllocatorRouter(
+        amqp.routes, queues or amqp.queues, app.either("task_create_missing_queues", create_missing), app=app
+    )

@@ -1,0 +1,112 @@
+"""Around a running task, in the process that runs it: its allocation, its cores, and its release.
+
+The release here is the fast path. It is not what safety rests on (Celery swallows what signal handlers raise): the
+request in the worker's main process hears of every ending, and the keeper releases what is still held then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import Any
+
+from celery import current_task, signals, states
+from celery.exceptions import Reject
+
+from celery_allocator.isolation import Previous, pin, unpin
+from celery_allocator.model import Allocation
+from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin.session import session
+
+logger = logging.getLogger(__name__)
+
+#: Key of the started allocation inside the plugin's header.
+GRANT = "grant"
+
+_OUTCOMES = {
+    states.SUCCESS: "success",
+    states.FAILURE: "failure",
+    states.RETRY: "retry",
+    states.IGNORED: "ignored",
+    states.REJECTED: "rejected",
+}
+_pinned: dict[str, Previous | None] = {}
+
+
+def current_allocation() -> Allocation | None:
+    """The allocation of the task that runs here, or ``None`` outside of one (and for tasks without requirements).
+
+    Its ``cpu_cores`` are the ids of the cores the task is pinned to; ``gpu_id``, ``gpu_uuid`` and ``gpu_memory_mb`` say
+    what it may use of which GPU, in MB.
+    """
+    task = current_task
+    return of_request(task.request) if task else None
+
+
+def of_request(request: Any) -> Allocation | None:
+    """The allocation that a request of the gate carries, if it carries one."""
+    grant = (getattr(request, HEADER, None) or {}).get(GRANT)
+    return Allocation.from_wire(grant) if grant else None
+
+
+def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
+    """Pin the process to the granted cores (signal ``task_prerun``)."""
+    allocation = of_request(task.request)
+    if allocation is None or not allocation.cpu_cores or not session(task.app).settings.pin_cores:
+        return
+    if threading.current_thread() is not threading.main_thread():
+        # A pool of threads: the mask of this thread alone, or its neighbours would move along.
+        _pin_thread(allocation)
+        return
+    _pinned[task_id] = pin(allocation.cpu_cores)
+
+
+def on_postrun(
+    sender: Any = None, task_id: str = "", task: Any = None, retval: Any = None, state: Any = None, **_: Any
+) -> None:
+    """Give the cores back to the process, and the allocation to the ledger (signal ``task_postrun``)."""
+    allocation = of_request(task.request)
+    if allocation is None:
+        return
+    _unpin(task_id)
+    outcome = _OUTCOMES.get(state)
+    if outcome is None:
+        # No state: this process is being terminated. What it holds is free only when it is gone; main sees to that.
+        return
+    if isinstance(retval, Reject) and retval.requeue and task.acks_late:
+        outcome = "requeue"
+    try:
+        released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome)
+    except Exception as error:
+        logger.warning("could not release %s of task %s: %s; the worker will", allocation.allocation_id, task_id, error)
+        return
+    publish_grants(task.app, released.grants)
+
+
+def connect_signals() -> None:
+    """Connect the two handlers, once per process however often it is called."""
+    signals.task_prerun.connect(on_prerun, weak=False, dispatch_uid="celery_allocator.prerun")
+    signals.task_postrun.connect(on_postrun, weak=False, dispatch_uid="celery_allocator.postrun")
+
+
+_thread_masks = threading.local()
+
+
+def _pin_thread(allocation: Allocation) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    before = os.sched_getaffinity(0)
+    cores = set(allocation.cpu_cores) & set(before)
+    if cores:
+        os.sched_setaffinity(0, cores)
+        _thread_masks.before = before
+
+
+def _unpin(task_id: str) -> None:
+    unpin(_pinned.pop(task_id, None))
+    before = getattr(_thread_masks, "before", None)
+    if before is not None:
+        os.sched_setaffinity(0, before)
+        _thread_masks.before = None

@@ -1,0 +1,143 @@
+"""The sender: Celery's own, with the ledger between it and the broker for tasks that have requirements.
+
+Celery's sender does everything it always does (signals, chains, chords, stamps, events); only the producer it publishes
+with is another one, whose ``publish`` submits the finished message to the ledger in one call. If the grant comes back,
+the message goes to that device's queue at once; else it waits in the ledger.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from celery import Celery
+from celery.app.amqp import AMQP
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.exceptions import OperationalError
+from kombu.utils.functional import retry_over_time
+
+from celery_allocator.errors import LedgerUnavailable
+from celery_allocator.ledger import Submitted, new_allocation_id
+from celery_allocator.model import Requirements, State, Strategy
+from celery_allocator.plugin.envelope import HEADER, Envelope
+from celery_allocator.plugin.publish import publish
+from celery_allocator.plugin.router import RESOURCES, STRATEGY, AllocatorRouter, installed_router, requirements_header
+from celery_allocator.plugin.session import session
+
+
+class AllocatorAMQP(AMQP):  # type: ignore[misc]  # celery has no types
+    """Celery's AMQP with the allocator's router and sender (``app.amqp_cls``)."""
+
+    def Router(self, queues: Any = None, create_missing: bool | None = None) -> AllocatorRouter:  # noqa: N802
+        return installed_router(self.app, queues, create_missing)
+
+    def _create_task_sender(self) -> Any:
+        plain = super()._create_task_sender()
+        app = self.app
+
+        def send_task_message(producer: Any, name: str, message: Any, **options: Any) -> Any:
+            requirements = options.pop(RESOURCES, None)
+            if requirements is None:
+                return plain(producer, name, message, **options)
+            strategy = options.pop(STRATEGY)
+            return plain(LedgerProducer(app, producer, requirements, strategy), name, message, **options)
+
+        return send_task_message
+
+
+class LedgerProducer:
+    """A kombu producer whose :meth:`publish` goes through the ledger. Everything else is the real producer's."""
+
+    def __init__(self, app: Celery, producer: Any, requirements: Requirements, strategy: Strategy) -> None:
+        self._app = app
+        self._producer = producer
+        self._requirements = requirements
+        self._strategy = strategy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(
+        self,
+        body: Any,
+        *,
+        headers: dict[str, Any],
+        serializer: str | None = None,
+        compression: str | None = None,
+        delivery_mode: Any = None,
+        retry: bool = False,
+        retry_policy: dict[str, Any] | None = None,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        exchange: Any = None,
+        routing_key: Any = None,
+        declare: Any = None,
+        expiration: Any = None,
+        **properties: Any,
+    ) -> None:
+        """Submit the message; publish it if it was granted.
+
+        ``exchange``, ``routing_key`` and ``declare`` are dropped (placing is the ledger's business), and so is the
+        broker's ``expiration`` (the ledger ends expired tasks). Raises what the broker or the ledger raises; a ledger
+        that cannot be reached is an ``OperationalError``, as a broker that is down.
+        """
+        allocation_id = new_allocation_id()
+        headers = dict(headers)
+        headers[HEADER] = requirements_header(allocation_id, self._requirements, self._strategy)
+        data, content_type, content_encoding = self._producer._prepare(
+            body, serializer=serializer, compression=compression, headers=headers
+        )
+        if isinstance(data, str):
+            data = data.encode(content_encoding)
+        envelope = Envelope(data, content_type, content_encoding, headers, properties, delivery_mode)
+        policy = retry_policy or {}
+        submitted = self._submit(allocation_id, envelope, policy if retry else None)
+        allocation = submitted.allocation
+        if allocation.state is not State.GRANTED or submitted.known:
+            return
+        options = {"retry": retry, "retry_policy": policy, "timeout": timeout, "confirm_timeout": confirm_timeout}
+        try:
+            publish(self._producer, str(allocation.queue), allocation.token, envelope, **options)
+        except BaseException:
+            # The caller is told that the task was not sent: it must not run after all.
+            ledger = session(self._app).ledger
+            ledger.cancel(allocation_id, "unpublished", publishes=False)
+            ledger.settle([allocation_id])
+            raise
+
+    def _submit(self, allocation_id: str, envelope: Envelope, policy: dict[str, Any] | None) -> Submitted:
+        current = session(self._app)
+
+        def submit() -> Submitted:
+            return current.ledger.submit(
+                allocation_id,
+                envelope.headers["id"],
+                envelope.headers["task"],
+                self._requirements,
+                strategy=self._strategy,
+                message=envelope.pack(),
+                eta_at=_timestamp(self._app, envelope.headers.get("eta")),
+                expires_at=_timestamp(self._app, envelope.headers.get("expires")),
+                on_never=current.settings.never_fits,
+            )
+
+        try:
+            if policy is None:
+                return submit()
+            return retry_over_time(  # type: ignore[no-any-return]
+                submit,
+                LedgerUnavailable,
+                max_retries=policy.get("max_retries", 3),
+                interval_start=policy.get("interval_start", 0),
+                interval_step=policy.get("interval_step", 0.2),
+                interval_max=policy.get("interval_max", 0.2),
+            )
+        except LedgerUnavailable as error:
+            raise OperationalError(str(error)) from error
+
+
+def _timestamp(app: Celery, text: str | datetime | None) -> float | None:
+    if not text:
+        return None
+    when = maybe_iso8601(text)
+    return float(maybe_make_aware(when, app.timezone).timestamp())

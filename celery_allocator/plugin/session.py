@@ -1,0 +1,83 @@
+"""What the plugin keeps per app and process: resolved settings and a ledger client of this process's own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Protocol
+
+from celery import Celery
+
+from celery_allocator.ledger import Ledger, connect, resolve_url
+from celery_allocator.model import Allocation
+from celery_allocator.settings import Settings
+
+_ATTRIBUTE = "_allocator_session"
+_lock = threading.Lock()
+
+
+class Keeper(Protocol):
+    """What gate and request need of the keeper (see ``keeper.py``)."""
+
+    def start(self, allocation_id: str, token: int, nonce: str, repeatable: bool) -> Allocation:
+        """Pass the gate."""
+
+    def ended(self, allocation: Allocation, outcome: str) -> None:
+        """The task ended and nothing runs any more."""
+
+    def gone(self, allocation: Allocation, outcome: str, pid: int | None) -> None:
+        """The task ended violently: its resources are free when the process is gone."""
+
+
+class Session:
+    """Settings and ledger of one app. Nothing is read or connected before it is asked for."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._settings: Settings | None = None
+        self._ledger: Ledger | None = None
+        self._pid = 0
+        #: The worker's keeper, in the main process of a worker that serves a device.
+        self.keeper: Keeper | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The allocator's settings, from the environment and ``app.conf``."""
+        if self._settings is None:
+            self._settings = Settings.load(conf=self._app.conf)
+        return self._settings
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; a fork gets a client of its own."""
+        pid = os.getpid()
+        if self._ledger is None or self._pid != pid:
+            with _lock:
+                if self._ledger is None or self._pid != pid:
+                    self._ledger = connect(self.settings, *self._urls())
+                    self._pid = pid
+        return self._ledger
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether nothing is configured, so that the ledger is this host's embedded server."""
+        return resolve_url(self.settings, *self._urls()) is None
+
+    def _urls(self) -> tuple[str | None, str | None]:
+        conf: Any = self._app.conf
+        broker = conf.broker_write_url or conf.broker_url
+        if isinstance(broker, (list, tuple)):
+            broker = broker[0] if broker else None
+        # Celery takes several brokers in one string, parted by semicolons; the first one is the one in use.
+        backend = conf.result_backend
+        first = broker.split(";")[0] if isinstance(broker, str) else None
+        return first, backend if isinstance(backend, str) else None
+
+
+def session(app: Celery) -> Session:
+    """The session of an app, made on first use. An app that was pickled into a child makes its own there."""
+    found = vars(app).get(_ATTRIBUTE)
+    if found is None:
+        with _lock:
+            found = vars(app).setdefault(_ATTRIBUTE, Session(app))
+    return found
