@@ -1,0 +1,103 @@
+"""The function form as a command: options made from the requirements' table, JSON out, an exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from celery_allocator.allocating.function import allocate_resources
+from celery_allocator.allocating.session import Session
+from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
+from celery_allocator.model import FIELDS, Field, Strategy
+from celery_allocator.settings import Settings
+
+EXIT_OK, EXIT_REFUSED, EXIT_USAGE = 0, 1, 2
+#: Refusals that mean the call itself was wrong.
+_USAGE_CODES = (RequirementsError.code, SettingsError.code)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option_name(field: Field) -> str:
+    """``gpu_memory_mb`` is ``--gpu-memory``."""
+    return "--" + field.name.removesuffix("_mb").replace("_", "-")
+
+
+def allocation_options(command: F) -> F:
+    """The arguments of an ``allocate`` command, laid on a function that takes ``**given`` and hands it to :func:`run`."""
+    strategies = ", ".join(strategy.value for strategy in Strategy)
+    options = [
+        click.argument("task_id"),
+        click.option(
+            "--task-type", required=True, metavar="NAME", help="ml_inference, rendering, processing or your own."
+        ),
+        *(
+            click.option(option_name(field), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
+            for field in FIELDS.values()
+        ),
+        click.option("--strategy", default=Strategy.BEST_FIT.value, metavar="NAME", show_default=True, help=strategies),
+        click.option("--wait", "wait_s", type=float, default=0, metavar="SECONDS", help="Wait so long for room."),
+        click.option(
+            "--ttl", "ttl_s", type=float, metavar="SECONDS", help="Life without renewal (setting allocator_ttl_s)."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run(session: Session, given: Mapping[str, Any]) -> int:
+    """Allocate as ``given`` by the options, print the reply, and return the exit code."""
+    return emit(
+        allocate_resources(
+            given["task_id"],
+            given["task_type"],
+            {key: given[key] for key in FIELDS if given[key] is not None},
+            given["strategy"],
+            wait_s=given["wait_s"],
+            ttl_s=given["ttl_s"],
+            session=session,
+        )
+    )
+
+
+def emit(reply: Mapping[str, Any]) -> int:
+    """Print a reply as JSON, its error also on standard error; returns the exit code."""
+    click.echo(json.dumps(reply, indent=2, ensure_ascii=False))
+    if reply["success"]:
+        return EXIT_OK
+    click.echo(f"Error: {reply['error']['message']}", err=True)
+    return EXIT_USAGE if reply["error"]["code"] in _USAGE_CODES else EXIT_REFUSED
+
+
+@click.command(
+    name="resource_allocator",
+    epilog="Prints JSON. Exit codes: 0 granted or in line, 1 refused, 2 the call itself was wrong. "
+    "Other settings come from the environment: ALLOCATOR_DEVICES=sim:2x24576, for example, gives two simulated GPUs.",
+)
+@allocation_options
+@click.option("--backend-url", metavar="URL", help="The ledger's Redis (setting allocator_backend_url).")
+def allocate(backend_url: str | None, **given: Any) -> int:
+    """Allocate GPU memory, CPU cores and RAM for TASK_ID, until released or until the TTL ends."""
+    return run(Session(Settings.load(backend_url=backend_url)), given)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    try:
+        code = allocate.main(
+            arguments, prog_name="python -m celery_allocator.resource_allocator", standalone_mode=False
+        )
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except click.Abort:
+        return 130
+    except AllocatorError as error:
+        click.echo(json.dumps({"success": False, "error": error.as_dict()}, ensure_ascii=False))
+        click.echo(f"Error: {error}", err=True)
+        return EXIT_USAGE
+    return int(code or 0)

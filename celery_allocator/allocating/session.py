@@ -1,0 +1,106 @@
+"""Which ledger the function form speaks to, and how this host is offered to it while no worker runs here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from celery_allocator.errors import UnsatisfiableError
+from celery_allocator.inventory import discover
+from celery_allocator.ledger import Ledger, connect
+from celery_allocator.model import NodeInventory, NodeState
+from celery_allocator.settings import Settings
+
+#: What a host without a GPU is told to try.
+TRY_SIMULATED = "To try it without a GPU, set ALLOCATOR_DEVICES=sim:2x24576 (two simulated GPUs of 24576 MB)"
+
+
+class Session:
+    """A ledger and the settings it is used with. It connects, and looks at this host, when first needed."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        ledger: Ledger | None = None,
+        *,
+        broker_url: str | None = None,
+        result_backend: str | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else Settings.load()
+        self._urls = (broker_url, result_backend)
+        self._ledger = ledger
+        self._inventory: NodeInventory | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger; with nothing else configured, its embedded server is started."""
+        if self._ledger is None:
+            self._ledger = connect(self.settings, *self._urls)
+        return self._ledger
+
+    @property
+    def inventory(self) -> NodeInventory:
+        """What this host has, looked at once."""
+        if self._inventory is None:
+            self._inventory = discover(self.settings)
+        return self._inventory
+
+    def upkeep(self) -> None:
+        """Let what is over end (TTLs, leases), as workers do about once a second where any run.
+
+        Never takes the maintenance lock: who takes it is expected to publish Celery messages, which nobody here can.
+        """
+        self.ledger.tick(publishes=False)
+
+    def offer_host(self, lease_s: float) -> bool:
+        """Register this host for ``lease_s`` seconds, unless workers serve it: then it is theirs to describe.
+
+        Returns whether it was registered.
+        """
+        known = self.ledger.node(self.inventory.node)
+        if known is not None and any(device.worker for device in known.devices):
+            return False
+        self.ledger.register_node(self.inventory, lease_s)
+        return True
+
+    def explain(self, error: UnsatisfiableError) -> UnsatisfiableError:
+        """The same error, saying what to try where no GPU is known at all."""
+        if error.dimension != "gpu_memory_mb" or error.largest > 0:
+            return error
+        hint = f"No GPU is known, and this host ({self.inventory.node}) has none. {TRY_SIMULATED}"
+        return UnsatisfiableError(error.dimension, error.requested, error.largest, hint)
+
+    def node(self, name: str) -> NodeState | None:
+        """One node as the ledger knows it."""
+        return self.ledger.node(name)
+
+
+class _Default:
+    """This process's session, and who makes it."""
+
+    factory: Callable[[], Session] | None = None
+    made: tuple[int, Session] | None = None  # by which process
+
+
+def use_default(factory: Callable[[], Session] | None) -> None:
+    """From now on, take the default session from ``factory`` (an app's, say); ``None``: from the environment."""
+    _Default.factory, _Default.made = factory, None
+
+
+def default_session() -> Session:
+    """This process's session, made anew after a fork and when the environment's settings have changed."""
+    pid = os.getpid()
+    made = _Default.made if _Default.made is not None and _Default.made[0] == pid else None
+    if _Default.factory is not None:
+        session = made[1] if made is not None else _Default.factory()
+    else:
+        settings = Settings.load()
+        session = made[1] if made is not None and made[1].settings == settings else Session(settings)
+    _Default.made = (pid, session)
+    return session
+
+
+def forget_default(session: Session) -> None:
+    """``session`` cannot reach its ledger: let the next call connect anew, for an embedded server may be elsewhere."""
+    if _Default.made is not None and _Default.made[1] is session:
+        _Default.made = None
