@@ -1,0 +1,166 @@
+"""What a demo starts, and stops again however it ends: a server, and the launcher with its workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from celery_allocator.embedded import EmbeddedServer
+from celery_allocator.errors import AllocatorError
+
+#: Seconds that the workers get to stop by themselves, then to drop what they run, then to be killed.
+_PATIENCE_S = (20.0, 10.0, 5.0)
+_PREFIXES = ("ALLOCATOR_", "CELERY_")
+
+
+class DemoError(AllocatorError):
+    """The demo cannot go on."""
+
+    code = "demo_failed"
+
+
+class Interrupted(BaseException):
+    """A signal asked the demo to end. No ``Exception``, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+class Interrupts:
+    """Turns the first SIGINT, SIGTERM or SIGHUP into :class:`Interrupted`, but never inside :meth:`deferred`.
+
+    Later ones change nothing: by then everything is being stopped, and half of a stop would leave processes behind.
+    """
+
+    def __init__(self) -> None:
+        self._deferring = False
+        self._pending: int | None = None
+        self._over = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals within; the former handlers are put back after it."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            self._over = True
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let what is within finish; a signal that came meanwhile is raised after it."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        if self._pending is not None and not self._over:
+            self._raise(self._pending)
+
+    def finish(self) -> None:
+        """From here on signals are ignored: everything is being stopped."""
+        self._over = True
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._over:
+            return
+        if self._deferring:
+            self._pending = number
+            return
+        self._raise(number)
+
+    def _raise(self, number: int) -> None:
+        self._over = True
+        raise Interrupted(number)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set ``values`` in this process's environment, and no other ``ALLOCATOR_*`` or ``CELERY_*``; undone at the end.
+
+    The demo's own app and its workers read their configuration from there, and a user's settings must not reach them.
+    """
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
+        del os.environ[name]
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class Session:
+    """A server in a private folder and, after :meth:`start_workers`, the launcher. Use as a context manager."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._stack = ExitStack()
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._log: Path | None = None
+
+    def __enter__(self) -> Session:
+        with self._interrupts.deferred():
+            # Short, because the path of a Unix socket may have no more than 107 characters.
+            directory = Path(tempfile.mkdtemp(prefix="allocator-demo-"))
+            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+            self.server = EmbeddedServer(directory / "server")
+            self._stack.callback(self.server.stop)
+            try:
+                self.server.ensure()
+            except BaseException:
+                self._stack.close()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._interrupts.finish()
+        self._stack.close()
+
+    def start_workers(self, app: str, log: Path) -> None:
+        """Start the launcher; what it and its workers write goes to ``log``."""
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        argv = [sys.executable, "-m", "celery_allocator.launcher", "-A", app, "--", "--loglevel", "INFO"]
+        self._log = log
+        with self._interrupts.deferred(), log.open("wb") as output:
+            self._launcher = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,  # a Ctrl-C is for the demo, which then stops the workers in order
+            )
+            self._stack.callback(_stop, self._launcher)
+
+    def check(self) -> None:
+        """Raise :class:`DemoError`, with the end of its log, if the launcher has ended."""
+        if self._launcher is not None and self._launcher.poll() is not None and self._log is not None:
+            code, tail = self._launcher.returncode, self._log.read_text(errors="replace").splitlines()[-15:]
+            raise DemoError("\n".join([f"the workers ended with exit code {code}; {self._log} ends in:", *tail]))
+
+
+def _stop(launcher: subprocess.Popen[bytes]) -> None:
+    """Ask the launcher to stop its workers, three times with growing force."""
+    for patience_s in _PATIENCE_S:
+        launcher.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            launcher.wait(patience_s)
+            return
+    launcher.kill()
+    launcher.wait()
