@@ -1,5 +1,7 @@
 """The slot ledger in Redis: client, keys, scripts. All placement and accounting happens in ``lua/``."""
 
+from __future__ import annotations
+
 from celery_allocator.ledger.client import (
     Available,
     Cancelled,

@@ -98,7 +98,7 @@ class Obituary:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Reply of :meth:`Ledger.cancel`. ``state`` is what the allocation was in: ``running`` and ``gone`` were not cancelled."""
+    """Reply of :meth:`Ledger.cancel`. ``state``: what it was in; ``running`` and ``gone`` were not cancelled."""
 
     state: str
     obituary: Obituary | None = None
@@ -237,8 +237,8 @@ class Ledger:
     ) -> Released:
         """Give back what an allocation holds, once; a second call, or one with an old token, changes nothing.
 
-        ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word is
-        recorded. ``publishes``: the caller publishes the returned grants; else the next tick does.
+        ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word
+        is recorded. ``publishes``: the caller publishes the returned grants; else the next tick does.
         """
         reply = self._run(
             "release",
@@ -359,10 +359,11 @@ class Ledger:
         born: float = 0.0,
         takeover: str = "",
     ) -> tuple[Grant, ...]:
-        """A worker begins to serve a device of a registered node. ``born``: start time of ``pid``, against reuse of pids.
+        """A worker begins to serve a device of a registered node.
 
-        ``takeover`` names an incarnation whose process the caller knows to be gone, so that its lease need not be waited
-        for. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
+        ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
+        caller knows to be gone, so that its lease need not be waited for. Raises :class:`DeviceBusyError`,
+        :class:`UnknownTargetError`.
         """
         key = f"{node}/{device_id}"
         args = (worker, incarnation, key, slots, queue, _ms(lease_s), pid, born, takeover)
@@ -411,7 +412,7 @@ class Ledger:
         reply = self._run("tick", lock, batch, "1" if publishes else "0")
         if not reply:
             return Ticked(False)
-        obituaries = tuple(Obituary(*(f.decode() for f in row[:4]), message=row[4]) for row in reply[1])
+        obituaries = tuple(_obituary(row) for row in reply[1])
         return Ticked(True, _grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
 
     # --- plumbing
@@ -452,6 +453,11 @@ def _ms(seconds: float | None) -> int | str:
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _obituary(row: Any) -> Obituary:
+    allocation_id, task_id, name, outcome = (field.decode() for field in row[:4])
+    return Obituary(allocation_id, task_id, name, outcome, row[4])
 
 
 def _grants(rows: Any) -> tuple[Grant, ...]:

@@ -19,7 +19,7 @@ SOCKET_TIMEOUT_S = 10.0
 
 
 def resolve_url(settings: Settings, broker_url: str | None = None, result_backend: str | None = None) -> str | None:
-    """URL of the ledger: as set, else the app's broker or result backend if that is Redis; ``None``: the embedded server."""
+    """URL of the ledger: as set, else broker or result backend if one is Redis; ``None``: the embedded server."""
     for candidate in (settings.backend_url, broker_url, result_backend):
         if not candidate:
             continue

@@ -53,5 +53,5 @@ def key(pool: str, name: str, member: str = "") -> str:
 
 
 def render(source: str) -> str:
-    """Lua source with each ``K.<name>`` replaced by the expression of that key. Raises ``KeyError`` on an unknown name."""
+    """Lua source with each ``K.<name>`` replaced by that key's expression. Raises ``KeyError`` on an unknown name."""
     return _REFERENCE.sub(lambda match: f'(P.."{KEYS[match.group(1)][0]}")', source)

@@ -9,6 +9,8 @@ The way of a task through these files::
     keeper: heartbeat, tick, what the child could not release        (worker, main process, own thread)
 """
 
+from __future__ import annotations
+
 from celery_allocator.plugin.install import install
 from celery_allocator.plugin.running import current_allocation
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from typing import Any
 
 from celery import bootsteps, signals
@@ -16,9 +17,10 @@ from celery.app.task import Task
 from celery.exceptions import WorkerShutdown
 from celery.utils.imports import symbol_by_name
 from celery.worker.request import Request
-from kombu import Exchange, Queue
+from celery.worker.state import maybe_shutdown
+from kombu.entity import Exchange, Queue
 
-from celery_allocator.errors import AllocatorError, DeviceBusyError
+from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.inventory import discover
 from celery_allocator.isolation import device_environment
 from celery_allocator.ledger.connection import durability_warnings
@@ -26,11 +28,13 @@ from celery_allocator.model import CPU_DEVICE
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
-from celery_allocator.plugin.session import session
+from celery_allocator.plugin.session import Keeper, Session, session
 
 logger = logging.getLogger(__name__)
 
 _GATE = "celery_allocator.plugin.gate:strategy"
+#: Seconds between tries to register while the ledger cannot be reached.
+_RETRY_S = 2.0
 _EXPLICIT_QUEUES = "_allocator_explicit_queues"
 
 
@@ -45,7 +49,7 @@ def on_celeryd_init(sender: Any = None, instance: Any = None, options: Any = Non
 
 
 def on_worker_init(sender: Any = None, **_: Any) -> None:
-    """Choose the device, before the pool forks (signal ``worker_init``). A device that does not exist ends the worker."""
+    """Choose the device, before the pool forks (signal ``worker_init``). One that does not exist ends the worker."""
     which = sender.options.get("gpu")
     if which is None:
         return
@@ -88,10 +92,10 @@ def connect_signals() -> None:
         signal.connect(handler, weak=False, dispatch_uid=f"celery_allocator.{handler.__name__}")
 
 
-_keepers: list[WorkerKeeper] = []
+_keepers: list[Keeper] = []
 
 
-class AllocatorStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery has no types
+class AllocatorStep(bootsteps.StartStopStep):
     """Consumer step: the worker's presence in the ledger while it consumes."""
 
     name = "Allocator"
@@ -99,10 +103,11 @@ class AllocatorStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ha
 
     def __init__(self, parent: Any, gpu: str | None = None, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
-        self.keeper: Any = session(parent.app).keeper
-        self.enabled = self.keeper is not None
-        if self.enabled:
-            _keepers[:] = [self.keeper]
+        keeper = session(parent.app).keeper
+        self.enabled = keeper is not None
+        if keeper is not None:
+            self.keeper = keeper
+            _keepers[:] = [keeper]
             for task in parent.app.tasks.values():
                 adopt(task)
 
@@ -111,18 +116,19 @@ class AllocatorStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ha
 
     def start(self, parent: Any) -> None:
         """Register; again after a lost connection to the broker."""
-        try:
-            for warning in durability_warnings(session(parent.app).ledger):
-                logger.warning(warning)
-            if session(parent.app).is_embedded:
-                logger.warning(
-                    "the ledger is this host's embedded server: workers on other hosts cannot share it. "
-                    "Set allocator_backend_url to a Redis that all of them reach"
-                )
-            self.keeper.register(parent.controller.concurrency)
-        except DeviceBusyError as error:
-            logger.critical("%s", error)
-            raise WorkerShutdown(1) from error
+        while True:
+            try:
+                _warn_of_server(session(parent.app))
+                self.keeper.register(parent.controller.concurrency)
+                return
+            except LedgerUnavailable as error:
+                # As Celery does when its broker is down: say so and try again, until told to stop.
+                logger.error("%s; trying again in %s s", error, _RETRY_S)  # noqa: TRY400
+                maybe_shutdown()
+                time.sleep(_RETRY_S)
+            except AllocatorError as error:
+                logger.critical("%s", error)
+                raise WorkerShutdown(1) from error
 
     def stop(self, parent: Any) -> None:
         """Nothing: a restart of the consumer keeps the registration."""
@@ -133,8 +139,17 @@ class AllocatorStep(bootsteps.StartStopStep):  # type: ignore[misc]  # celery ha
 
     def info(self, parent: Any) -> dict[str, Any]:
         """What ``celery inspect stats`` and Flower's worker page show."""
-        keeper = self.keeper
-        return {"node": keeper.inventory.node, "device": keeper.device_id, "queue": keeper.queue}
+        return self.keeper.info()
+
+
+def _warn_of_server(current: Session) -> None:
+    for warning in durability_warnings(current.ledger):
+        logger.warning(warning)
+    if current.is_embedded:
+        logger.warning(
+            "the ledger is this host's embedded server: workers on other hosts cannot share it. "
+            "Set allocator_backend_url to a Redis that all of them reach"
+        )
 
 
 def adopt(task: Any) -> None:

@@ -36,7 +36,7 @@ class Envelope:
             "p": self.properties,
             "dm": self.delivery_mode,
         }
-        return json.dumps(meta).encode() + b"\n" + self.body
+        return bytes(json.dumps(meta).encode()) + b"\n" + self.body
 
     @classmethod
     def unpack(cls, data: bytes) -> Envelope:

@@ -40,7 +40,7 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
         allocation_id, token = header["id"], header.get("token", 0)
         try:
             if keeper is None:
-                raise StaleTokenError(f"{allocation_id}: this worker serves no device (start it with --gpu)")
+                raise StaleTokenError(f"{allocation_id}: this worker serves no device")  # noqa: TRY301
             allocation = keeper.start(allocation_id, token, nonce, bool(task.acks_late))
         except StaleTokenError as stale:
             logger.info("dropped a delivery of %s[%s]: %s", task.name, message.headers.get("id"), stale)

@@ -1,4 +1,4 @@
-"""The keeper: a plain thread in the worker's main process that keeps the worker's claim and everybody's ledger in order.
+"""The keeper: a plain thread in the worker's main process that keeps its claim and everybody's ledger in order.
 
 It renews the lease, runs the maintenance tick, and releases what the child that ran a task could not: a task whose
 process was killed holds its resources until that process is really gone. It is a thread of its own because the event
@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 from celery import Celery
@@ -43,7 +44,7 @@ class Ending:
 
 
 class WorkerKeeper:
-    """One worker's presence in the ledger. Thread-safe; made in the main process, after which ``register`` starts it."""
+    """One worker's presence in the ledger. Thread-safe; made in the main process; ``register`` starts it."""
 
     def __init__(self, app: Celery, worker: str, inventory: NodeInventory, device_id: str, queue: str) -> None:
         self.app = app
@@ -95,6 +96,10 @@ class WorkerKeeper:
             self._add(Ending(allocation, outcome))
             return
         self._add(Ending(allocation, outcome, pid, _born(pid)))
+
+    def info(self) -> dict[str, Any]:
+        """Node, device and queue, for people."""
+        return {"node": self.inventory.node, "device": self.device_id, "queue": self.queue}
 
     def close(self) -> None:
         """Ask for no more grants; unstarted ones go elsewhere. Safe in a signal handler (the thread does the work)."""

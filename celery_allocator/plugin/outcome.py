@@ -83,7 +83,7 @@ def _context(app: Celery, envelope: Envelope) -> Context:
         args, kwargs, embedded = serialization.loads(
             body, envelope.content_type, envelope.content_encoding, accept=accept
         )
-    except Exception as error:  # in a refused format, or damaged: the result is written without callbacks
+    except Exception as error:  # noqa: BLE001  # in a refused format, or damaged: the result is written without callbacks
         logger.warning("could not read the body of task %s: %s", envelope.headers.get("id"), error)
         args, kwargs = (), {}
     return Context({**envelope.headers, **(embedded or {}), "args": args, "kwargs": kwargs})

@@ -11,10 +11,10 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.running import GRANT
 from celery_allocator.plugin.session import session
-from celery_allocator.model import Allocation
 
 
 class AllocationHooks:
@@ -24,7 +24,7 @@ class AllocationHooks:
     _ending = "ended"
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(message, *args, **kwargs)
+        super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
         grant = (self._request_dict.get(HEADER) or {}).get(GRANT)  # type: ignore[attr-defined]
         if grant:
             self._claim = Allocation.from_wire(grant)
@@ -83,7 +83,7 @@ class AllocationHooks:
 
     @property
     def _never_accepted(self) -> bool:
-        return self.worker_pid is None  # type: ignore[attr-defined,no-any-return]
+        return self.worker_pid is None  # type: ignore[attr-defined]
 
     def _child_idle(self) -> None:
         keeper = session(self._app).keeper  # type: ignore[attr-defined]
@@ -96,5 +96,5 @@ class AllocationHooks:
             keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
 
 
-class AllocatorRequest(AllocationHooks, Request):  # type: ignore[misc]  # celery has no types
+class AllocatorRequest(AllocationHooks, Request):
     """Celery's request with the hooks."""

@@ -22,7 +22,7 @@ RESOURCES = "resources"
 STRATEGY = "strategy"
 
 
-class AllocatorRouter(Router):  # type: ignore[misc]  # celery has no types
+class AllocatorRouter(Router):
     """Celery's router, which also resolves ``resources`` and ``strategy`` to validated values in the options.
 
     Later wins: setting ``allocator_default_resources``, the task's decorator, the route, the headers of the message

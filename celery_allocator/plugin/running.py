@@ -79,7 +79,7 @@ def on_postrun(
         outcome = "requeue"
     try:
         released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # whatever it is, the keeper releases
         logger.warning("could not release %s of task %s: %s; the worker will", allocation.allocation_id, task_id, error)
         return
     publish_grants(task.app, released.grants)

@@ -19,6 +19,18 @@ _lock = threading.Lock()
 class Keeper(Protocol):
     """What gate and request need of the keeper (see ``keeper.py``)."""
 
+    def register(self, slots: int) -> None:
+        """Begin to serve the device."""
+
+    def close(self) -> None:
+        """Ask for no more grants."""
+
+    def leave(self) -> None:
+        """Leave the ledger."""
+
+    def info(self) -> dict[str, Any]:
+        """Node, device and queue, for people."""
+
     def start(self, allocation_id: str, token: int, nonce: str, repeatable: bool) -> Allocation:
         """Pass the gate."""
 
@@ -80,4 +92,5 @@ def session(app: Celery) -> Session:
     if found is None:
         with _lock:
             found = vars(app).setdefault(_ATTRIBUTE, Session(app))
+    assert isinstance(found, Session)
     return found
