@@ -120,7 +120,6 @@ class AllocatorStep(bootsteps.StartStopStep):
             try:
                 _warn_of_server(session(parent.app))
                 self.keeper.register(parent.controller.concurrency)
-                return
             except LedgerUnavailable as error:
                 # As Celery does when its broker is down: say so and try again, until told to stop.
                 logger.error("%s; trying again in %s s", error, _RETRY_S)  # noqa: TRY400
@@ -129,6 +128,8 @@ class AllocatorStep(bootsteps.StartStopStep):
             except AllocatorError as error:
                 logger.critical("%s", error)
                 raise WorkerShutdown(1) from error
+            else:
+                return
 
     def stop(self, parent: Any) -> None:
         """Nothing: a restart of the consumer keeps the registration."""
