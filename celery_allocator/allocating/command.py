@@ -27,7 +27,7 @@ def option_name(field: Field) -> str:
 
 
 def allocation_options(command: F) -> F:
-    """The arguments of an ``allocate`` command, laid on a function that takes ``**given`` and hands it to :func:`run`."""
+    """The arguments of an ``allocate`` command, for a function that takes ``**given`` and hands it to :func:`run`."""
     strategies = ", ".join(strategy.value for strategy in Strategy)
     options = [
         click.argument("task_id"),

@@ -1,7 +1,8 @@
 """Allocate, look up, renew and release by hand.
 
 Every function answers with a dict (see ``reply``) and raises no :class:`~celery_allocator.errors.AllocatorError`: what
-cannot be done, malformed arguments included, is ``success: False`` with ``error: {code, message, …}``. Keyword arguments ``session`` are for embedding and tests; without one, the environment's settings decide.
+cannot be done, malformed arguments included, is ``success: False`` with ``error: {code, message, …}``. The keyword
+argument ``session`` is for embedding and tests; without it, the environment's settings decide.
 """
 
 from __future__ import annotations

@@ -23,11 +23,10 @@ class Session:
         settings: Settings | None = None,
         ledger: Ledger | None = None,
         *,
-        broker_url: str | None = None,
-        result_backend: str | None = None,
+        connect_to: Callable[[], Ledger] | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings.load()
-        self._urls = (broker_url, result_backend)
+        self._connect = connect_to
         self._ledger = ledger
         self._inventory: NodeInventory | None = None
 
@@ -35,7 +34,7 @@ class Session:
     def ledger(self) -> Ledger:
         """The ledger; with nothing else configured, its embedded server is started."""
         if self._ledger is None:
-            self._ledger = connect(self.settings, *self._urls)
+            self._ledger = self._connect() if self._connect is not None else connect(self.settings)
         return self._ledger
 
     @property

@@ -24,8 +24,8 @@ _DOCS = {
     "task_id": "Name of the work that the resources are for, chosen by the caller.",
     "task_type": "Kind of work; gives the default requirements.",
     "resource_requirements": "What is needed, laid over the task type's defaults.",
-    "allocation_strategy": "How the device is picked: first_fit (the first that fits), best_fit (the one with least left "
-    "over), priority (best fit, strictly by priority, then arrival).",
+    "allocation_strategy": "How the device is picked: first_fit (the first that fits), best_fit (the one with "
+    "least left over), priority (best fit, strictly by priority, then arrival).",
     "wait_s": "Seconds to wait for room. What still waits then stays in line, and the reply tells its position.",
     "ttl_s": "Seconds until the allocation ends by itself; null: the configured default.",
 }

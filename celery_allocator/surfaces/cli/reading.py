@@ -1,0 +1,203 @@
+"""Commands that look: status, queue, events, settings, verify."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+import click
+from kombu.utils.url import maybe_sanitize_url
+
+from celery_allocator.model import ClusterState, iso_utc
+from celery_allocator.settings import PREFIX, Settings, table
+from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.console import EXIT_FAILED, Console, json_option, pass_console, print_json
+
+#: Seconds between looks for new events.
+_FOLLOW_S = 0.2
+
+
+@click.command()
+@json_option
+@pass_console
+def status(console: Console, *, as_json: bool) -> None:
+    """Nodes, devices and workers: what they have, what is free, what runs."""
+    console.session.upkeep()
+    cluster = console.ledger.snapshot()
+    if as_json:
+        print_json({"url": console.ledger.url, **cluster.as_dict()})
+        return
+    click.echo(
+        f"pool {cluster.pool} at {console.ledger.url}: {cluster.running} running, {cluster.granted} granted, "
+        f"{cluster.waiting} waiting, {cluster.delayed} delayed"
+    )
+    if not cluster.nodes:
+        click.echo(
+            "No node is registered yet. Start a worker (celery -A proj worker --gpu 0), or allocate by hand "
+            "(celery-allocator allocate --help)."
+        )
+        return
+    click.echo(f"\n{_nodes(cluster)}\n\n{_devices(cluster)}")
+
+
+def _nodes(cluster: ClusterState) -> str:
+    return text.table(
+        ("NODE", "STATE", "CORES FREE", "OF", "RAM FREE MB", "OF"),
+        ((n.node, n.state, len(n.cpu_cores_free), len(n.cpu_cores), n.ram_free_mb, n.ram_mb) for n in cluster.nodes),
+    )
+
+
+def _devices(cluster: ClusterState) -> str:
+    return text.table(
+        ("DEVICE", "STATE", "FREE MB", "OF", "SLOTS FREE", "OF", "HELD", "WORKER", "MODEL"),
+        (
+            (
+                d.key,
+                d.state,
+                d.memory_free_mb if d.is_gpu else None,
+                d.memory_mb if d.is_gpu else None,
+                d.slots_free if d.worker else None,
+                d.slots if d.worker else None,
+                len(d.allocations),
+                d.worker,
+                d.model,
+            )
+            for d in cluster.devices
+        ),
+    )
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+@json_option
+@pass_console
+def queue(console: Console, limit: int, *, as_json: bool) -> None:
+    """What waits, in its order."""
+    console.session.upkeep()
+    waiting = console.ledger.queue(limit=limit)
+    now = time.time()
+    if as_json:
+        print_json(
+            [
+                {
+                    "position": a.queue_position,
+                    "allocation_id": a.allocation_id,
+                    "task_id": a.task_id,
+                    "name": a.task_name,
+                    "requirements": a.requirements.as_dict(),
+                    "strategy": a.strategy.value,
+                    "submitted_at": a.submitted_at,
+                    "estimated_start_at": a.estimated_start_at,
+                }
+                for a in waiting
+            ]
+        )
+        return
+    if not waiting:
+        click.echo("Nothing waits.")
+        return
+    click.echo(
+        text.table(
+            ("POSITION", "TASK", "NAME", "ASKS FOR", "PRIORITY", "WAITS FOR", "ESTIMATED START", "ALLOCATION"),
+            (
+                (
+                    a.queue_position,
+                    a.task_id,
+                    a.task_name,
+                    text.shape(a.requirements),
+                    a.priority,
+                    text.span(now - a.submitted_at),
+                    iso_utc(a.estimated_start_at),
+                    a.allocation_id,
+                )
+                for a in waiting
+            ),
+        )
+    )
+
+
+@click.command()
+@click.option("--follow", is_flag=True, help="Go on printing new ones until interrupted.")
+@click.option("--since", default="-", metavar="ID", help="Only what came after this entry.")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="Entries per read.")
+@json_option
+@pass_console
+def events(console: Console, since: str, limit: int, *, follow: bool, as_json: bool) -> None:
+    """The ledger's event stream, oldest first; with --json one object per line."""
+    last = since
+    while True:
+        entries = console.ledger.events(last, limit)
+        for last, fields in entries:  # the last id read is where the next read begins
+            click.echo(_event(last, fields, as_json=as_json))
+        if not follow and len(entries) < limit:
+            return
+        if not entries:
+            time.sleep(_FOLLOW_S)
+
+
+def _event(entry_id: str, fields: dict[str, str], *, as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"entry": entry_id, **fields}, ensure_ascii=False)
+    shown = {key: value for key, value in fields.items() if value and key not in ("event", "at", "id", "task")}
+    words = [
+        iso_utc(int(fields["at"]) / 1000) or "",
+        fields["event"],
+        fields.get("id", ""),
+        *([f"task={fields['task']}"] if fields.get("task") else []),
+        *(f"{key}={value}" for key, value in shown.items()),
+    ]
+    return " ".join(words)
+
+
+@click.command()
+@json_option
+@pass_console
+@click.pass_context
+def verify(ctx: click.Context, console: Console, *, as_json: bool) -> None:
+    """Recompute the whole ledger from its allocations and tell each difference."""
+    differences = console.ledger.verify()
+    if as_json:
+        print_json({"success": not differences, "differences": differences})
+    elif differences:
+        click.echo("\n".join(differences), err=True)
+    else:
+        click.echo("The ledger is right.")
+    ctx.exit(EXIT_FAILED if differences else 0)
+
+
+@click.command("settings")
+@json_option
+@pass_console
+def settings_command(console: Console, *, as_json: bool) -> None:
+    """Every setting: its value now, where that comes from, and what it means. Passwords are masked."""
+    rows = _settings(console.settings, None if console.app is None else console.app.conf)
+    if as_json:
+        print_json(rows)
+        return
+    click.echo(text.table(("SETTING", "VALUE", "FROM", "MEANING"), (list(row.values()) for row in rows)))
+
+
+def _settings(settings: Settings, conf: Any) -> list[dict[str, Any]]:
+    given_by_app = Settings.load(conf=conf, environ={})
+    rows = []
+    for entry in table():
+        name = entry.name.removeprefix(PREFIX)
+        value = getattr(settings, name)
+        if os.environ.get(entry.env):
+            source = entry.env
+        elif conf is not None and value == getattr(given_by_app, name) != getattr(Settings(), name):
+            source = "app"
+        else:
+            source = "default" if value == getattr(Settings(), name) else "command line"
+        shown = maybe_sanitize_url(value) if isinstance(value, str) else value
+        rows.append({"name": entry.name, "value": _plain(shown), "from": source, "doc": entry.doc})
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if hasattr(value, "items") else value
+
+
+COMMANDS: tuple[click.Command, ...] = (status, queue, events, verify, settings_command)

@@ -1,0 +1,92 @@
+"""Plain text for people: aligned columns, ages, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from celery_allocator.model import Allocation, Requirements, iso_utc
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned columns; a column of numbers is aligned to the right. ``None`` shows as ``-``."""
+    body = [[*row] for row in rows]
+    texts = [[_cell(value) for value in row] for row in body]
+    right = [
+        bool(body) and all(isinstance(row[i], (int, float)) or row[i] is None for row in body)
+        for i in range(len(heads))
+    ]
+    widths = [max(len(line[i]) for line in [list(heads), *texts]) for i in range(len(heads))]
+    lines = []
+    for line in [list(heads), *texts]:
+        cells = [
+            text.rjust(width) if r else text.ljust(width) for text, width, r in zip(line, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def pairs(rows: Iterable[tuple[str, Any]]) -> str:
+    """Names and values, one per line."""
+    listed = [(name, _cell(value)) for name, value in rows]
+    width = max((len(name) for name, _ in listed), default=0)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in listed)
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in its largest two units: ``3 s``, ``2 min 5 s``, ``1 h 4 min``, ``2 d 3 h``."""
+    if seconds is None:
+        return "-"
+    left = max(0, int(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def shape(requirements: Requirements) -> str:
+    """``2048 MB GPU, 2 cores, 4096 MB RAM``; what is not asked for is left out."""
+    words = []
+    if requirements.gpu_memory_mb:
+        words.append(f"{requirements.gpu_memory_mb} MB GPU")
+    if requirements.cpu_cores:
+        words.append(f"{requirements.cpu_cores} core{'s' if requirements.cpu_cores != 1 else ''}")
+    if requirements.ram_mb:
+        words.append(f"{requirements.ram_mb} MB RAM")
+    return ", ".join(words)
+
+
+def described(allocation: Allocation) -> str:
+    """One allocation, everything that is known of it."""
+    cores = ", ".join(str(core) for core in allocation.cpu_cores)
+    device = f"{allocation.node}/{allocation.device_id}" if allocation.node else None
+    rows: list[tuple[str, Any]] = [
+        ("allocation", allocation.allocation_id),
+        ("task", allocation.task_id),
+        ("name", allocation.task_name),
+        ("state", allocation.state.value),
+        ("kind", allocation.kind.value),
+        ("asks for", shape(allocation.requirements)),
+        ("priority", allocation.priority),
+        ("strategy", allocation.strategy.value),
+        ("position", allocation.queue_position or None),
+        ("device", device),
+        ("GPU", allocation.gpu_uuid),
+        ("cores", cores or None),
+        ("worker", allocation.worker),
+        ("token", allocation.token or None),
+        ("submitted", iso_utc(allocation.submitted_at)),
+        ("granted", iso_utc(allocation.granted_at)),
+        ("started", iso_utc(allocation.started_at)),
+        ("estimated start", iso_utc(allocation.estimated_start_at)),
+        ("ETA", iso_utc(allocation.eta_at)),
+        ("expires", iso_utc(allocation.expires_at)),
+        ("workers lost", allocation.losses or None),
+    ]
+    return pairs((name, value) for name, value in rows if value is not None)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None or value == "" else str(value)
