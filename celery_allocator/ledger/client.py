@@ -98,16 +98,12 @@ class Obituary:
 
 @dataclass(frozen=True)
 class Cancelled:
-    """Reply of :meth:`Ledger.cancel`. ``state``: what it was in; ``running`` and ``gone`` were not cancelled."""
+    """Reply of :meth:`Ledger.cancel`. ``state``: what it was in, or ``gone``; a task's ``running`` is left alone."""
 
+    done: bool
     state: str
     obituary: Obituary | None = None
     grants: tuple[Grant, ...] = ()
-
-    @property
-    def done(self) -> bool:
-        """Whether something was cancelled."""
-        return self.state not in ("running", "gone")
 
 
 @dataclass(frozen=True)
@@ -257,10 +253,10 @@ class Ledger:
         """End an allocation that has not started, or one made by hand. A running task is left alone."""
         reply = self._run("cancel", allocation_id, outcome, "1" if publishes else "0")
         if reply[0] != b"ok":
-            return Cancelled(reply[0].decode())
+            return Cancelled(False, reply[0].decode())
         _, state, task_id, name, message, grants = reply
         obituary = Obituary(allocation_id, task_id.decode(), name.decode(), outcome, message) if message else None
-        return Cancelled(state.decode(), obituary, _grants(grants))
+        return Cancelled(True, state.decode(), obituary, _grants(grants))
 
     def renew(self, allocation_id: str, ttl_s: float, token: int | None = None) -> Allocation:
         """Let an allocation made by hand live ``ttl_s`` seconds from now.
