@@ -87,7 +87,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
+                raise SettingsError(
+                    f"{_names(name)} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}"
+                )
         for name in ("lease_s", "tick_s", "start_deadline_s", "ttl_s", "heartbeat_s"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 10**9:

@@ -86,8 +86,10 @@ def text(summary: Summary) -> str:
     lines += [
         "",
         "Waits",
-        f"  {summary.waited} of {summary.tasks} tasks had to wait, up to {summary.most_waiting} at once; "
-        f"median {summary.median_wait_s:.1f} s, longest {summary.longest_wait_s:.1f} s",
+        (
+            f"  {summary.waited} of {summary.tasks} tasks had to wait, up to {summary.most_waiting} at once; "
+            f"median {summary.median_wait_s:.1f} s, longest {summary.longest_wait_s:.1f} s"
+        ),
     ]
     if summary.median_absolute_error_s is not None:
         lines.append(

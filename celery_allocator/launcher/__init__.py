@@ -3,6 +3,8 @@
 It is what ``celery -A proj allocator workers`` runs. Standard library only, besides the inventory it reads.
 """
 
+from __future__ import annotations
+
 from celery_allocator.launcher.launch import run_workers
 from celery_allocator.launcher.plan import WorkerCommand, plan
 from celery_allocator.launcher.supervisor import Policy, Supervisor

@@ -1,4 +1,6 @@
-"""Values: requirements, allocations, cluster state. Standard library only; everything is frozen and has its unit in its name."""
+"""Values: requirements, allocations, cluster state. Standard library only; all frozen, with units in their names."""
+
+from __future__ import annotations
 
 from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_utc
 from celery_allocator.model.cluster import (

@@ -38,7 +38,7 @@ class Strategy(str, Enum):
 
 @dataclass(frozen=True)
 class Allocation:
-    """A task's claim as the ledger holds it. Times are seconds since the epoch on the ledger's clock, ``None`` if not yet.
+    """A task's claim as the ledger holds it. Times: seconds since the epoch on the ledger's clock, ``None`` if not yet.
 
     ``cpu_cores`` are the granted core ids; ``token`` grows with every grant and is what start and release are checked
     against. ``queue_position`` is 1 for the next in line and 0 for what does not wait.

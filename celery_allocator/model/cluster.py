@@ -11,7 +11,7 @@ CPU_DEVICE = "cpu"
 
 @dataclass(frozen=True)
 class DeviceInventory:
-    """One GPU of this host, as found. ``memory_mb`` is its total; ``cpu_affinity`` the core ids near it (may be empty)."""
+    """One GPU of this host, as found. ``memory_mb``: its total; ``cpu_affinity``: core ids near it (may be empty)."""
 
     device_id: str  # "gpu_0"
     index: int

@@ -59,7 +59,7 @@ class Requirements:
 
     @classmethod
     def parse(cls, *layers: Mapping[str, Any] | None) -> Requirements:
-        """Merge ``layers``, later ones over earlier ones, and validate. ``None`` layers and ``None`` values are skipped."""
+        """Merge ``layers``, later over earlier ones, and validate. ``None`` layers and ``None`` values are skipped."""
         return cls(**merge(*layers))
 
     def as_dict(self) -> dict[str, int]:

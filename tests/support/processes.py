@@ -151,7 +151,7 @@ class OwnedProcess:
         self.send(signal.SIGKILL)
         self._popen.wait(10)
 
-    def __enter__(self) -> OwnedProcess:  # noqa: PYI034 (Self needs Python 3.11)
+    def __enter__(self) -> OwnedProcess:
         return self if self.alive else self.start()
 
     def __exit__(
