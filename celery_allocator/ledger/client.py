@@ -414,7 +414,7 @@ class Ledger:
     # --- plumbing
 
     def _run(self, name: str, *args: Any) -> Any:
-        now = "" if self._clock is None else int(self._clock() * 1000)
+        now = "" if self._clock is None else round(self._clock() * 1000)
         return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
 
     def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -444,7 +444,7 @@ class Ledger:
 
 
 def _ms(seconds: float | None) -> int | str:
-    return "" if seconds is None else int(seconds * 1000)
+    return "" if seconds is None else round(seconds * 1000)
 
 
 def _text(value: Any) -> str:

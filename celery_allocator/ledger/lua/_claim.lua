@@ -108,6 +108,7 @@ local function requeue(id, a)
   call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
   call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce")
   if a.exp then call("ZADD", K.expires, a.exp, id) end
+  if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
   enqueue(id, a.shape, a.score)
 end
 

@@ -71,6 +71,15 @@ local function load_device(dkey)
     slots = tonumber(v[14]), inc = v[15], open = v[16] }
 end
 
+-- Count a device among the capacity classes that "could it ever fit?" is asked of; "" when it is withdrawn.
+local function set_class(dkey, class)
+  local before = call("HGET", K.dev .. dkey, "class") or ""
+  if before == class then return end
+  if before ~= "" and call("HINCRBY", K.classes, before, -1) == 0 then call("HDEL", K.classes, before) end
+  if class ~= "" then call("HINCRBY", K.classes, class, 1) end
+  call("HSET", K.dev .. dkey, "class", class)
+end
+
 -- Reindex and store one device after its fields changed.
 local function store_device(dkey, d, cfree)
   reindex(dkey, d, cfree)

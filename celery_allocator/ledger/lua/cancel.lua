@@ -9,7 +9,7 @@ local a = load_alloc(id)
 if not a or a.state == "released" then return { "gone" } end
 local by_hand = need_of(a.shape).kind == "m"
 if a.state == "running" and not by_hand then return { "running" } end
-local msg = call("HGET", K.alloc .. id, "msg") or ""
+local msg = not by_hand and call("HGET", K.alloc .. id, "msg") or ""
 local grants = {}
 if a.state == "delayed" then call("ZREM", K.delayed, id) end
 if a.state == "waiting" then

@@ -29,9 +29,6 @@ local state = old[6] or "ready"
 local names, listed, members = {}, {}, {}
 
 local function class_of(mem) return mem .. ":" .. count_free(own) .. ":" .. ram end
-local function count_class(class, by)
-  if class and call("HINCRBY", K.classes, class, by) == 0 then call("HDEL", K.classes, class) end
-end
 
 local function upsert(device, mem, uuid, model, index, near)
   local dkey = node .. "/" .. device
@@ -47,12 +44,7 @@ local function upsert(device, mem, uuid, model, index, near)
   d.free = d.free + mem - d.mem
   d.live = "1"
   call("HSET", K.dev .. dkey, "mem", mem, "uuid", uuid, "model", model, "index", index, "near", near)
-  local before, after = call("HGET", K.dev .. dkey, "class"), class_of(mem)
-  if before ~= after then
-    if before then count_class(before, -1) end
-    count_class(after, 1)
-    call("HSET", K.dev .. dkey, "class", after)
-  end
+  set_class(dkey, class_of(mem))
   if d.near ~= near or d.uuid ~= uuid then changed = true end
   d.near, d.uuid = near, uuid
   store_device(dkey, d, cfree)
@@ -72,14 +64,16 @@ for _, device in ipairs(split(old[5])) do
     local d = load_device(dkey)
     names[#names + 1] = device
     members[#members + 1] = d.ord .. "|" .. dkey
-    if d.worker == "" and d.live == "1" then
-      d.live, changed = "0", true
-      count_class(call("HGET", K.dev .. dkey, "class"), -1)
-      call("HDEL", K.dev .. dkey, "class")
+    if d.worker == "" then
+      if d.live == "1" then d.live, changed = "0", true end
+      set_class(dkey, "")
+    else
+      set_class(dkey, class_of(d.mem))
     end
     store_device(dkey, d, cfree)
   end
 end
+table.sort(members) -- in the order of registration
 call("HSET", K.node .. node, "devs", table.concat(names, " "), "members", table.concat(members, " "))
 local grants = {}
 if changed then

@@ -16,11 +16,12 @@ local function in_the_way(name, their_inc)
   local w = call("HMGET", K.worker .. name, "pid", "born", "dkey")
   return { "busy", name, their_inc, left, w[1] or "", w[2] or "", w[3] and node_of(w[3]) or "" }
 end
-local namesake = call("HGET", K.worker .. worker, "inc")
+local old = call("HMGET", K.worker .. worker, "inc", "dkey")
+local namesake = old[1]
 local busy = in_the_way(d.worker, d.inc) or in_the_way(worker, namesake or inc)
 if busy then return busy end
 if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost) end
-if namesake and namesake ~= inc then drop_worker(worker, lost) end
+if namesake and (namesake ~= inc or old[2] ~= dkey) then drop_worker(worker, lost) end
 call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now)
 call("ZADD", K.workers, now + tonumber(ARGV[10]), worker)
 call("ZADD", K.nodes, "GT", now + tonumber(ARGV[10]), node_of(dkey))
@@ -28,7 +29,9 @@ d = load_device(dkey)
 -- The same incarnation again (its consumer restarted): what it holds counts against its slots.
 local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
-store_device(dkey, d, tonumber(call("HGET", K.node .. node_of(dkey), "cfree")))
+local n = call("HMGET", K.node .. node_of(dkey), "cfree", "own", "ram")
+store_device(dkey, d, tonumber(n[1]))
+set_class(dkey, d.mem .. ":" .. count_free(n[2]) .. ":" .. n[3])
 event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc)
 local grants = {}
 pass_all(grants)

@@ -4,11 +4,11 @@
 -- Reply: {"ok"} | {"gone"} | {"stale", live token} | {"not_manual"}
 -- Touches: alloc, manual, nodes.
 local id, ttl, token = ARGV[5], tonumber(ARGV[6]), ARGV[7]
-local v = call("HMGET", K.alloc .. id, "state", "tok", "dev")
-if not v[1] then return { "gone" } end
-if not call("ZSCORE", K.manual, id) then return { "not_manual" } end
+local v = call("HMGET", K.alloc .. id, "state", "tok", "dev", "ttl")
+if not v[1] or v[1] == "released" then return { "gone" } end
+if not v[4] then return { "not_manual" } end
 if token ~= "" and v[2] ~= token then return { "stale", v[2] } end
-call("ZADD", K.manual, now + ttl, id)
+if v[1] ~= "delayed" then call("ZADD", K.manual, now + ttl, id) end
 call("HSET", K.alloc .. id, "ttl", ttl)
 if v[3] then call("ZADD", K.nodes, "XX", "GT", now + ttl, node_of(v[3])) end
 return { "ok" }

@@ -6,6 +6,7 @@
 local id, token, worker, inc, nonce = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local v = call("HMGET", K.alloc .. id, "state", "tok", "dev", "nonce", "tid", "name", "exp")
 if not v[1] or v[1] == "released" then return { "stale", "ended" } end
+if v[1] ~= "granted" and v[1] ~= "running" then return { "stale", v[1] } end
 if v[2] ~= token then return { "stale", "token " .. token .. " is not the live one (" .. v[2] .. ")" } end
 if v[1] == "running" then
   if v[4] == nonce then return { "ok", describe(id) } end

@@ -50,7 +50,12 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, ba
     elseif a.state == "delayed" then call("ZREM", K.delayed, id)
     else withdraw(id, a); moved = true end
     event("expired", id, a.tid, "name", a.name, "from", a.state)
-    bury(id, a, "expired")
+    if a.ttl then
+      call("ZREM", K.manual, id)
+      forget(id, a, "expired")
+    else
+      bury(id, a, "expired")
+    end
   end
 end
 if moved then pass_all(grants) end
@@ -59,6 +64,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, ba
   local a = load_alloc(id)
   call("ZREM", K.delayed, id)
   call("HSET", K.alloc .. id, "state", "waiting")
+  if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
   event("waiting", id, a.tid, "name", a.name, "shape", a.shape)
   place_or_wait(id, a, grants)
 end

@@ -9,18 +9,20 @@ local w = call("HMGET", K.worker .. worker, "inc", "dkey")
 if w[1] ~= inc then return {} end
 local lost, grants = {}, {}
 if ARGV[7] == "1" then
-  local d = load_device(w[2])
-  for _, id in ipairs(call("SMEMBERS", K.on .. w[2])) do
-    local a = load_alloc(id)
-    if a and a.state == "granted" then
-      withdraw(id, a)
-      event("withdrawn", id, a.tid, "name", a.name, "device", w[2], "token", a.tok)
-      requeue(id, a)
+  -- Unless another one serves it by now.
+  if call("HGET", K.dev .. w[2], "worker") == worker then
+    for _, id in ipairs(call("SMEMBERS", K.on .. w[2])) do
+      local a = load_alloc(id)
+      if a.state == "granted" then
+        withdraw(id, a)
+        event("withdrawn", id, a.tid, "name", a.name, "device", w[2], "token", a.tok)
+        requeue(id, a)
+      end
     end
+    local d = load_device(w[2])
+    d.open = "0"
+    store_device(w[2], d, tonumber(call("HGET", K.node .. node_of(w[2]), "cfree")))
   end
-  d = load_device(w[2])
-  d.open = "0"
-  store_device(w[2], d, tonumber(call("HGET", K.node .. node_of(w[2]), "cfree")))
   event("closing", worker, "", "device", w[2])
 else
   drop_worker(worker, lost)

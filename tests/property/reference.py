@@ -1,0 +1,344 @@
+"""A second ledger, in plain Python and by brute force: what the real one should do, worked out without any index.
+
+It keeps allocations, devices and nodes in dicts, computes every free amount by summing up, and finds a device by
+looking at all of them. It predicts every grant, in order. Core ids alone are taken from the real ledger (after they
+were checked): which of several equally good cores it takes is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from celery_allocator.model import Kind, NodeInventory, Requirements, Strategy
+
+DEADLINE_MS = 10_000
+MAX_LOSSES = 2
+
+
+@dataclass
+class Claim:
+    """One allocation. Times in ms."""
+
+    id: str
+    task_id: str
+    req: Requirements
+    strategy: Strategy
+    kind: Kind
+    seq: int
+    ttl: int
+    eta: int | None
+    exp: int | None
+    state: str = "waiting"
+    device: str | None = None
+    token: int = 0
+    cores: frozenset[int] | None = None  # None: granted just now, ids not read yet
+    nonce: str = ""
+    late: bool = False
+    losses: int = 0
+    ends: int | None = None  # by hand: end of TTL
+    due: int = 0  # granted: when it is published again
+
+    @property
+    def place_in_line(self) -> tuple[int, int]:
+        return (-self.req.priority, self.seq)
+
+
+@dataclass
+class Device:
+    """One GPU or the pseudo-device of a node."""
+
+    key: str
+    order: int
+    memory: int
+    state: str
+    near: frozenset[int] = frozenset()
+    live: bool = True
+    known: bool = True
+    worker: str = ""
+    incarnation: str = ""
+    open: bool = False
+    slots: int = 0
+
+    @property
+    def node(self) -> str:
+        return self.key.split("/")[0]
+
+    @property
+    def is_gpu(self) -> bool:
+        return not self.key.endswith("/cpu")
+
+
+@dataclass
+class Node:
+    """One host. ``lease``: its end in ms, None once it was dropped."""
+
+    name: str
+    cores: frozenset[int] = frozenset()
+    ram: int = 0
+    state: str = "ready"
+    lease: int | None = None
+
+
+@dataclass
+class Worker:
+    incarnation: str
+    device: str
+    lease: int
+
+
+@dataclass
+class Reference:
+    """The whole pool. Operations return the claims they grant, in order."""
+
+    now: int = 0
+    nodes: dict[str, Node] = field(default_factory=dict)
+    devices: dict[str, Device] = field(default_factory=dict)
+    workers: dict[str, Worker] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    buried: dict[str, str] = field(default_factory=dict)  # id → outcome, result not written yet
+    ended: set[str] = field(default_factory=set)
+    seq: int = 0
+
+    # --- sums
+
+    def held(self) -> Iterator[Claim]:
+        return (c for c in self.claims.values() if c.state in ("granted", "running"))
+
+    def on(self, key: str) -> list[Claim]:
+        return [c for c in self.held() if c.device == key]
+
+    def on_node(self, name: str) -> list[Claim]:
+        return [c for c in self.held() if c.device is not None and c.device.split("/")[0] == name]
+
+    def in_state(self, state: str) -> list[Claim]:
+        return [c for c in self.claims.values() if c.state == state]
+
+    def line(self) -> list[Claim]:
+        return sorted(self.in_state("waiting"), key=lambda c: c.place_in_line)
+
+    def memory_free(self, device: Device) -> int:
+        return device.memory - sum(c.req.gpu_memory_mb for c in self.on(device.key))
+
+    def slots_free(self, device: Device) -> int:
+        return device.slots - sum(c.kind is Kind.TASK for c in self.on(device.key))
+
+    def ram_free(self, node: Node) -> int:
+        return node.ram - sum(c.req.ram_mb for c in self.on_node(node.name))
+
+    def cores_free(self, node: Node) -> int:
+        claims = self.on_node(node.name)
+        known = frozenset().union(*(c.cores for c in claims if c.cores is not None))
+        return len(node.cores - known) - sum(c.req.cpu_cores for c in claims if c.cores is None)
+
+    # --- placement
+
+    def fits(self, claim: Claim, device: Device) -> bool:
+        req, node = claim.req, self.nodes[device.node]
+        if device.is_gpu != (req.gpu_memory_mb > 0) or not device.live or device.state != "ready":
+            return False
+        if claim.kind is Kind.TASK and not (device.worker and device.open and self.slots_free(device) > 0):
+            return False
+        return (
+            self.memory_free(device) >= req.gpu_memory_mb
+            and self.cores_free(node) >= req.cpu_cores
+            and self.ram_free(node) >= req.ram_mb
+        )
+
+    def choice(self, claim: Claim) -> Device | None:
+        fitting = [d for d in self.devices.values() if self.fits(claim, d)]
+        if claim.strategy is Strategy.FIRST_FIT:
+            return min(fitting, key=lambda d: d.order, default=None)
+        return min(
+            fitting,
+            key=lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), d.order),
+            default=None,
+        )
+
+    def never(self, req: Requirements) -> tuple[str, int] | None:
+        """The dimension no known device could ever meet, and the largest that exists."""
+        sizes = [
+            (d.memory, len(self.nodes[d.node].cores), self.nodes[d.node].ram)
+            for d in self.devices.values()
+            if d.known
+        ]
+        wanted = (req.gpu_memory_mb, req.cpu_cores, req.ram_mb)
+        for i, name in enumerate(("gpu_memory_mb", "cpu_cores", "ram_mb")):
+            if not sizes:
+                return None
+            largest = max(size[i] for size in sizes)
+            sizes = [size for size in sizes if size[i] >= wanted[i]]
+            if not sizes:
+                return name, largest
+        return None
+
+    def grant(self, claim: Claim, device: Device) -> Claim:
+        claim.device, claim.cores, claim.token = device.key, None, -1
+        if claim.kind is Kind.TASK:
+            claim.state, claim.due = "granted", self.now + DEADLINE_MS
+        else:
+            claim.state, claim.ends = "running", self.now + claim.ttl
+        return claim
+
+    def sweep(self) -> list[Claim]:
+        """In order of priority, then arrival, whatever fits."""
+        granted = []
+        for claim in self.line():
+            device = self.choice(claim)
+            if device is not None:
+                granted.append(self.grant(claim, device))
+        return granted
+
+    # --- the life of an allocation
+
+    def submit(self, claim: Claim) -> list[Claim]:
+        self.seq += 1
+        claim.seq = self.seq
+        self.claims[claim.id] = claim
+        if claim.eta is not None and claim.eta > self.now:
+            claim.state = "delayed"
+            return []
+        return self.arrive(claim)
+
+    def arrive(self, claim: Claim) -> list[Claim]:
+        claim.state = "waiting"
+        if claim.kind is Kind.MANUAL:
+            claim.ends = self.now + claim.ttl
+        device = self.choice(claim)
+        return [self.grant(claim, device)] if device is not None else []
+
+    def end(self, claim: Claim, outcome: str, *, buried: bool) -> None:
+        del self.claims[claim.id]
+        if buried:
+            self.buried[claim.id] = outcome
+        else:
+            self.ended.add(claim.id)
+
+    def back_in_line(self, claim: Claim) -> None:
+        claim.state, claim.device, claim.token, claim.cores, claim.nonce = "waiting", None, 0, None, ""
+        if claim.kind is Kind.MANUAL:
+            claim.ends = self.now + claim.ttl
+
+    def release(self, claim: Claim, outcome: str) -> list[Claim]:
+        assert claim.device is not None
+        node = self.nodes[claim.device.split("/")[0]]
+        if outcome == "requeue":
+            self.back_in_line(claim)
+        else:
+            self.end(claim, outcome, buried=False)
+        granted = self.sweep()
+        if claim.kind is Kind.MANUAL:
+            self.close_if_idle(node)
+        return granted
+
+    def cancel(self, claim: Claim) -> list[Claim]:
+        device = claim.device
+        self.end(claim, "cancelled", buried=claim.kind is Kind.TASK)
+        granted = self.sweep()
+        if device is not None and claim.kind is Kind.MANUAL:
+            self.close_if_idle(self.nodes[device.split("/")[0]])
+        return granted
+
+    def close_if_idle(self, node: Node) -> None:
+        devices = [d for d in self.devices.values() if d.node == node.name]
+        if node.lease is not None and not any(d.worker or self.on(d.key) for d in devices):
+            node.lease = self.now
+
+    # --- nodes and workers
+
+    def register_node(self, inventory: NodeInventory, lease: int) -> list[Claim]:
+        node = self.nodes.setdefault(inventory.node, Node(inventory.node))
+        node.lease = max(node.lease or 0, self.now + lease)
+        node.cores, node.ram = frozenset(inventory.cpu_cores), inventory.ram_mb
+        named = {f"{node.name}/{d.device_id}": (d.memory_mb, frozenset(d.cpu_affinity)) for d in inventory.devices}
+        named[f"{node.name}/cpu"] = (0, frozenset())
+        for key, (memory, near) in named.items():
+            if key not in self.devices:
+                self.devices[key] = Device(key, len(self.devices), memory, node.state)
+            device = self.devices[key]
+            device.memory, device.near, device.live, device.known = memory, near, True, True
+        for device in self.devices.values():
+            if device.node == node.name and device.key not in named and not device.worker:
+                device.live = device.known = False
+        return self.sweep()
+
+    def register_worker(self, name: str, incarnation: str, key: str, slots: int, lease: int) -> list[Claim]:
+        device = self.devices[key]
+        old = self.workers.get(name)
+        if device.worker and device.incarnation != incarnation:
+            self.drop_worker(device.worker)
+        if old is not None and (old.incarnation != incarnation or old.device != key):
+            self.drop_worker(name)
+        self.workers[name] = Worker(incarnation, key, self.now + lease)
+        node = self.nodes[device.node]
+        node.lease = max(node.lease or 0, self.now + lease)
+        device.worker, device.incarnation, device.slots = name, incarnation, slots
+        device.open = device.live = device.known = True
+        return self.sweep()
+
+    def drop_worker(self, name: str) -> None:
+        worker = self.workers.pop(name, None)
+        if worker is None:
+            return
+        device = self.devices[worker.device]
+        if device.worker != name:
+            return
+        for claim in self.on(device.key):
+            if claim.kind is not Kind.TASK:
+                continue
+            if claim.state == "granted":
+                self.back_in_line(claim)
+            elif claim.late and claim.losses < MAX_LOSSES:
+                claim.losses += 1
+                self.back_in_line(claim)
+            else:
+                self.end(claim, "lost", buried=True)
+        device.worker, device.incarnation, device.open, device.slots = "", "", False, 0
+
+    def withdraw_unstarted(self, key: str) -> None:
+        for claim in self.on(key):
+            if claim.state == "granted":
+                self.back_in_line(claim)
+
+    def set_state(self, target: str, state: str) -> list[Claim]:
+        if "/" not in target:
+            self.nodes[target].state = state
+        for device in self.devices.values():
+            if target in (device.key, device.node):
+                if state == "draining":
+                    self.withdraw_unstarted(device.key)
+                device.state = state
+        return self.sweep()
+
+    # --- maintenance
+
+    def tick(self, publishes: bool) -> tuple[list[Claim], list[Claim], set[str]]:
+        """Returns the new grants, the earlier ones to be published again, the workers lost."""
+        lost = {name for name, worker in self.workers.items() if worker.lease <= self.now}
+        for name in lost:
+            self.drop_worker(name)
+        for node in self.nodes.values():
+            if node.lease is not None and node.lease <= self.now:
+                node.lease = None
+                for device in self.devices.values():
+                    if device.node == node.name:
+                        device.live = False
+        emptied = []
+        for claim in list(self.claims.values()):
+            if claim.ends is not None and claim.ends <= self.now and claim.state in ("waiting", "running"):
+                if claim.device is not None:
+                    emptied.append(self.nodes[claim.device.split("/")[0]])
+                self.end(claim, "ttl", buried=False)
+        for claim in list(self.claims.values()):
+            if claim.exp is not None and claim.exp <= self.now and claim.state in ("waiting", "delayed", "granted"):
+                self.end(claim, "expired", buried=claim.kind is Kind.TASK)
+        granted = self.sweep()
+        for node in emptied:
+            self.close_if_idle(node)
+        for claim in sorted(self.in_state("delayed"), key=lambda c: (c.eta, c.id)):
+            if claim.eta is not None and claim.eta <= self.now:
+                granted += self.arrive(claim)
+        again = [c for c in self.in_state("granted") if publishes and c.due <= self.now and c.token >= 0]
+        for claim in again:
+            claim.due = self.now + DEADLINE_MS
+        return granted, again, lost

@@ -1,0 +1,448 @@
+"""Random operations in random order on the real ledger, each compared with what brute force says should happen.
+
+After every step: the ledger's own ``verify`` finds nothing; capacity adds up from ``snapshot`` and ``held``; nobody
+waits who fits; and every allocation is in the state, on the device and in the place in line that
+:mod:`tests.property.reference` predicts. ``LEDGER_EXAMPLES`` and ``LEDGER_STEPS`` set how long to look.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from celery_allocator.errors import (
+    AllocationNotFound,
+    DeviceBusyError,
+    StaleTokenError,
+    UnknownTargetError,
+    UnsatisfiableError,
+)
+from celery_allocator.ledger import Grant, Ledger, Options
+from celery_allocator.model import DeviceInventory, Kind, NodeInventory, Requirements, Strategy
+from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
+from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
+from tests.support.redis_server import RedisServer
+
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
+STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
+#: Making a failing example small can take minutes: LEDGER_SHRINK=0 shows the first as it came.
+PHASES = [p for p in Phase if p is not Phase.shrink or os.environ.get("LEDGER_SHRINK", "1") != "0"]
+
+_numbers = itertools.count()
+
+NODES = ("n1", "n2", "n3")
+TARGETS = ("n1", "n2", "n3", "n1/gpu_0", "n1/gpu_1", "n2/gpu_0", "n3/cpu", "n1/cpu", "nowhere")
+
+requirements = st.builds(
+    Requirements,
+    gpu_memory_mb=st.sampled_from([0, 1, 3, 4, 5, 8, 10, 16]),
+    cpu_cores=st.sampled_from([1, 1, 2, 3, 4]) | st.integers(1, 9),
+    ram_mb=st.sampled_from([0, 0, 10, 30, 60]),
+    priority=st.sampled_from([0, 0, 0, 1, 5, -1, 1000, -1000]),
+)
+capacity = st.fixed_dictionaries(
+    {
+        "cores": st.sets(st.integers(0, 9), min_size=0, max_size=10) | st.just(set(range(8))),
+        "ram": st.sampled_from([100, 60, 30, 0]),
+        "gpus": st.lists(
+            st.tuples(st.integers(0, 2), st.sampled_from([4, 8, 10, 16]), st.sampled_from([(), (0, 1, 2), (4, 5, 8)])),
+            max_size=3,
+            unique_by=lambda gpu: gpu[0],
+        ),
+    }
+)
+
+
+def inventory(node: str, size: dict[str, Any]) -> NodeInventory:
+    gpus = tuple(DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", "sim", mb, near) for i, mb, near in size["gpus"])
+    return NodeInventory(node, tuple(sorted(size["cores"])), size["ram"], gpus)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One pool, from its first node to its end."""
+
+    client: redis.Redis
+
+    @initialize(n1=capacity, n2=capacity, slots=st.integers(1, 4))
+    def begin(self, n1: dict[str, Any], n2: dict[str, Any], slots: int) -> None:
+        self.ref = Reference(now=1_700_000_000_000)
+        options = Options(start_deadline_s=DEADLINE_MS / 1000, max_losses=MAX_LOSSES, events_maxlen=1000)
+        clock = lambda: self.ref.now / 1000  # noqa: E731
+        self.ledger = Ledger(self.client, f"machine-{os.getpid()}-{next(_numbers)}", clock=clock, options=options)
+        self.last_token = 0
+        self.names = itertools.count()
+        self.old_tokens: list[tuple[str, int]] = []
+        for node, size in (("n1", n1), ("n2", n2)):
+            self.register_node_(node, size, 60_000)
+        for device in list(self.ref.devices):
+            self.register_worker_(f"w.{device}", "first", device, slots, 60_000)
+
+    # --- rules
+
+    @rule(
+        req=requirements,
+        strategy=st.sampled_from(Strategy),
+        kind=st.sampled_from([Kind.TASK, Kind.TASK, Kind.TASK, Kind.MANUAL]),
+        eta_s=st.sampled_from([None, None, None, -1, 2, 20]),
+        expires_s=st.sampled_from([None, None, None, 0, 5, 30]),
+        ttl_s=st.sampled_from([5, 60]),
+        on_never=st.sampled_from(["raise", "wait"]),
+        task=st.sampled_from(["a", "b", "own"]),
+        count=st.sampled_from([1, 1, 1, 4]),
+    )
+    def submit(
+        self,
+        req: Requirements,
+        strategy: Strategy,
+        kind: Kind,
+        eta_s: int | None,
+        expires_s: int | None,
+        ttl_s: int,
+        on_never: str,
+        task: str,
+        count: int,
+    ) -> None:
+        for _ in range(count):
+            name = f"c{next(self.names):03}"
+            eta = None if eta_s is None else self.ref.now + eta_s * 1000
+            exp = None if expires_s is None else self.ref.now + expires_s * 1000
+            task_id = name if task == "own" else task
+            claim = Claim(name, task_id, req, strategy, kind, 0, ttl_s * 1000, eta, exp)
+            options = {
+                "strategy": strategy,
+                "kind": kind,
+                "message": f"message of {name}".encode(),
+                "eta_at": None if eta is None else eta / 1000,
+                "expires_at": None if exp is None else exp / 1000,
+                "ttl_s": ttl_s,
+                "on_never": on_never,
+            }
+            never = self.ref.never(req)
+            if on_never == "raise" and never is not None:
+                with pytest.raises(UnsatisfiableError) as caught:
+                    self.ledger.submit(name, task_id, "work", req, **options)
+                assert (caught.value.dimension, caught.value.largest) == never
+                self.after([])
+                continue
+            expected = self.ref.submit(claim)
+            reply = self.ledger.submit(name, task_id, "work", req, **options)
+            self.after(expected)
+            assert reply.allocation.state.value == claim.state
+            assert reply.allocation.token == claim.token
+            assert frozenset(reply.allocation.cpu_cores) == (claim.cores or frozenset())
+            if claim.state == "waiting":
+                assert reply.allocation.queue_position == self.ref.line().index(claim) + 1
+            if claim.device is not None:
+                device = self.ref.devices[claim.device]
+                node = self.ref.nodes[device.node]
+                left = (self.ref.memory_free(device), self.ref.cores_free(node), self.ref.ram_free(node))
+                assert (reply.available.gpu_memory_mb, reply.available.cpu_cores, reply.available.ram_mb) == left
+            again = self.ledger.submit(name, task_id, "work", req, **options)
+            assert again.known
+            assert again.allocation.state.value == claim.state
+            self.after([])
+
+    @precondition(lambda self: self.ref.in_state("granted"))
+    @rule(data=st.data(), late=st.booleans(), trouble=st.sampled_from(["", "", "token", "worker"]))
+    def start(self, data: st.DataObject, late: bool, trouble: str) -> None:
+        claim = data.draw(st.sampled_from(self.ref.in_state("granted")))
+        device = self.ref.devices[claim.device]
+        nonce = f"nonce {claim.token}"
+        token = claim.token - 1 if trouble == "token" else claim.token
+        incarnation = "somebody" if trouble == "worker" else device.incarnation
+        if trouble:
+            with pytest.raises(StaleTokenError):
+                self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
+        else:
+            claim.state, claim.late, claim.nonce, claim.exp = "running", late, nonce, None
+            for _ in range(2):  # the reply was lost: the same delivery asks again
+                reply = self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
+                assert (reply.token, reply.worker) == (token, device.worker)
+            with pytest.raises(StaleTokenError):
+                self.ledger.start(claim.id, token, device.worker, incarnation, "another delivery", late)
+        self.after([])
+
+    @precondition(lambda self: any(self.ref.held()))
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from(["success", "success", "failure", "requeue"]),
+        fenced=st.booleans(),
+        publishes=st.booleans(),
+    )
+    def release(self, data: st.DataObject, outcome: str, fenced: bool, publishes: bool) -> None:
+        claim = data.draw(st.sampled_from(list(self.ref.held())))
+        token = claim.token
+        expected = self.ref.release(claim, outcome)
+        reply = self.ledger.release(claim.id, token if fenced else None, outcome, publishes=publishes)
+        assert reply.done, reply
+        self.old_tokens.append((claim.id, token))
+        self.after(expected, reply.grants, publishes)
+
+    @precondition(lambda self: self.old_tokens)
+    @rule(data=st.data(), outcome=st.sampled_from(["success", "requeue"]))
+    def release_again(self, data: st.DataObject, outcome: str) -> None:
+        name, token = data.draw(st.sampled_from(self.old_tokens))
+        assert not self.ledger.release(name, token, outcome).done
+        with pytest.raises(StaleTokenError):
+            self.ledger.start(name, token, "w", "first", f"nonce {token}", True)
+        self.after([])
+
+    @precondition(lambda self: self.ref.claims or self.ref.buried)
+    @rule(data=st.data(), publishes=st.booleans())
+    def cancel(self, data: st.DataObject, publishes: bool) -> None:
+        name = data.draw(st.sampled_from([*self.ref.claims, *self.ref.buried, *sorted(self.ref.ended)[:1]]))
+        claim = self.ref.claims.get(name)
+        if claim is None or (claim.state == "running" and claim.kind is Kind.TASK):
+            reply = self.ledger.cancel(name, publishes=publishes)
+            assert (reply.done, reply.grants) == (False, ())
+            assert reply.state == ("gone" if claim is None else "running")
+            self.after([])
+            return
+        state = claim.state
+        expected = self.ref.cancel(claim)
+        reply = self.ledger.cancel(name, publishes=publishes)
+        assert (reply.done, reply.state) == (True, state)
+        assert (reply.obituary is not None) == (claim.kind is Kind.TASK)
+        self.after(expected, reply.grants, publishes)
+
+    @precondition(lambda self: any(c.kind is Kind.MANUAL for c in self.ref.claims.values()))
+    @rule(data=st.data(), ttl_s=st.sampled_from([1, 90]))
+    def renew(self, data: st.DataObject, ttl_s: int) -> None:
+        claim = data.draw(st.sampled_from([c for c in self.ref.claims.values() if c.kind is Kind.MANUAL]))
+        claim.ttl = ttl_s * 1000
+        if claim.state != "delayed":
+            claim.ends = self.ref.now + claim.ttl
+        if claim.device is not None:
+            node = self.ref.nodes[claim.device.split("/")[0]]
+            if node.lease is not None:
+                node.lease = max(node.lease, self.ref.now + claim.ttl)
+        self.ledger.renew(claim.id, ttl_s)
+        self.after([])
+
+    @rule(data=st.data())
+    def renew_what_is_not_by_hand(self, data: st.DataObject) -> None:
+        tasks = [c.id for c in self.ref.claims.values() if c.kind is Kind.TASK]
+        with pytest.raises(AllocationNotFound):
+            self.ledger.renew(data.draw(st.sampled_from([*tasks, "nobody"])), 5)
+        self.after([])
+
+    @rule(seconds=st.sampled_from([0.125, 1, 5, 12, 61]), data=st.data())
+    def time_passes(self, seconds: float, data: st.DataObject) -> None:
+        alive = data.draw(st.sets(st.sampled_from(sorted(self.ref.workers)))) if self.ref.workers else set()
+        self.ref.now += int(seconds * 1000)
+        for name in sorted(alive):
+            worker = self.ref.workers[name]
+            worker.lease = self.ref.now + 30_000
+            node = self.ref.nodes[self.ref.devices[worker.device].node]
+            node.lease = max(node.lease or 0, worker.lease)
+            assert self.ledger.heartbeat(name, worker.incarnation, 30)
+        assert not self.ledger.heartbeat("w.nobody", "first", 30)
+        self.after([])
+
+    @rule(publishes=st.booleans())
+    def tick(self, publishes: bool) -> None:
+        granted, again, lost = self.ref.tick(publishes)
+        reply = self.ledger.tick(publishes=publishes)
+        assert set(reply.lost_workers) == lost
+        tasks = [c for c in granted if c.kind is Kind.TASK]
+        self.after(granted, reply.grants[: len(tasks)], publishes)
+        assert {(g.allocation_id, g.token) for g in reply.grants[len(tasks) :]} == {(c.id, c.token) for c in again}
+        if publishes:
+            assert {(o.allocation_id, o.outcome) for o in reply.obituaries} == set(self.ref.buried.items())
+            assert all(o.message == f"message of {o.allocation_id}".encode() for o in reply.obituaries)
+
+    @precondition(lambda self: self.ref.buried)
+    @rule(data=st.data())
+    def settle(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.ref.buried)))
+        assert self.ledger.settle([name, "nobody"]) == 1
+        assert self.ledger.settle([name]) == 0
+        del self.ref.buried[name]
+        self.ref.ended.add(name)
+        self.after([])
+
+    @rule(node=st.sampled_from(NODES), size=capacity, lease_s=st.sampled_from([5, 60]))
+    def register_node(self, node: str, size: dict[str, Any], lease_s: int) -> None:
+        self.register_node_(node, size, lease_s * 1000)
+
+    def register_node_(self, node: str, size: dict[str, Any], lease: int) -> None:
+        expected = self.ref.register_node(inventory(node, size), lease)
+        self.after(expected, self.ledger.register_node(inventory(node, size), lease / 1000))
+
+    @rule(
+        data=st.data(),
+        incarnation=st.sampled_from(["first", "second", "third"]),
+        own_name=st.booleans(),
+        slots=st.integers(1, 4),
+        lease_s=st.sampled_from([3, 60]),
+    )
+    def register_worker(
+        self, data: st.DataObject, incarnation: str, own_name: bool, slots: int, lease_s: int
+    ) -> None:
+        device = data.draw(st.sampled_from([*self.ref.devices, "nowhere/gpu_0"]))
+        name = f"w.{device}" if own_name else data.draw(st.sampled_from(["w.spare", *sorted(self.ref.workers)]))
+        self.register_worker_(name, incarnation, device, slots, lease_s * 1000)
+
+    def register_worker_(self, name: str, incarnation: str, key: str, slots: int, lease: int) -> None:
+        node, device_id = key.split("/")
+        call = {"slots": slots, "queue": f"queue of {key}", "lease_s": lease / 1000, "pid": 7, "born": 1.5}
+        device = self.ref.devices.get(key)
+        if device is None:
+            with pytest.raises(UnknownTargetError):
+                self.ledger.register_worker(name, incarnation, node, device_id, **call)
+            self.after([])
+            return
+        in_the_way = [(device.worker, device.incarnation), (name, getattr(self.ref.workers.get(name), "incarnation", ""))]
+        if any(
+            inc not in ("", incarnation) and other in self.ref.workers and self.ref.workers[other].lease > self.ref.now
+            for other, inc in in_the_way
+        ):
+            with pytest.raises(DeviceBusyError):
+                self.ledger.register_worker(name, incarnation, node, device_id, **call)
+            self.after([])
+            return
+        expected = self.ref.register_worker(name, incarnation, key, slots, lease)
+        self.after(expected, self.ledger.register_worker(name, incarnation, node, device_id, **call))
+
+    @precondition(lambda self: self.ref.workers)
+    @rule(data=st.data(), closing=st.booleans(), right=st.sampled_from([True, True, True, False]))
+    def worker_leaves(self, data: st.DataObject, closing: bool, right: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.ref.workers)))
+        worker = self.ref.workers[name]
+        leave = self.ledger.close_worker if closing else self.ledger.unregister_worker
+        if not right:
+            assert leave(name, "another incarnation") == ()
+            self.after([])
+            return
+        if closing:
+            if self.ref.devices[worker.device].worker == name:
+                self.ref.devices[worker.device].open = False
+                self.ref.withdraw_unstarted(worker.device)
+        else:
+            self.ref.drop_worker(name)
+        self.after(self.ref.sweep(), leave(name, worker.incarnation))
+
+    @rule(where=st.sampled_from(TARGETS), state=st.sampled_from(["ready", "ready", "cordoned", "draining"]))
+    def cordon(self, where: str, state: str) -> None:
+        if where not in self.ref.nodes and where not in self.ref.devices:
+            with pytest.raises(UnknownTargetError):
+                self.ledger.cordon(where)
+            self.after([])
+            return
+        expected = self.ref.set_state(where, state)
+        if state == "ready":
+            self.after(expected, self.ledger.uncordon(where))
+            return
+        grants, held = self.ledger.cordon(where, drain=state == "draining")
+        devices = [d for d in self.ref.devices.values() if where in (d.key, d.node)]
+        assert set(held) == {c.id for d in devices for c in self.ref.on(d.key) if c.token >= 0}
+        self.after(expected, grants)
+
+    # --- comparison
+
+    def after(self, expected: list[Claim], grants: tuple[Grant, ...] | None = None, publishes: bool = True) -> None:
+        """Compare everything there is to be read with the prediction; learn tokens and core ids of new grants.
+
+        ``grants``: what the operation returned to be published, ``None`` for one that returns none.
+        """
+        ledger, ref = self.ledger, self.ref
+        assert ledger.verify() == []
+        state, held, waiting = ledger.snapshot(), ledger.held(), ledger.queue(10_000)
+        assert broken(state, held) == []
+        closing = frozenset(d.key for d in ref.devices.values() if not d.open)
+        assert idle_beside_waiting(state, waiting, closing) == []
+
+        real = {a.allocation_id: a for a in held}
+        taken = {(a.node, core) for a in held for core in a.cpu_cores if ref.claims[a.allocation_id].cores is None}
+        for claim in expected:
+            allocation = real[claim.id]
+            assert allocation.token > self.last_token, "tokens only grow, in the order of grants"
+            self.last_token = claim.token = allocation.token
+            claim.cores = frozenset(allocation.cpu_cores)
+            node = ref.nodes[allocation.node]
+            free = set(next(n for n in state.nodes if n.node == node.name).cpu_cores_free)
+            free |= {core for name, core in taken if name == node.name}
+            self.cores_well_chosen(allocation.cpu_cores, free, ref.devices[claim.device].near)
+            taken -= {(node.name, core) for core in claim.cores}
+            if not publishes and claim.kind is Kind.TASK:
+                claim.due = ref.now
+        if grants is not None:
+            tasks = [c for c in expected if c.kind is Kind.TASK]
+            assert [(g.allocation_id, g.token, g.queue, g.message) for g in grants] == [
+                (c.id, c.token, f"queue of {c.device}", f"message of {c.id}".encode()) for c in tasks
+            ]
+
+        def row(c: Claim) -> tuple[Any, ...]:
+            return (c.state, c.device, c.token, c.cores or frozenset(), c.losses, c.task_id)
+
+        assert {
+            a.allocation_id: (a.state.value, f"{a.node}/{a.device_id}", a.token, frozenset(a.cpu_cores), a.losses, a.task_id)
+            for a in held
+        } == {c.id: row(c) for c in ref.held()}
+        assert [(a.allocation_id, a.queue_position) for a in waiting] == [(c.id, i) for i, c in enumerate(ref.line(), 1)]
+        assert {a.allocation_id for a in ledger.delayed()} == {c.id for c in ref.in_state("delayed")}
+        for device in state.devices:
+            mine = ref.devices[device.key]
+            assert device.state == (mine.state if mine.live else "offline"), device
+            assert (device.worker or "") == mine.worker
+        assert {w.worker for w in state.workers} == set(ref.workers)
+
+    @staticmethod
+    def cores_well_chosen(picked: tuple[int, ...], free: set[int], near: frozenset[int]) -> None:
+        """Free before; a run of free cores near the device if there is one, else a run anywhere, else as many near as can be."""
+        n, got = len(picked), set(picked)
+        assert got <= free
+
+        def runs(among: set[int]) -> list[set[int]]:
+            starts = [i for i in among if all(i + k in among for k in range(n))]
+            return [set(range(i, i + n)) for i in starts]
+
+        for cores in (free & near, free):
+            if runs(cores):
+                assert got in runs(cores)
+                return
+        assert len(got & near) == min(n, len(free & near))
+
+    def teardown(self) -> None:
+        """End everything that lives: then nothing may be left."""
+        if not hasattr(self, "ref"):
+            return
+        for allocation in (*self.ledger.queue(10_000), *self.ledger.delayed(10_000)):
+            assert self.ledger.cancel(allocation.allocation_id).done
+        for allocation in self.ledger.held():
+            assert self.ledger.release(allocation.allocation_id, allocation.token).done
+        self.ref.now += 1000
+        self.ledger.settle(o.allocation_id for o in self.ledger.tick().obituaries)
+        assert_empty(self.ledger)
+        keys = list(self.client.scan_iter(match=f"{{allocator:{self.ledger.pool}}}:*", count=10_000))
+        self.client.unlink(*keys)
+
+
+@pytest.fixture
+def machine(redis_server: RedisServer) -> Iterator[type[LedgerMachine]]:
+    with redis_server.client() as client:
+        yield type("Machine", (LedgerMachine,), {"client": client})
+
+
+@pytest.mark.timeout(3600)
+def test_the_ledger_does_what_brute_force_says(machine: type[LedgerMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            report_multiple_bugs=False,
+            phases=PHASES,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )

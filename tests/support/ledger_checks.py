@@ -1,0 +1,113 @@
+"""The one invariant, worked out from what a ledger's readers return: nothing here knows its keys or scripts."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from celery_allocator.ledger import Ledger
+from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, State
+
+
+def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
+    """Each way in which ``sum(held) + free = capacity`` does not hold, as a sentence.
+
+    A core that was withdrawn from its node while held counts as held and not as the node's; every other amount may be
+    below zero only where capacity shrank under what was held, and still adds up.
+    """
+    found: list[str] = []
+
+    def equal(what: str, is_: object, should: object) -> None:
+        if is_ != should:
+            found.append(f"{what} is {is_}, should be {should}")
+
+    by_device: dict[str, list[Allocation]] = defaultdict(list)
+    for allocation in held:
+        by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
+        equal(f"{allocation.allocation_id} number of cores", len(allocation.cpu_cores), allocation.requirements.cpu_cores)
+    tokens = Counter(a.token for a in held)
+    found += [f"token {token} is held {n} times" for token, n in tokens.items() if n > 1]
+    for node in state.nodes:
+        mine = [a for device in node.devices for a in by_device[device.key]]
+        cores = Counter(core for a in mine for core in a.cpu_cores)
+        found += [f"core {core} of {node.node} is held {n} times" for core, n in cores.items() if n > 1]
+        equal(f"{node.node} free cores", set(node.cpu_cores_free), set(node.cpu_cores) - set(cores))
+        equal(f"{node.node} free RAM", node.ram_free_mb, node.ram_mb - sum(a.ram_mb for a in mine))
+        for device in node.devices:
+            found += _device(device, by_device.pop(device.key))
+    found += [f"{a.allocation_id} is held on {key}, which does not exist" for key, some in by_device.items() for a in some]
+    equal("granted", state.granted, sum(a.state is State.GRANTED for a in held))
+    equal("running", state.running, sum(a.state is State.RUNNING for a in held))
+    return found
+
+
+def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
+    found = []
+    free = device.memory_mb - sum(a.gpu_memory_mb for a in held)
+    tasks = [a for a in held if a.kind is Kind.TASK]
+    if device.memory_free_mb != free:
+        found.append(f"{device.key} free memory is {device.memory_free_mb}, should be {free}")
+    if device.slots_free != device.slots - len(tasks):
+        found.append(f"{device.key} free slots is {device.slots_free}, should be {device.slots - len(tasks)}")
+    if set(device.allocations) != {a.allocation_id for a in held}:
+        found.append(f"{device.key} lists {device.allocations}, held are {[a.allocation_id for a in held]}")
+    return found
+
+
+def over_capacity(state: ClusterState) -> list[str]:
+    """Every amount below zero. Empty unless capacity shrank under what is held."""
+    found = [f"{node.node} RAM {node.ram_free_mb}" for node in state.nodes if node.ram_free_mb < 0]
+    for device in state.devices:
+        if device.memory_free_mb < 0 or device.slots_free < 0:
+            found.append(f"{device.key} memory {device.memory_free_mb}, slots {device.slots_free}")
+    return found
+
+
+def idle_beside_waiting(state: ClusterState, waiting: tuple[Allocation, ...], closing: frozenset[str]) -> list[str]:
+    """Waiting allocations that fit somewhere now (``closing``: devices whose worker takes nothing new)."""
+    found = []
+    for allocation in waiting:
+        req = allocation.requirements
+        for node in state.nodes:
+            if len(node.cpu_cores_free) < req.cpu_cores or node.ram_free_mb < req.ram_mb:
+                continue
+            for device in node.devices:
+                served = device.worker and device.slots_free > 0 and device.key not in closing
+                if (
+                    device.state == "ready"
+                    and device.is_gpu == (req.gpu_memory_mb > 0)
+                    and device.memory_free_mb >= req.gpu_memory_mb
+                    and (served or allocation.kind is Kind.MANUAL)
+                ):
+                    found.append(f"{allocation.allocation_id} waits, but fits {device.key}")
+    return found
+
+
+def assert_right(ledger: Ledger) -> None:
+    """The ledger's own check and this one agree that nothing is wrong."""
+    assert ledger.verify() == []
+    assert broken(ledger.snapshot(), ledger.held()) == []
+
+
+def assert_empty(ledger: Ledger) -> None:
+    """Nothing is held, waits or lies ahead, all capacity is free, and no record is left behind."""
+    assert_right(ledger)
+    state = ledger.snapshot()
+    assert (state.delayed, state.waiting, state.granted, state.running) == (0, 0, 0, 0)
+    for node in state.nodes:
+        assert set(node.cpu_cores_free) == set(node.cpu_cores)
+        assert node.ram_free_mb == node.ram_mb
+    for device in state.devices:
+        assert (device.memory_free_mb, device.slots_free, device.allocations) == (device.memory_mb, device.slots, ())
+    assert left_behind(ledger) == []
+
+
+#: Families of keys that live on in an empty ledger: what is known of nodes and devices, counters, history.
+_LASTING = ("meta", "nodes", "known", "node:", "dev:", "workers", "worker:", "ix:", "ff:", "classes", "runtimes",
+            "events", "tick", "t:")  # fmt: skip
+
+
+def left_behind(ledger: Ledger) -> list[str]:
+    """Keys of allocations that an empty ledger should not have."""
+    prefix = f"{{allocator:{ledger.pool}}}:"
+    names = [key.decode()[len(prefix) :] for key in ledger.client.scan_iter(match=f"{prefix}*", count=1000)]
+    return [name for name in names if not name.startswith(_LASTING)]
