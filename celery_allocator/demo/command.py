@@ -10,6 +10,9 @@ import click
 
 from celery_allocator.errors import AllocatorError
 
+#: Modules that come with the extra ``demo``.
+_EXTRA = ("numpy", "PIL", "rich")
+
 
 @click.command()
 @click.option("--tasks", "count", type=click.IntRange(1, 10_000), default=60, show_default=True, help="How many tasks.")
@@ -39,6 +42,8 @@ def demo(count: int, devices: str, output: Path, seed: int, as_json: bool) -> No
         from celery_allocator.demo.session import Interrupted
         from celery_allocator.demo.summary import text
     except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
         raise click.ClickException(f"{error}. The demo needs: pip install 'celery-allocator[demo]'") from error
     try:
         stream = sys.stderr if as_json else sys.stdout

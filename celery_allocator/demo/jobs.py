@@ -98,7 +98,7 @@ def _rendering(folders: Folders, number: int, seed: int, unit_mb: int) -> Job:
     scene, picture = folders.inputs / f"{name}.json", folders.outputs / f"{name}.png"
     record = folders.records / name
     fine = number % 4 == 3  # every fourth picture is finer and takes more of a GPU
-    raytrace.write_scene(scene, seed, samples=24 if fine else 12)
+    raytrace.write_scene(scene, seed, samples=16 if fine else 8)
     resources = {"gpu_memory_mb": unit_mb * (3 if fine else 2)}
     return Job(name, "rendering", scene, picture, (str(scene), str(picture), str(record)), record, resources)
 

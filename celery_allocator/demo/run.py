@@ -7,9 +7,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
+
+from celery.states import READY_STATES, SUCCESS
 
 from celery_allocator.demo import tasks
+from celery_allocator.demo.app import app
 from celery_allocator.demo.checks import check_capacity, check_outputs, read_records
 from celery_allocator.demo.jobs import Folders, Job, prepare
 from celery_allocator.demo.live import Display, display
@@ -31,8 +34,6 @@ CPU_SLOTS = 3
 MARKER = ".celery-allocator-demo"
 WORKERS_DEADLINE_S = 90.0
 LOOK_EVERY_S = 0.25
-
-Results = dict[str, Any]  # a Celery AsyncResult by its job's name
 
 
 def run_demo(
@@ -68,10 +69,9 @@ def run_demo(
         ledger = connect(settings)
         _await_workers(ledger, len(here.devices) + 1, session, shown)
         shown.say(f"submitting {len(jobs)} tasks")
-        results = _submit(jobs)
-        names = {result.id: name for name, result in results.items()}
-        watcher = Watcher(ledger, names, len(jobs))
-        failures = _watch(results, watcher, session, shown, timeout_s)
+        task_ids = _submit(jobs)
+        watcher = Watcher(ledger, {task_id: name for name, task_id in task_ids.items()}, len(jobs))
+        failures = _watch(task_ids, watcher, session, shown, timeout_s)
         _await_empty(ledger)
         cluster = ledger.snapshot()
         shown.say("checking the outputs")
@@ -147,27 +147,34 @@ def _await_workers(ledger: Ledger, count: int, session: Session, shown: Display)
         time.sleep(0.1)
 
 
-def _submit(jobs: Sequence[Job]) -> Results:
+def _submit(jobs: Sequence[Job]) -> dict[str, str]:
+    """Submit the jobs; returns the task id of each by the job's name."""
     functions = {"inference": tasks.inference, "rendering": tasks.rendering, "processing": tasks.processing}
-    return {job.name: functions[job.kind].apply_async(job.arguments, resources=job.resources or None) for job in jobs}
+    # Ids and no AsyncResults: those subscribe to the server, and would look for it after the demo has stopped it.
+    return {
+        job.name: functions[job.kind].apply_async(job.arguments, resources=job.resources or None).id for job in jobs
+    }
 
 
-def _watch(results: Results, watcher: Watcher, session: Session, shown: Display, timeout_s: float) -> list[str]:
+def _watch(
+    task_ids: Mapping[str, str], watcher: Watcher, session: Session, shown: Display, timeout_s: float
+) -> list[str]:
     """Show the demo until every task has ended; returns the failures."""
-    open_results = dict(results)
+    unfinished = dict(task_ids)
     failures: list[str] = []
     deadline = time.monotonic() + timeout_s
-    while open_results:
-        for name, result in list(open_results.items()):
-            if result.ready():
-                del open_results[name]
-                if not result.successful():
-                    failures.append(f"{name} failed: {result.result!r}")
-        shown.show(watcher.look(len(results) - len(open_results), len(failures)))
+    while unfinished:
+        for name, task_id in list(unfinished.items()):
+            meta = app.backend.get_task_meta(task_id)
+            if meta["status"] in READY_STATES:
+                del unfinished[name]
+                if meta["status"] != SUCCESS:
+                    failures.append(f"{name} ended as {meta['status']}: {meta['result']!r}")
+        shown.show(watcher.look(len(task_ids) - len(unfinished), len(failures)))
         session.check()
         if time.monotonic() > deadline:
-            return [*failures, f"not done within {timeout_s:.0f} s: {', '.join(open_results)}"]
-        if open_results:
+            return [*failures, f"not done within {timeout_s:.0f} s: {', '.join(unfinished)}"]
+        if unfinished:
             time.sleep(LOOK_EVERY_S)
     return failures
 

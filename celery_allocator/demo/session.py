@@ -13,11 +13,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from celery_allocator.embedded import EmbeddedServer
 from celery_allocator.errors import AllocatorError
 
 #: Seconds that the workers get to stop by themselves, then to drop what they run, then to be killed.
 _PATIENCE_S = (20.0, 10.0, 5.0)
+#: The same when the demo was interrupted or failed: nobody waits for the tasks any more.
+_HURRY_S = (0.5, 5.0, 5.0)
 _PREFIXES = ("ALLOCATOR_", "CELERY_")
 
 
@@ -111,23 +115,26 @@ class Session:
         self._stack = ExitStack()
         self._launcher: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
+        self._patience_s = _PATIENCE_S
 
     def __enter__(self) -> Session:
-        with self._interrupts.deferred():
-            # Short, because the path of a Unix socket may have no more than 107 characters.
-            directory = Path(tempfile.mkdtemp(prefix="allocator-demo-"))
-            self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
-            self.server = EmbeddedServer(directory / "server")
-            self._stack.callback(self.server.stop)
-            try:
+        try:
+            with self._interrupts.deferred():
+                # Short, because the path of a Unix socket may have no more than 107 characters.
+                directory = Path(tempfile.mkdtemp(prefix="allocator-demo-"))
+                self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                self.server = EmbeddedServer(directory / "server")
+                self._stack.callback(self.server.stop)
                 self.server.ensure()
-            except BaseException:
-                self._stack.close()
-                raise
+        except BaseException as error:  # __exit__ is not called for what fails here, a deferred signal included
+            self.__exit__(type(error))
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._interrupts.finish()
+        if kind is not None:
+            self._patience_s = _HURRY_S
         self._stack.close()
 
     def start_workers(self, app: str, log: Path) -> None:
@@ -146,7 +153,7 @@ class Session:
                 env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C is for the demo, which then stops the workers in order
             )
-            self._stack.callback(_stop, self._launcher)
+            self._stack.callback(self._stop, self._launcher)
 
     def check(self) -> None:
         """Raise :class:`DemoError`, with the end of its log, if the launcher has ended."""
@@ -154,13 +161,16 @@ class Session:
             code, tail = self._launcher.returncode, self._log.read_text(errors="replace").splitlines()[-15:]
             raise DemoError("\n".join([f"the workers ended with exit code {code}; {self._log} ends in:", *tail]))
 
-
-def _stop(launcher: subprocess.Popen[bytes]) -> None:
-    """Ask the launcher to stop its workers, three times with growing force."""
-    for patience_s in _PATIENCE_S:
-        launcher.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            launcher.wait(patience_s)
-            return
-    launcher.kill()
-    launcher.wait()
+    def _stop(self, launcher: subprocess.Popen[bytes]) -> None:
+        """Ask the launcher to stop its workers, three times with growing force."""
+        for patience_s in self._patience_s:
+            launcher.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                launcher.wait(patience_s)
+                return
+        workers = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+        launcher.wait()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
