@@ -104,9 +104,9 @@ def test_a_lease_waits_for_room(session: Session) -> None:
 
 def test_no_room_in_time_is_an_error_and_leaves_the_line(session: Session) -> None:
     with lease("a", "ml_inference", WHOLE, session=session), lease("b", "ml_inference", WHOLE, session=session):
-        with pytest.raises(AllocationTimeout, match="number 1 in line") as caught:
-            with lease("c", "ml_inference", WHOLE, wait_s=0.1, session=session):
-                pytest.fail("granted without room")
+        late = lease("c", "ml_inference", WHOLE, wait_s=0.1, session=session)
+        with pytest.raises(AllocationTimeout, match="number 1 in line") as caught, late:
+            pytest.fail("granted without room")
 
         assert isinstance(caught.value, TimeoutError)
         assert session.ledger.queue() == ()

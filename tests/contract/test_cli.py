@@ -1,0 +1,311 @@
+"""The command line on a real server, in this process and as ``celery -A proj allocator``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
+
+from celery_allocator import install
+from celery_allocator.allocating import Session
+from celery_allocator.ledger import new_allocation_id
+from celery_allocator.model import Kind, Requirements, State
+from celery_allocator.surfaces.cli import allocator
+from tests.support import by_hand
+from tests.support.processes import ROOT, clean_environment
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def session(redis_server: RedisServer, pool: str) -> Session:
+    """The same ledger as the commands use; with its host registered."""
+    made = by_hand.session(redis_server, pool)
+    made.offer_host(600)
+    return made
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(redis_server: RedisServer, pool: str, session: Session) -> Run:
+    """Run a command; it must not fail unless ``code`` says so. With ``--json``, the parsed output."""
+    env = by_hand.environment(redis_server, pool)
+
+    def invoke(*args: str, code: int = 0, obj: Any = None) -> Any:
+        result = CliRunner().invoke(allocator, args, env=env, prog_name="celery-allocator", obj=obj)
+        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+        if "--json" in args:
+            return json.loads(result.stdout)
+        return result.stdout if code == 0 else result.stderr
+
+    return invoke
+
+
+def allocate(run: Run, task: str = "t", *options: str) -> dict[str, Any]:
+    """One core, unless otherwise said."""
+    reply: dict[str, Any] = run(
+        "allocate", task, "--task-type=processing", "--ram=0", "--cpu-cores=1", "--json", *options
+    )
+    return reply
+
+
+def submit_task(session: Session, task: str, cores: int = 1) -> str:
+    """A Celery task's claim, as the sender would submit it (its message is not one)."""
+    name, needs = new_allocation_id(), Requirements(cpu_cores=cores)
+    return session.ledger.submit(name, task, "proj.work", needs, kind=Kind.TASK).allocation.allocation_id
+
+
+def test_an_allocation_from_the_first_to_the_last_command(run: Run, session: Session) -> None:
+    reply = allocate(run)
+    assert reply["resources"]["cpu_cores"] == [0]
+
+    shown = run("show", "t")
+    assert reply["allocation_id"] in shown and "host1/cpu" in shown and "1 core" in shown
+    (data,) = run("show", reply["allocation_id"], "--json")
+    assert (data["task_id"], data["state"], data["cores"], data["token"]) == ("t", "running", [0], reply["token"])
+    renewed = run("renew", reply["allocation_id"], "--ttl", "7200", "--token", str(reply["token"]), "--json")
+    assert renewed["expires_at"] > reply["expires_at"]
+    assert "is not the live one" in run("release", reply["allocation_id"], "--token", "99999", code=1)
+    assert run("release", reply["allocation_id"], "--json")["state"] == "released"
+    assert "ended" in run("release", reply["allocation_id"], code=1)
+    assert "it has ended or never was" in run("show", "t", code=1)
+    assert run("show", "t", "--json", code=1)["error"]["code"] == "not_found"
+    assert session.ledger.held() == ()
+
+
+def test_status_tells_what_is_free_and_what_runs(run: Run) -> None:
+    allocate(run, "a", "--gpu-memory=1000", "--cpu-cores=2")
+    allocate(run, "b", f"--cpu-cores={by_hand.CORES}")
+
+    data = run("status", "--json")
+    assert (data["running"], data["waiting"], data["granted"], data["delayed"]) == (1, 1, 0, 0)
+    (node,) = data["nodes"]
+    assert node["cpu_cores_free"] == [2, 3, 4, 5, 6, 7]
+    assert {d["device_id"]: d["memory_free_mb"] for d in node["devices"]} == {
+        "gpu_0": by_hand.GPU_MB - 1000,
+        "gpu_1": by_hand.GPU_MB,
+        "cpu": 0,
+    }
+    lines = [line.split() for line in run("status").splitlines()]
+    assert ["host1", "ready", "6", "8", str(by_hand.RAM_MB), str(by_hand.RAM_MB)] in lines
+    assert ["host1/gpu_0", "ready", "23576", "24576", "-", "-", "1", "-", "Simulated", "GPU"] in lines
+
+
+def test_status_of_an_empty_pool_says_what_to_do(redis_server: RedisServer, pool: str) -> None:
+    arguments = ["--backend-url", redis_server.url, "--pool", pool, "status"]
+
+    result = CliRunner().invoke(allocator, arguments)
+
+    assert result.exit_code == 0
+    assert "No node is registered yet" in result.stdout and "worker --gpu 0" in result.stdout
+
+
+def test_the_queue_is_listed_in_its_order(run: Run) -> None:
+    assert run("queue") == "Nothing waits.\n"
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    allocate(run, "later")
+    allocate(run, "urgent", "--priority=5", "--cpu-cores=2")
+
+    rows = run("queue", "--json")
+    assert [(row["position"], row["task_id"]) for row in rows] == [(1, "urgent"), (2, "later")]
+    assert rows[0]["requirements"] == {"gpu_memory_mb": 0, "cpu_cores": 2, "ram_mb": 0, "priority": 5}
+    lines = run("queue").splitlines()
+    assert lines[1].split()[:5] == ["1", "urgent", "processing", "2", "cores"]
+    assert len(run("queue", "--limit", "1", "--json")) == 1
+
+
+def test_a_ttl_that_is_over_is_not_shown(run: Run) -> None:
+    allocate(run, "t", "--ttl=0.05")
+
+    wait_until(lambda: run("status", "--json")["running"] == 0, 10, "the end of the TTL")
+
+
+def test_cancel_by_task_or_allocation(run: Run, session: Session) -> None:
+    held = allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    allocate(run, "a")
+    waiting = submit_task(session, "task")
+
+    assert "was waiting and is cancelled" in run("cancel", "a")
+    assert "a worker writes its result" in run("cancel", "task")
+    assert run("cancel", held["allocation_id"], "--json") == {
+        "success": True,
+        "allocations": [{"allocation_id": held["allocation_id"], "was": "running", "cancelled": True}],
+    }
+    assert session.ledger.held() == session.ledger.queue() == ()
+    (obituary,) = session.ledger.tick().obituaries
+    assert (obituary.allocation_id, obituary.outcome) == (waiting, "cancelled")
+    assert "no live allocation" in run("cancel", "a", code=1)
+
+
+def test_a_running_task_is_left_alone_by_cancel(run: Run, session: Session) -> None:
+    ledger = session.ledger
+    ledger.register_worker("w@host1", "i1", by_hand.NODE, "cpu", slots=1, queue="q", lease_s=60)
+    name = submit_task(session, "task")
+    ledger.start(name, ledger.get(name).token, "w@host1", "i1", "n1", repeatable=False)
+
+    said = run("cancel", "task", code=1)
+
+    assert "left alone" in said and "control revoke --terminate task" in said
+    assert ledger.get(name).state is State.RUNNING
+
+
+def test_cordon_uncordon_and_drain(run: Run, session: Session) -> None:
+    run("cordon", "host1/gpu_0")
+    assert allocate(run, "a", "--gpu-memory=100")["resources"]["gpu_id"] == "gpu_1"
+    run("uncordon", "host1/gpu_0")
+    held = allocate(run, "b", "--gpu-memory=100", "--strategy=first_fit")
+    assert held["resources"]["gpu_id"] == "gpu_0"
+
+    drained = run("drain", "host1/gpu_0", "--json")
+    assert drained == {"success": True, "target": "host1/gpu_0", "state": "draining", "held": [held["allocation_id"]]}
+    late = run("drain", "host1/gpu_0", "--wait", "--timeout", "0.3", code=1)
+    assert "1 allocation still on host1/gpu_0 after 0.3 s" in late
+    releaser = threading.Timer(0.3, session.ledger.release, (held["allocation_id"],))
+    releaser.start()
+    assert "host1/gpu_0 is empty" in run("drain", "host1/gpu_0", "--wait", "--timeout", "30")
+    releaser.join()
+    assert {d["device_id"]: d["state"] for d in run("status", "--json")["nodes"][0]["devices"]}["gpu_0"] == "draining"
+
+
+@pytest.mark.parametrize("command", ["cordon", "uncordon", "drain"])
+def test_an_unknown_target_is_told_what_there_is(run: Run, command: str) -> None:
+    said = run(command, "host9", code=1)
+
+    assert "host9" in said and "host1/gpu_0, host1/gpu_1, host1/cpu" in said
+    assert run(command, "host9", "--json", code=1)["error"]["code"] == "unknown_target"
+
+
+def test_what_an_uncordon_grants_is_published_by_the_next_tick(run: Run, session: Session) -> None:
+    session.ledger.register_worker("w@host1", "i1", by_hand.NODE, "cpu", slots=1, queue="q", lease_s=60)
+    run("cordon", "host1")
+    name = submit_task(session, "task")
+    assert session.ledger.get(name).state is State.WAITING
+
+    run("uncordon", "host1")
+
+    assert session.ledger.get(name).state is State.GRANTED
+    assert [grant.allocation_id for grant in session.ledger.tick().grants] == [name]
+
+
+def test_verify_tells_what_is_wrong(run: Run, session: Session) -> None:
+    assert run("verify") == "The ledger is right.\n"
+    assert run("verify", "--json") == {"success": True, "differences": []}
+    ledger = session.ledger
+    ledger.client.hincrby(f"{{allocator:{ledger.pool}}}:node:host1", "rfree", -5)
+
+    assert "host1 free RAM" in run("verify", code=1)
+    assert len(run("verify", "--json", code=1)["differences"]) == 1
+
+
+def test_events_are_printed_once_each_and_in_order(run: Run, redis_server: RedisServer, pool: str) -> None:
+    first = allocate(run)
+    run("release", first["allocation_id"])
+
+    lines = run("events").splitlines()
+    assert [line.split()[1] for line in lines if first["allocation_id"] in line] == ["granted", "released"]
+    env = by_hand.environment(redis_server, pool)
+    result = CliRunner().invoke(allocator, ["events", "--json", "--limit", "2"], env=env)
+    entries = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [entry["event"] for entry in entries] == [line.split()[1] for line in lines]
+    result = CliRunner().invoke(allocator, ["events", "--json", "--since", entries[-2]["entry"]], env=env)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == entries[-1:]
+
+
+def test_events_are_followed(redis_server: RedisServer, pool: str, run: Run) -> None:
+    env = clean_environment({"PYTHONPATH": str(ROOT), **by_hand.environment(redis_server, pool)})
+    argv = [sys.executable, "-W", "error", "-m", "celery_allocator", "events", "--follow", "--json"]
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "node"
+        reply = allocate(run)
+        assert json.loads(process.stdout.readline())["id"] == reply["allocation_id"]
+        process.terminate()
+
+
+def test_tick_ends_what_is_over(run: Run) -> None:
+    assert run("tick", "--json") == {"success": True, "granted": [], "ended": [], "lost_workers": []}
+
+
+def test_the_embedded_server_is_started_told_and_stopped(tmp_path: Path) -> None:
+    env = {"ALLOCATOR_EMBEDDED_DIR": str(tmp_path / "server")}
+
+    def server(*args: str) -> Any:
+        return CliRunner().invoke(allocator, ["server", *args], env=env)
+
+    assert server("status").exit_code == 1
+    try:
+        started = server("start")
+        assert (started.exit_code, started.stderr) == (0, "")
+        assert started.stdout.startswith("unix://")
+        told = server("status", "--json")
+        assert told.exit_code == 0
+        assert json.loads(told.stdout)["url"] == started.stdout.strip()
+    finally:
+        stopped = server("stop")
+    assert stopped.stdout == "stopped\n"
+    assert server("stop").stdout == "it was not running\n"
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's result backend
+def test_with_an_app_its_settings_count_and_results_are_written(
+    run: Run, session: Session, redis_server: RedisServer, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Celery("proj", broker=redis_server.url, backend=redis_server.url, set_as_current=False)
+    install(app)
+    app.conf.update(allocator_pool=pool, allocator_ttl_s=1234.0)
+    obj = CLIContext(app=app, no_color=True, workdir=None)
+
+    @app.task(name="proj.work", shared=False, resources={"cpu_cores": by_hand.CORES})
+    def work() -> None:
+        """Never runs."""
+
+    allocate(run)
+    result = work.delay()
+    assert [a.task_id for a in session.ledger.queue()] == [result.id]
+
+    rows = {row["name"]: row for row in run("settings", "--json", obj=obj)}
+    assert (rows["allocator_ttl_s"]["value"], rows["allocator_ttl_s"]["from"]) == (1234.0, "app")
+    assert run("cancel", result.id, obj=obj).rstrip().endswith("is cancelled")
+    assert not caplog.records
+    assert result.state == "REVOKED"
+    assert session.ledger.tick().obituaries == ()
+    app.close()
+
+
+def test_the_commands_of_celery_itself(redis_server: RedisServer, pool: str, tmp_path: Path, session: Session) -> None:
+    """As installed: the entry point makes ``celery -A proj allocator``."""
+    info = tmp_path / "celery_allocator-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: celery-allocator-entry-point\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[celery.commands]\nallocator = celery_allocator.surfaces.cli:allocator\n")
+    env = clean_environment(
+        {
+            "PYTHONPATH": f"{ROOT}:{tmp_path}",
+            "CELERY_BROKER_URL": redis_server.broker_socket_url,
+            "ALLOCATOR_POOL": pool,
+        }
+    )
+    argv = [sys.executable, "-m", "celery", "-A", "tests.support.proj", "allocator"]
+
+    def celery(*args: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*argv, *args], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    status, unknown, settings = celery("status", "--json"), celery("cordon", "host9"), celery("settings", "--json")
+
+    assert status.returncode == 0, status.stderr
+    assert [node["node"] for node in json.loads(status.stdout)["nodes"]] == ["host1"]
+    assert json.loads(status.stdout)["url"] == f"unix://{redis_server.socket}"
+    assert unknown.returncode == 1
+    assert "host9" in unknown.stderr and "Traceback" not in unknown.stderr
+    assert {row["name"]: row["value"] for row in json.loads(settings.stdout)}["allocator_ttl_s"] == 1234.0
