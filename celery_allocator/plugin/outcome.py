@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _REASONS = {"cancelled": "revoked", "expired": "expired"}
 #: Never opened here, whatever the app accepts: messages come from the ledger.
-_REFUSED = frozenset({"pickle", "application/x-python-serialize"})
+_REFUSED = frozenset({"application/x-python-serialize"})
 
 
 def write_results(app: Celery, obituaries: Iterable[Obituary]) -> None:
@@ -75,7 +75,7 @@ def _write(app: Celery, obituary: Obituary) -> None:
 
 def _context(app: Celery, envelope: Envelope) -> Context:
     """The task's request as its worker would have had it, as far as the message tells."""
-    accept = {kind for kind in app.conf.accept_content if kind not in _REFUSED}
+    accept = serialization.prepare_accept_content(app.conf.accept_content) - _REFUSED
     embedded: dict[str, Any] = {}
     compression = envelope.headers.get("compression")
     try:
