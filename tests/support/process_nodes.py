@@ -228,7 +228,11 @@ class _WorkerService:
 
     def restart(self) -> None:
         self.process.start()
-        self.process.wait_for_output(" ready.", 30)
+        try:
+            self.process.wait_for_output(" ready.", 30)
+        except BaseException:
+            self.process.kill()
+            raise
 
 
 class ProcessWorker(CeleryWorkerContainer):
