@@ -8,7 +8,7 @@ import sys
 from celery.app.utils import find_app
 
 from celery_allocator.errors import AllocatorError
-from celery_allocator.launcher.launch import run_workers
+from celery_allocator.launcher.launch import run_workers, split_extra
 from celery_allocator.settings import Settings
 
 
@@ -17,16 +17,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m celery_allocator.launcher",
         description="Run one Celery worker per GPU of this host and one for CPU-only work, supervised.",
-        epilog="Settings come from the environment (ALLOCATOR_*), then the app's configuration. "
-        "Options after -- go to every worker.",
+        usage="%(prog)s -A APP [--no-cpu-worker] [-- options for every worker, such as --loglevel INFO]",
+        epilog="Settings come from the environment (ALLOCATOR_*), then the app's configuration.",
     )
     parser.add_argument("-A", "--app", required=True, help="the Celery app, as `celery -A` takes it")
     parser.add_argument("--no-cpu-worker", action="store_true", help="start workers for GPUs only")
-    parser.add_argument("extra", nargs="*", help="options for every worker, such as -- --loglevel INFO")
-    options = parser.parse_args(argv)
+    own, extra = split_extra(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(own)
     try:
         settings = Settings.load(find_app(options.app).conf)
-        return run_workers(options.app, settings, extra=options.extra, cpu_worker=not options.no_cpu_worker)
+        return run_workers(options.app, settings, extra=extra, cpu_worker=not options.no_cpu_worker)
     except AllocatorError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

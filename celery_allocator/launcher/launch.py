@@ -66,6 +66,13 @@ def app_name(app: Any, argv: Sequence[str] | None = None) -> str:
     raise SettingsError("the app's name is not known: name it, as in `celery -A proj allocator workers`")
 
 
+def split_extra(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line's own arguments, and those after ``--``, which are for the workers."""
+    arguments = list(argv)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
+
+
 @contextmanager
 def _signals_to(supervisor: Supervisor) -> Iterator[None]:
     def handle(_number: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from celery_allocator.errors import SettingsError
 from celery_allocator.launcher import Policy, Supervisor, WorkerCommand, plan
-from celery_allocator.launcher.launch import app_name
+from celery_allocator.launcher.__main__ import main
+from celery_allocator.launcher.launch import app_name, run_workers, split_extra
 from celery_allocator.launcher.output import LONGEST_LINE, Console, LineSplitter
 from celery_allocator.model import DeviceInventory, NodeInventory
 from celery_allocator.settings import Settings
@@ -344,3 +345,33 @@ def test_three_signals_kill_and_leave_no_process() -> None:
         launcher.stdout.read()
         assert launcher.wait(DEADLINE_S) == 0
     until(lambda: not any(alive(process.pid) for process in family), "no orphan")
+
+
+# --- the command
+
+
+@pytest.mark.parametrize(
+    ("argv", "own", "extra"),
+    [
+        (["-A", "proj"], ["-A", "proj"], []),
+        (["-A", "proj", "--", "-E", "--", "x"], ["-A", "proj"], ["-E", "--", "x"]),
+        (["--", "-A", "other"], [], ["-A", "other"]),
+    ],
+)
+def test_what_follows_two_dashes_is_for_the_workers(argv: list[str], own: list[str], extra: list[str]) -> None:
+    assert split_extra(argv) == (own, extra)
+
+
+def test_a_setting_that_cannot_be_used_is_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "launched.py").write_text("from celery import Celery\napp = Celery('launched')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("ALLOCATOR_DEVICES", "sim:nonsense")
+    assert main(["-A", "launched"]) == 2
+    assert "ALLOCATOR_DEVICES" in capsys.readouterr().err
+
+
+def test_nothing_to_start_is_said() -> None:
+    with pytest.raises(SettingsError, match="nothing to start"):
+        run_workers("proj", Settings(devices="none"), cpu_worker=False)

@@ -1,0 +1,92 @@
+"""A Celery configuration with every setting of the allocator, each at its default.
+
+    app.config_from_object("celeryconfig")        # or copy what you need into your own
+
+Each ``allocator_x`` is also read from the environment as ``ALLOCATOR_X``, which wins, so that one host of many can
+differ. With Django's usual namespace the names are ``CELERY_ALLOCATOR_X``. Times are in seconds, sizes in MB (2**20
+bytes). A setting of None is the same as one left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# --- Celery
+
+broker_url = "redis://localhost:6379/0"
+result_backend = "redis://localhost:6379/1"
+broker_connection_retry_on_startup = True
+
+# A task's placement needs neither of these, but they suit tasks that hold a GPU. A task with acks_late is granted again
+# elsewhere when its worker is lost; one without it fails, visibly.
+task_acks_late = False
+# Hand the memory that a GPU library keeps in its process back after every task. Costs a start of the process per task.
+worker_max_tasks_per_child: int | None = None
+
+# --- The ledger
+
+# Redis or Valkey URL of the ledger. None: the broker or the result backend if that is Redis, else the embedded server.
+allocator_backend_url: str | None = None
+# One pool is one ledger. Give staging and production, or two clusters on one Redis, a pool each.
+allocator_pool = "default"
+# Folder of the embedded server. None: ~/.local/state/celery-allocator
+allocator_embedded_dir: str | None = None
+# Entries that the ledger's event stream keeps, at least.
+allocator_events_maxlen = 100_000
+
+# --- This host: better set as environment variables, where hosts differ
+
+# Name of this host in the ledger. None: its host name.
+allocator_node: str | None = None
+# "auto" (what NVML finds), "none", indexes or UUIDs ("0,1"), or simulated ones ("sim:2x24576": two of 24576 MB).
+allocator_devices = "auto"
+# Cores this host offers. None: those of the affinity mask and the control group.
+allocator_cpu_cores: int | None = None
+# RAM this host offers, in MB. None: the machine's or the control group's.
+allocator_ram_mb: int | None = None
+# Kept back from tasks, for the system and the workers' main processes.
+allocator_reserve_cpu_cores = 0
+allocator_reserve_ram_mb = 0
+
+# --- Placement
+
+# Strategy of tasks that name none: "first_fit", "best_fit" or "priority".
+allocator_strategy = "best_fit"
+# Requirements that no known device could ever hold: "raise" at apply_async, or "wait" for a larger device.
+allocator_never_fits = "raise"
+# Requirements of every task that declares none, such as {"cpu_cores": 1}. None: such tasks are plain Celery tasks.
+allocator_default_resources: dict[str, int] | None = None
+# Task types of allocate_resources(), beside or in place of ml_inference, rendering and processing: a name, such as
+# "training", for requirements, such as {"gpu_memory_mb": 16384, "cpu_cores": 4, "ram_mb": 32768}.
+allocator_task_types: dict[str, dict[str, Any]] = {}
+# Weight of the newest run time in the mean behind estimated starts: 1 looks at the last run only.
+allocator_runtime_decay = 0.2
+
+# --- Leases and upkeep
+
+# Seconds a worker's claim outlives its last heartbeat: how long a dead host's GPUs stay taken.
+allocator_lease_s = 15.0
+# Seconds between heartbeats. None: a third of the lease.
+allocator_heartbeat_s: float | None = None
+# Seconds between maintenance ticks.
+allocator_tick_s = 1.0
+# Seconds after which a grant that has not started is published again.
+allocator_start_deadline_s = 10.0
+# Times a task with acks_late is granted again after losing its worker, before it fails.
+allocator_max_losses = 3
+# Life of an allocation made by hand; renew() extends it.
+allocator_ttl_s = 3600.0
+
+# --- Running tasks
+
+# Pin a task's process to its granted cores while it runs (pools prefork and solo).
+allocator_pin_cores = True
+
+# --- The launcher (celery -A proj allocator workers)
+
+# Slots of each GPU worker: how many tasks may share a GPU at most. Its memory decides how many do.
+allocator_worker_concurrency = 2
+# Slots of the CPU worker. None: as many as this host offers cores.
+allocator_worker_cpu_concurrency: int | None = None
+# Celery pool of the workers. prefork keeps a crashing task from its neighbours.
+allocator_worker_pool = "prefork"
