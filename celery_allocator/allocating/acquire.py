@@ -9,7 +9,7 @@ from celery_allocator.allocating.request import Request
 from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, UnsatisfiableError
 from celery_allocator.ledger import Available, new_allocation_id
-from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, NodeState, State
+from celery_allocator.model import Allocation, DeviceState, Kind, NodeState, State
 
 #: Seconds between two looks at a waiting allocation: from the first to the second, growing by half each time.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 0.2
@@ -29,13 +29,15 @@ class Acquired:
 def acquire(session: Session, request: Request) -> Acquired:
     """Submit the request, then wait up to ``request.wait_s`` seconds for its grant.
 
-    Whoever is interrupted while waiting leaves the line. Raises
+    Whoever is interrupted while waiting leaves the line, and whoever is killed is out of it after a lease's length: a
+    place in line lives that long while somebody waits for it, and for the whole TTL after that. Raises
     :class:`~celery_allocator.errors.UnsatisfiableError` and what the ledger raises.
     """
     ledger = session.ledger
     session.upkeep()
     # Briefly at first: what turns out never to fit shall not keep the host registered.
     session.offer_host(session.settings.lease_s)
+    life_s = min(request.ttl_s, session.settings.lease_s) if request.wait_s > 0 else request.ttl_s
     began = time.perf_counter()
     try:
         submitted = ledger.submit(
@@ -45,19 +47,21 @@ def acquire(session: Session, request: Request) -> Acquired:
             request.requirements,
             strategy=request.strategy,
             kind=Kind.MANUAL,
-            ttl_s=request.ttl_s,
+            ttl_s=life_s,
         )
     except UnsatisfiableError as error:
         raise session.explain(error) from None
+    taken = submitted.allocation
+    left: Available | None = submitted.available
+    if taken.state is State.WAITING and request.wait_s > 0:
+        taken, left = _wait(session, request, taken, life_s), None
     took_ms = (time.perf_counter() - began) * 1000
     session.offer_host(request.ttl_s)
-    taken = submitted.allocation
-    taken = replace(taken, expires_at=taken.submitted_at + request.ttl_s)
-    if taken.state is State.WAITING and request.wait_s > 0:
-        taken = _wait(session, request, taken)
-        took_ms = (time.perf_counter() - began) * 1000
-        return Acquired(taken, available(session, taken), took_ms)
-    return Acquired(taken, submitted.available, took_ms)
+    if life_s < request.ttl_s:
+        taken = ledger.renew(taken.allocation_id, request.ttl_s)
+    elif taken.expires_at is None:
+        taken = replace(taken, expires_at=taken.submitted_at + request.ttl_s)
+    return Acquired(taken, left if left is not None else available(session, taken), took_ms)
 
 
 def available(session: Session, allocation: Allocation) -> Available:
@@ -67,35 +71,28 @@ def available(session: Session, allocation: Allocation) -> Available:
         for device in node.devices:
             if device.device_id == allocation.device_id:
                 return _left(node, device)
-    return roomiest(session.ledger.snapshot())
-
-
-def roomiest(cluster: ClusterState) -> Available:
-    """What is left on the device that has most, by GPU memory, then cores, among those that take work."""
-    rows = [_left(node, device) for node in cluster.nodes for device in node.devices if device.state == "ready"]
-    return max(rows, key=lambda left: (left.gpu_memory_mb, left.cpu_cores, left.ram_mb), default=Available(0, 0, 0))
+    return session.ledger.room()
 
 
 def _left(node: NodeState, device: DeviceState) -> Available:
     return Available(device.memory_free_mb, len(node.cpu_cores_free), node.ram_free_mb)
 
 
-def _wait(session: Session, request: Request, taken: Allocation) -> Allocation:
+def _wait(session: Session, request: Request, taken: Allocation, life_s: float) -> Allocation:
+    """Poll until the grant or for ``request.wait_s`` seconds, renewing the place in line for ``life_s`` each time."""
     ledger = session.ledger
     deadline = time.monotonic() + request.wait_s
     renewed = offered = time.monotonic()
     pause = _FIRST_PAUSE_S
     try:
-        while (now := time.monotonic()) < deadline:
-            time.sleep(min(pause, deadline - now, request.ttl_s / 4))
+        while taken.state is State.WAITING and (now := time.monotonic()) < deadline:
+            time.sleep(min(pause, deadline - now, life_s / 4))
             pause = min(pause * 1.5, _LAST_PAUSE_S)
             session.upkeep()
-            taken = ledger.get(taken.allocation_id)
-            if taken.state is not State.WAITING:
-                session.offer_host(request.ttl_s)
-                return taken
-            if now - renewed >= request.ttl_s / 3:
-                taken, renewed = ledger.renew(taken.allocation_id, request.ttl_s), now
+            if now - renewed >= life_s / 3:
+                taken, renewed = ledger.renew(taken.allocation_id, life_s), now
+            else:
+                taken = ledger.get(taken.allocation_id)
             if now - offered >= _OFFER_AGAIN_S:
                 session.offer_host(request.ttl_s)
                 offered = now

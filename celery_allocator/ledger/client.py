@@ -320,6 +320,10 @@ class Ledger:
         nodes = wire.cluster(self.pool, self._run("snapshot", name)).nodes
         return nodes[0] if nodes else None
 
+    def room(self) -> Available:
+        """What is free on the device that has most, by GPU memory, then cores; zeros if none takes work."""
+        return Available(*(int(amount) for amount in self._run("room")))
+
     def verify(self) -> list[str]:
         """Recompute everything from the allocations; each difference as a sentence. Empty when the ledger is right."""
         return [line.decode() for line in self._run("verify")]

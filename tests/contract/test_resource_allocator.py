@@ -127,6 +127,34 @@ def test_what_does_not_fit_now_waits_in_line_and_is_granted_when_room_appears(se
     assert session.ledger.verify() == []
 
 
+def test_on_a_host_without_gpus_a_waiter_is_told_its_free_cores(redis_server: RedisServer, pool: str) -> None:
+    bare = by_hand.session(redis_server, pool, devices="none")
+    allocate(bare, "a", gpu_memory_mb=0, cpu_cores=5, ram_mb=1000)
+
+    waiting = allocate(bare, "b", gpu_memory_mb=0, cpu_cores=4)
+
+    left = {"gpu_memory_mb": 0, "cpu_cores": 3, "ram_mb": by_hand.RAM_MB - 1000}
+    assert waiting["queue_position"] == 1
+    assert waiting["metadata"]["available_resources"] == left
+    assert allocation(waiting["allocation_id"], session=bare)["metadata"]["available_resources"] == left
+
+
+def test_a_grant_after_waiting_lives_for_the_whole_ttl(redis_server: RedisServer, pool: str) -> None:
+    session = by_hand.session(redis_server, pool, lease_s=0.3)
+    held, _ = fill(session)
+    releaser = threading.Timer(0.1, release_resources, (held,), {"session": session})
+    releaser.start()
+    reply = allocate(session, "patient", wait_s=30, ttl_s=500)
+    releaser.join()
+    kept = allocate(session, "late", wait_s=0.05, ttl_s=500, gpu_memory_mb=by_hand.GPU_MB)
+
+    assert reply["resources"] and not kept["resources"]
+    for one in (reply, kept):
+        ends = session.ledger.get(one["allocation_id"]).expires_at
+        assert ends is not None and ends - time.time() > 400
+    assert 400 < lease_left_s(session) < 3601
+
+
 def test_run_times_feed_the_estimate(session: Session) -> None:
     held, _ = fill(session)
     release_resources(held, session=session)

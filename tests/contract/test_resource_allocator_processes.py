@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from celery_allocator.ledger import Ledger
 from tests.support import by_hand
 from tests.support.processes import ROOT, clean_environment
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 RACER = """
 import sys
@@ -140,7 +142,41 @@ def test_every_option_of_the_command(redis_server: RedisServer, env: dict[str, s
     assert held.requirements.as_dict() == {"gpu_memory_mb": 100, "cpu_cores": 3, "ram_mb": 7, "priority": 5}
     assert held.strategy.value == "first_fit"
     assert held.expires_at is not None and held.granted_at is not None
-    assert held.expires_at - held.granted_at == pytest.approx(77, abs=0.01)
+    assert held.expires_at - held.granted_at == pytest.approx(77, abs=5)
+
+
+def test_a_waiting_process_that_is_killed_is_soon_out_of_line(env: dict[str, str], ledger: Ledger) -> None:
+    arguments = ("--task-type=processing", f"--cpu-cores={by_hand.CORES}")
+    assert command("holder", *arguments, env=env).returncode == 0
+    argv = [
+        sys.executable,
+        "-m",
+        "celery_allocator.resource_allocator",
+        "waiter",
+        *arguments,
+        "--wait=600",
+        "--ttl=3600",
+    ]
+    waiter = subprocess.Popen(
+        argv,
+        stdout=subprocess.DEVNULL,
+        env=clean_environment({"PYTHONPATH": str(ROOT), "ALLOCATOR_LEASE_S": "0.9", **env}),
+    )
+    try:
+        (waiting,) = wait_until(ledger.queue, 30, "somebody in line")
+        # It lives on while its process does: seen beyond its first life.
+        wait_until(lambda: time.time() > waiting.submitted_at + 2, 10)
+        ledger.tick()
+        assert [a.allocation_id for a in ledger.queue()] == [waiting.allocation_id]
+    finally:
+        waiter.kill()
+        waiter.wait(10)
+
+    def gone() -> bool:
+        ledger.tick()
+        return not ledger.queue()
+
+    wait_until(gone, 10, "the end of its place in line")
 
 
 def test_what_must_wait_is_a_success_of_the_command(env: dict[str, str], ledger: Ledger) -> None:

@@ -1,5 +1,5 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events cores index place line claim
+-- uses: base events cores index place line claim room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait).
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, now}
@@ -76,12 +76,5 @@ if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
 enqueue(id, shape, line_score(priority, seq))
 event("waiting", id, tid, "name", name, "shape", shape, "priority", ARGV[11])
 local position = call("ZRANK", K.waiting, id) + 1
-local top = call("ZRANGE", K.index .. "sched:gpu", -1, -1, "WITHSCORES")
-if not top[1] then top = call("ZRANGE", K.index .. "idle:gpu", -1, -1, "WITHSCORES") end
-if not top[1] then top = call("ZRANGE", K.index .. "sched:cpu", -1, -1, "WITHSCORES") end
-local free = { 0, 0, 0 }
-if top[1] then
-  local n = call("HMGET", K.node .. node_of(string.sub(top[1], 10)), "cfree", "rfree")
-  free = { floor(top[2] / CORES), tonumber(n[1]), tonumber(n[2]) }
-end
-return { "waiting", position, estimate(name, position) or "", free[1], free[2], free[3], now }
+local gpu_free, cores_free, ram_free = roomiest()
+return { "waiting", position, estimate(name, position) or "", gpu_free, cores_free, ram_free, now }
