@@ -1,0 +1,87 @@
+"""A pool of simulated nodes for tests of the ledger, on a clock that stands still unless it is moved."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import redis
+
+from celery_allocator.ledger import Grant, Ledger, Options, Submitted
+from celery_allocator.model import Allocation, DeviceInventory, DeviceState, Kind, NodeInventory, Requirements
+
+LEASE_S = 60.0
+
+
+class LedgerPool:
+    """A ledger with its clock (``at``, seconds) and short ways to say nodes, workers and submissions."""
+
+    def __init__(self, client: redis.Redis, pool: str, options: Options | None = None) -> None:
+        self.at = 1_700_000_000.0
+        self.ledger = Ledger(client, pool, clock=lambda: self.at, options=options)
+        self._names = itertools.count(1)
+
+    def node(
+        self,
+        node: str = "n1",
+        gpus: tuple[int, ...] = (10_000,),
+        *,
+        cores: int | tuple[int, ...] = 8,
+        ram: int = 64_000,
+        near: dict[int, tuple[int, ...]] | None = None,
+        slots: int | None = 4,
+        lease_s: float = LEASE_S,
+    ) -> tuple[Grant, ...]:
+        """Register a node and, unless ``slots`` is None, one worker per device and one for CPU work."""
+        ids = tuple(range(cores)) if isinstance(cores, int) else cores
+        devices = tuple(
+            DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", "simulated", mb, (near or {}).get(i, ()))
+            for i, mb in enumerate(gpus)
+        )
+        grants = self.ledger.register_node(NodeInventory(node, ids, ram, devices), lease_s)
+        for device in [*(d.device_id for d in devices), "cpu"] if slots is not None else []:
+            grants += self.worker(node, device, slots=slots or 0, lease_s=lease_s)
+        return grants
+
+    def worker(
+        self, node: str, device: str, incarnation: str = "one", *, name: str = "", slots: int = 4, **options: Any
+    ) -> tuple[Grant, ...]:
+        """Register a worker, named after its device unless said otherwise."""
+        options.setdefault("lease_s", LEASE_S)
+        name = name or f"w.{node}.{device}"
+        return self.ledger.register_worker(
+            name, incarnation, node, device, slots=slots, queue=f"q.{node}.{device}", **options
+        )
+
+    def submit(self, gpu: int = 0, cores: int = 1, ram: int = 0, priority: int = 0, **options: Any) -> Submitted:
+        """Submit a task under the next name (``a1``, ``a2``, …) or ``id``; its message is ``message of <id>``."""
+        name = options.pop("id", None) or f"a{next(self._names)}"
+        options.setdefault("message", f"message of {name}".encode())
+        task_id = options.pop("task_id", f"task of {name}")
+        requirements = Requirements(gpu, cores, ram, priority)
+        return self.ledger.submit(name, task_id, options.pop("task_name", "work"), requirements, **options)
+
+    def by_hand(self, gpu: int = 0, cores: int = 1, ram: int = 0, ttl_s: float = 30.0, **options: Any) -> Submitted:
+        """Submit an allocation made by hand."""
+        return self.submit(gpu, cores, ram, kind=Kind.MANUAL, message=b"", ttl_s=ttl_s, **options)
+
+    def start(
+        self, allocation: Allocation, *, repeatable: bool = False, nonce: str = "delivery 1", incarnation: str = "one"
+    ) -> Allocation:
+        """Start a granted task on the worker of the device it was granted."""
+        worker = self.device(f"{allocation.node}/{allocation.device_id}").worker or ""
+        return self.ledger.start(
+            allocation.allocation_id, allocation.token, worker, incarnation, nonce, repeatable
+        )
+
+    def device(self, key: str) -> DeviceState:
+        """One device of the snapshot."""
+        return next(d for d in self.ledger.snapshot().devices if d.key == key)
+
+    def running(self, gpu: int = 0, cores: int = 1, ram: int = 0, *, repeatable: bool = False, **options: Any) -> Allocation:
+        """Submit a task that fits, and start it."""
+        return self.start(self.submit(gpu, cores, ram, **options).allocation, repeatable=repeatable)
+
+    def happened(self) -> list[str]:
+        """Names of all events so far."""
+        return [fields["event"] for _, fields in self.ledger.events()]
