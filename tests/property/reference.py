@@ -158,9 +158,7 @@ class Reference:
     def never(self, req: Requirements) -> tuple[str, int] | None:
         """The dimension no known device could ever meet, and the largest that exists."""
         sizes = [
-            (d.memory, len(self.nodes[d.node].cores), self.nodes[d.node].ram)
-            for d in self.devices.values()
-            if d.known
+            (d.memory, len(self.nodes[d.node].cores), self.nodes[d.node].ram) for d in self.devices.values() if d.known
         ]
         wanted = (req.gpu_memory_mb, req.cpu_cores, req.ram_mb)
         for i, name in enumerate(("gpu_memory_mb", "cpu_cores", "ram_mb")):

@@ -116,7 +116,7 @@ class LedgerMachine(RuleBasedStateMachine):
             exp = None if expires_s is None else self.ref.now + expires_s * 1000
             task_id = name if task == "own" else task
             claim = Claim(name, task_id, req, strategy, kind, 0, ttl_s * 1000, eta, exp)
-            options = {
+            options: dict[str, Any] = {
                 "strategy": strategy,
                 "kind": kind,
                 "message": f"message of {name}".encode(),
@@ -162,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
             with pytest.raises(StaleTokenError):
                 self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
         else:
-            claim.state, claim.late, claim.nonce, claim.exp = "running", late, nonce, None
+            claim.state, claim.late, claim.nonce = "running", late, nonce
             for _ in range(2):  # the reply was lost: the same delivery asks again
                 reply = self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
                 assert (reply.token, reply.worker) == (token, device.worker)
@@ -284,23 +284,30 @@ class LedgerMachine(RuleBasedStateMachine):
         slots=st.integers(1, 4),
         lease_s=st.sampled_from([3, 60]),
     )
-    def register_worker(
-        self, data: st.DataObject, incarnation: str, own_name: bool, slots: int, lease_s: int
-    ) -> None:
+    def register_worker(self, data: st.DataObject, incarnation: str, own_name: bool, slots: int, lease_s: int) -> None:
         device = data.draw(st.sampled_from([*self.ref.devices, "nowhere/gpu_0"]))
         name = f"w.{device}" if own_name else data.draw(st.sampled_from(["w.spare", *sorted(self.ref.workers)]))
         self.register_worker_(name, incarnation, device, slots, lease_s * 1000)
 
     def register_worker_(self, name: str, incarnation: str, key: str, slots: int, lease: int) -> None:
         node, device_id = key.split("/")
-        call = {"slots": slots, "queue": f"queue of {key}", "lease_s": lease / 1000, "pid": 7, "born": 1.5}
+        call: dict[str, Any] = {
+            "slots": slots,
+            "queue": f"queue of {key}",
+            "lease_s": lease / 1000,
+            "pid": 7,
+            "born": 1.5,
+        }
         device = self.ref.devices.get(key)
         if device is None:
             with pytest.raises(UnknownTargetError):
                 self.ledger.register_worker(name, incarnation, node, device_id, **call)
             self.after([])
             return
-        in_the_way = [(device.worker, device.incarnation), (name, getattr(self.ref.workers.get(name), "incarnation", ""))]
+        in_the_way = [
+            (device.worker, device.incarnation),
+            (name, getattr(self.ref.workers.get(name), "incarnation", "")),
+        ]
         if any(
             inc not in ("", incarnation) and other in self.ref.workers and self.ref.workers[other].lease > self.ref.now
             for other, inc in in_the_way
@@ -384,10 +391,19 @@ class LedgerMachine(RuleBasedStateMachine):
             return (c.state, c.device, c.token, c.cores or frozenset(), c.losses, c.task_id)
 
         assert {
-            a.allocation_id: (a.state.value, f"{a.node}/{a.device_id}", a.token, frozenset(a.cpu_cores), a.losses, a.task_id)
+            a.allocation_id: (
+                a.state.value,
+                f"{a.node}/{a.device_id}",
+                a.token,
+                frozenset(a.cpu_cores),
+                a.losses,
+                a.task_id,
+            )
             for a in held
         } == {c.id: row(c) for c in ref.held()}
-        assert [(a.allocation_id, a.queue_position) for a in waiting] == [(c.id, i) for i, c in enumerate(ref.line(), 1)]
+        assert [(a.allocation_id, a.queue_position) for a in waiting] == [
+            (c.id, i) for i, c in enumerate(ref.line(), 1)
+        ]
         assert {a.allocation_id for a in ledger.delayed()} == {c.id for c in ref.in_state("delayed")}
         for device in state.devices:
             mine = ref.devices[device.key]
@@ -397,7 +413,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @staticmethod
     def cores_well_chosen(picked: tuple[int, ...], free: set[int], near: frozenset[int]) -> None:
-        """Free before; a run of free cores near the device if there is one, else a run anywhere, else as many near as can be."""
+        """A run of free cores near the device if there is one, else a run anywhere, else as many near ones as can be."""
         n, got = len(picked), set(picked)
         assert got <= free
 

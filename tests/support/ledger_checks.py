@@ -23,7 +23,9 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
     by_device: dict[str, list[Allocation]] = defaultdict(list)
     for allocation in held:
         by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
-        equal(f"{allocation.allocation_id} number of cores", len(allocation.cpu_cores), allocation.requirements.cpu_cores)
+        equal(
+            f"{allocation.allocation_id} number of cores", len(allocation.cpu_cores), allocation.requirements.cpu_cores
+        )
     tokens = Counter(a.token for a in held)
     found += [f"token {token} is held {n} times" for token, n in tokens.items() if n > 1]
     for node in state.nodes:
@@ -34,7 +36,9 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
         equal(f"{node.node} free RAM", node.ram_free_mb, node.ram_mb - sum(a.ram_mb for a in mine))
         for device in node.devices:
             found += _device(device, by_device.pop(device.key))
-    found += [f"{a.allocation_id} is held on {key}, which does not exist" for key, some in by_device.items() for a in some]
+    found += [
+        f"{a.allocation_id} is held on {key}, which does not exist" for key, some in by_device.items() for a in some
+    ]
     equal("granted", state.granted, sum(a.state is State.GRANTED for a in held))
     equal("running", state.running, sum(a.state is State.RUNNING for a in held))
     return found
@@ -55,11 +59,12 @@ def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
 
 def over_capacity(state: ClusterState) -> list[str]:
     """Every amount below zero. Empty unless capacity shrank under what is held."""
-    found = [f"{node.node} RAM {node.ram_free_mb}" for node in state.nodes if node.ram_free_mb < 0]
-    for device in state.devices:
-        if device.memory_free_mb < 0 or device.slots_free < 0:
-            found.append(f"{device.key} memory {device.memory_free_mb}, slots {device.slots_free}")
-    return found
+    nodes = [f"{node.node} RAM {node.ram_free_mb}" for node in state.nodes if node.ram_free_mb < 0]
+    return nodes + [
+        f"{device.key} memory {device.memory_free_mb}, slots {device.slots_free}"
+        for device in state.devices
+        if device.memory_free_mb < 0 or device.slots_free < 0
+    ]
 
 
 def idle_beside_waiting(state: ClusterState, waiting: tuple[Allocation, ...], closing: frozenset[str]) -> list[str]:

@@ -70,15 +70,15 @@ class LedgerPool:
     ) -> Allocation:
         """Start a granted task on the worker of the device it was granted."""
         worker = self.device(f"{allocation.node}/{allocation.device_id}").worker or ""
-        return self.ledger.start(
-            allocation.allocation_id, allocation.token, worker, incarnation, nonce, repeatable
-        )
+        return self.ledger.start(allocation.allocation_id, allocation.token, worker, incarnation, nonce, repeatable)
 
     def device(self, key: str) -> DeviceState:
         """One device of the snapshot."""
         return next(d for d in self.ledger.snapshot().devices if d.key == key)
 
-    def running(self, gpu: int = 0, cores: int = 1, ram: int = 0, *, repeatable: bool = False, **options: Any) -> Allocation:
+    def running(
+        self, gpu: int = 0, cores: int = 1, ram: int = 0, *, repeatable: bool = False, **options: Any
+    ) -> Allocation:
         """Submit a task that fits, and start it."""
         return self.start(self.submit(gpu, cores, ram, **options).allocation, repeatable=repeatable)
 
