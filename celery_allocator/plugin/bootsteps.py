@@ -27,6 +27,7 @@ from celery_allocator.ledger.connection import durability_warnings
 from celery_allocator.model import CPU_DEVICE
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
+from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
 from celery_allocator.plugin.session import Keeper, Session, session
 
@@ -77,7 +78,7 @@ def on_message_refused(sender: Any = None, message: Any = None, **_: Any) -> Non
     """A granted message that this worker cannot run, of an unknown or malformed task, gives its resources back."""
     header = (getattr(message, "headers", None) or {}).get(HEADER)
     if header and header.get("token"):
-        session(sender.app).ledger.release(header["id"], header["token"], "rejected")
+        publish_grants(sender.app, session(sender.app).ledger.release(header["id"], header["token"], "rejected").grants)
 
 
 def connect_signals() -> None:
@@ -108,8 +109,9 @@ class AllocatorStep(bootsteps.StartStopStep):
         if keeper is not None:
             self.keeper = keeper
             _keepers[:] = [keeper]
-            for task in parent.app.tasks.values():
-                adopt(task)
+            _keep_from_rejecting(parent, keeper.queue)
+        for task in parent.app.tasks.values():
+            adopt(task)
 
     def include_if(self, parent: Any) -> bool:
         return bool(self.enabled)
@@ -164,6 +166,22 @@ def adopt(task: Any) -> None:
         task.Request = AllocatorRequest
     elif not issubclass(cls, AllocationHooks):
         task.Request = type(f"Allocated{cls.__name__}", (AllocationHooks, cls), {})
+
+
+def _keep_from_rejecting(consumer: Any, queue: str) -> None:
+    """What comes from ``queue`` and cannot be run is not rejected at the broker, which has settled it already.
+
+    RabbitMQ would close the channel, and with it stop the consumer.
+    """
+    for name in ("on_unknown_task", "on_invalid_task"):
+        refuse = getattr(consumer, name)
+
+        def refused(body: Any, message: Any, exc: Any, refuse: Any = refuse) -> Any:
+            if (message.delivery_info or {}).get("routing_key") == queue:
+                message.reject = lambda requeue=False: None
+            return refuse(body, message, exc)
+
+        setattr(consumer, name, refused)
 
 
 def _consume(app: Any, name: str, only: bool) -> None:

@@ -7,6 +7,7 @@ is dead or dying, and its GPU memory is free only when it is gone.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from celery.worker.request import Request
@@ -46,8 +47,9 @@ class AllocationHooks:
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The child returned a failure (``return_ok``), or was lost."""
         try:
+            survivable = exc_info if self._claim is None else _without_memory_error(exc_info)
             return super().on_failure(  # type: ignore[misc]
-                exc_info, send_failed_event=send_failed_event, return_ok=return_ok
+                survivable, send_failed_event=send_failed_event, return_ok=return_ok
             )
         finally:
             if return_ok:
@@ -94,6 +96,19 @@ class AllocationHooks:
         keeper = session(self._app).keeper  # type: ignore[attr-defined]
         if self._claim is not None and keeper is not None:
             keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
+
+
+def _without_memory_error(exc_info: Any) -> Any:
+    """A ``MemoryError`` under another name: Celery's worker would exit, and take all other tasks of the GPU along.
+
+    The result has been written with the real one by then. CuPy's out-of-memory error is a MemoryError.
+    """
+    error = getattr(exc_info.exception, "exc", exc_info.exception)
+    if not isinstance(error, MemoryError):
+        return exc_info
+    renamed = copy.copy(exc_info)
+    renamed.exception = RuntimeError(f"{type(error).__name__}: {error}")
+    return renamed
 
 
 class AllocatorRequest(AllocationHooks, Request):

@@ -69,7 +69,7 @@ class Cluster:
     workers: dict[str, CeleryTestWorker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.client: redis.Redis = redis.Redis.from_url(self.backend.url)
+        self.client: redis.Redis = redis.Redis.from_url(self.backend.url, socket_timeout=2 * SOON_S)
         self.ledger = Ledger(self.client, self.pool)
         self.app = self.make_app()
 
@@ -133,16 +133,16 @@ class Cluster:
         return int(found[1])
 
     @contextlib.contextmanager
-    def full(self, *devices: str) -> Iterator[list[str]]:
-        """Fill every slot of ``devices`` (all GPUs by default) while the body runs; yields the keys held on."""
+    def full(self) -> Iterator[list[str]]:
+        """Fill every slot and all memory of every GPU while the body runs; yields the keys held on, GPU by GPU."""
         keys = []
         for device in self.ledger.snapshot().devices:
-            if device.worker and (device.device_id in devices if devices else device.is_gpu):
+            if device.worker and device.is_gpu:
                 for slot in range(device.slots):
                     keys.append(self.key())
-                    last = slot == device.slots - 1
-                    memory = device.memory_mb - 512 * (device.slots - 1) if last else 512
-                    need = {"gpu_memory_mb": memory if device.is_gpu else 0, "cpu_cores": 0, "ram_mb": 1}
+                    # The last one takes what the others left, so that the next task is placed on the next GPU.
+                    memory = device.memory_mb - 512 * (device.slots - 1) if slot == device.slots - 1 else 512
+                    need = {"gpu_memory_mb": memory, "cpu_cores": 0, "ram_mb": 1}
                     self.app.send_task("zoo.hold", (keys[-1],), resources=need)
         try:
             for key in keys:
