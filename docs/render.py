@@ -1,0 +1,217 @@
+"""Render the reference pages from the code: ``python docs/render.py`` writes them, ``--check`` compares.
+
+Settings come from their table, commands from click, keys from the ledger's table of keys, and events from the Lua
+scripts that write them. A test compares what is committed with what the code says.
+"""
+
+# ruff: noqa: INP001, T201
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from celery import Celery
+
+from celery_allocator import install
+from celery_allocator.allocating.command import allocate
+from celery_allocator.ledger import keys, scripts
+from celery_allocator.model import FIELDS, TASK_TYPES
+from celery_allocator.settings import table
+from celery_allocator.surfaces.cli import allocator
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+NOTE = "<!-- Rendered from the code by docs/render.py: change the code, then run it. -->\n"
+WIDTH = 88
+
+#: What each entry of the event stream means. An event that is missing here cannot be rendered.
+EVENTS = {
+    "delayed": "Submitted with an ETA that lies ahead.",
+    "waiting": "Joined the line: nothing had room, or its ETA has come.",
+    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB and kind.",
+    "started": "Passed the gate of its worker: the task runs.",
+    "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time.",
+    "requeued": "Given back by its worker (a rejected delivery, say) and in line again.",
+    "republished": "Granted, but not started within the deadline: its message is published again, with the same token.",
+    "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
+    "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
+    "expired": "Its expiry passed before it started. `from`: the state it was in.",
+    "lost": "Its worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
+    "node": "A host told what it has, for the first time or changed. `id` is the host.",
+    "node_lost": "Nobody renewed the host's lease: its devices are offline. `id` is the host.",
+    "worker": "A worker began to serve a device. `id` is the worker.",
+    "closing": "A worker is shutting down: it finishes what it runs and gets nothing new.",
+    "left": "A worker left in order.",
+    "worker_lost": "A worker's lease ran out: what it ran is lost.",
+    "cordoned": "A node or device was closed to new work. `id` is its name.",
+    "draining": "The same, and what had not started was taken back.",
+    "uncordoned": "A node or device takes work again.",
+}
+
+
+SETTINGS_INTRO = """# Settings
+
+Each setting has two names: one in `app.conf` and one in the environment. The environment wins, so that one host of
+many can differ. Under Django's namespace `CELERY` the first name is `CELERY_ALLOCATOR_…`.
+
+Times are in seconds, sizes in MB (2^20 bytes). A mapping in the environment is JSON. `celery-allocator settings` shows
+what is in force and where it comes from.
+
+| in `app.conf` | in the environment | type | default | meaning |
+|---|---|---|---|---|"""
+
+COMMANDS_INTRO = """# Commands
+
+`celery -A proj allocator …` and `celery-allocator …` are one group of commands: the first takes its settings from the
+app, the second from the environment and its options.
+
+## celery worker --gpu
+
+`install(app)` adds one option to `celery worker`:
+"""
+
+KEYS_INTRO = """# Keys of the ledger
+
+Every key begins with `{prefix}`. The part in braces is a hash tag: a Redis Cluster keeps the whole ledger of a pool on
+one shard. A name that ends in `:` is a family with one key per member. Nothing in the code spells a key anywhere else.
+
+| key | type | holds |
+|---|---|---|"""
+
+EVENTS_INTRO = """# The event stream
+
+The key `{key}` is a Redis stream. The script that changes the ledger writes one entry in the same step, so the stream
+says what happened and in which order. It keeps at least `allocator_events_maxlen` entries. Read it with
+`celery-allocator events` or `Ledger.events()`.
+
+Every entry has `event`, `at` (milliseconds since the epoch, by the ledger's clock), `id` (of the allocation, unless the
+table says otherwise) and `task` (the task's id, or empty). The others depend on the event.
+
+| event | fields | meaning |
+|---|---|---|"""
+
+
+def pages() -> dict[str, str]:
+    """Every rendered page, by its file's name."""
+    return {"settings.md": settings(), "cli.md": commands(), "keys.md": ledger_keys(), "events.md": events()}
+
+
+def settings() -> str:
+    """Every setting."""
+    lines = [NOTE, SETTINGS_INTRO]
+    for row in table():
+        default = "unset" if row.default is None else f"`{row.default}`"
+        kind = row.type.replace(" | None", "").split("[")[0].lower()
+        lines.append(f"| `{row.name}` | `{row.env}` | {kind} | {default} | {row.doc} |")
+    lines += ["\n## Requirements\n", "What `resources={…}` takes.\n", "| key | unit | from | to | default | meaning |"]
+    lines.append("|---|---|---|---|---|---|")
+    for field in FIELDS.values():
+        bounds = f"{field.minimum} | {field.maximum} | {field.default}"
+        lines.append(f"| `{field.name}` | {field.unit or '–'} | {bounds} | {field.doc} |")
+    lines += [
+        "\n## Task types\n",
+        "What a task type of the function form stands for; `allocator_task_types` adds more.\n",
+    ]
+    lines += ["| task type | " + " | ".join(f"`{name}`" for name in FIELDS) + " |", "|---" * (len(FIELDS) + 1) + "|"]
+    for name, values in TASK_TYPES.items():
+        cells = " | ".join(str(values.get(key, field.default)) for key, field in FIELDS.items())
+        lines.append(f"| `{name}` | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def commands() -> str:
+    """Every command's help."""
+    lines = [NOTE, COMMANDS_INTRO, f"{_worker_option()}\n"]
+    for path, command in _walk(allocator, ("celery-allocator",)):
+        lines += [f"## {' '.join(path)}\n", _help(command, " ".join(path))]
+    name = "python -m celery_allocator.resource_allocator"
+    lines += [f"## {name}\n", _help(allocate, name)]
+    return "\n".join(lines)
+
+
+def ledger_keys() -> str:
+    """Every key of the ledger."""
+    lines = [NOTE, KEYS_INTRO.format(prefix=keys.prefix("<pool>"))]
+    lines += [f"| `{suffix}` | {kind} | {meaning} |" for suffix, kind, meaning in keys.KEYS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def events() -> str:
+    """Every entry of the event stream, with the fields that the scripts give it."""
+    written: dict[str, set[str]] = {}
+    order: dict[str, list[str]] = {}
+    for name in [*(f"_{library}" for library in _libraries()), *scripts.operations()]:
+        for names, fields in _written_in(scripts.read(name)):
+            for event in names:
+                written.setdefault(event, set()).update(fields)
+                known = order.setdefault(event, [])
+                known += [field for field in fields if field not in known]
+    if stray := set(EVENTS) ^ set(written):
+        raise ValueError(f"EVENTS and the scripts differ in: {', '.join(sorted(stray))}")
+    lines = [NOTE, EVENTS_INTRO.format(key=keys.key("<pool>", "events"))]
+    for event, meaning in EVENTS.items():
+        lines.append(f"| `{event}` | {', '.join(f'`{field}`' for field in order[event]) or '–'} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _libraries() -> list[str]:
+    folder = Path(scripts.__file__).parent / "lua"
+    return sorted(path.stem[1:] for path in folder.glob("_*.lua"))
+
+
+def _written_in(source: str) -> Iterator[tuple[list[str], list[str]]]:
+    """The names and the fields of each call of ``event`` in a script."""
+    for call in re.finditer(r"(?<!function )\bevent\((.*?)\)\n", source, re.DOTALL):
+        first, _, rest = call[1].partition(",")
+        names = re.findall(r'"(\w+)"', first)
+        if "state" in first:  # cordon.lua: the name is the new state
+            names = ["uncordoned", "cordoned", "draining"]
+        # What follows the name: id, task, then pairs of a quoted field and its value.
+        yield names, re.findall(r',\s*"(\w+)",', f",{rest}")
+
+
+def _walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=path[-1])
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from _walk(child, (*path, name))
+
+
+def _help(command: click.Command, name: str) -> str:
+    context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
+    return f"```text\n{command.get_help(context)}\n```\n"
+
+
+def _worker_option() -> str:
+    app = install(Celery("reference", set_as_current=False))
+    options: set[Any] = app.user_options["worker"]
+    (option,) = options
+    return f"`{'/'.join(option.opts)} {option.metavar}`: {option.help}"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with ``--check`` name those that differ. Returns the exit code."""
+    stale = 0
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if "--check" in arguments:
+            print(f"{path} is not what the code says: run python docs/render.py")
+            stale += 1
+            continue
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

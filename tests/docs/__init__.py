@@ -1,0 +1,1 @@
+"""The documentation is run: every snippet, against private servers and real workers."""
