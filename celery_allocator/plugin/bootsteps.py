@@ -188,6 +188,7 @@ def _consume(app: Any, name: str, only: bool) -> None:
     """Consume the device's queue: ``only`` it, or beside those the worker consumes anyway."""
     queues = app.amqp.queues
     before = [] if only else list(queues.consume_from)
-    # Reached by the default exchange: nothing but the queue itself has to be declared.
-    queues.add(Queue(name, exchange=Exchange("", type="direct"), routing_key=name))
+    # Reached by the default exchange: nothing but the queue itself has to be declared. The ledger keeps every message
+    # until its task ends and has it published again if it does not start, so the broker need not: no acknowledgements.
+    queues.add(Queue(name, exchange=Exchange("", type="direct"), routing_key=name, no_ack=True))
     queues.select([*before, name])

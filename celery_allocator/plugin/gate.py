@@ -1,9 +1,10 @@
 """The gate: a delivery runs only if its grant is the live one.
 
 Wraps the strategy of each task. A delivery with an allocation is asked for at the ledger: if the token is live the
-message is acknowledged to the broker there and then (from now on the ledger's copy is what "late ack" means, so that no
-visibility timeout and no consumer timeout can touch a long task), and the request is made as always. If not (delivered
-twice, granted again elsewhere, cancelled meanwhile) it is acknowledged and dropped.
+request is made as always. If not (delivered twice, granted again elsewhere, cancelled meanwhile) it is dropped. The
+broker has settled the message with its delivery: the device's queue is consumed without acknowledgements, and the
+ledger's copy is what "late ack" means, so that no visibility timeout and no consumer timeout can touch a long task. A
+delivery from any other queue is acknowledged here, in either case.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
         nonce = header.setdefault("nonce", uuid.uuid4().hex)
         keeper = session(app).keeper
         allocation_id, token = header["id"], header.get("token", 0)
+        if keeper is not None and (message.delivery_info or {}).get("routing_key") == keeper.queue:
+            ack = _settled
         try:
             if keeper is None:
                 raise StaleTokenError(f"{allocation_id}: this worker serves no device")  # noqa: TRY301

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks at a process that is about to be gone.
 _WATCH_S = 0.1
+#: Seconds between looks at what children have ended, at most.
+_LOOK_S = 1.0
 #: Seconds a leaving worker waits for killed children to be gone before it gives their resources back.
 _LEAVE_S = 10.0
 
@@ -86,9 +88,13 @@ class WorkerKeeper:
         """Pass the gate for one delivery. Raises :class:`StaleTokenError`, :class:`LedgerUnavailable`."""
         return self._ledger.start(allocation_id, token, self.worker, self.incarnation, nonce, repeatable)
 
-    def ended(self, allocation: Allocation, outcome: str) -> None:
-        """The task ended and nothing of it runs: if its child has not released it, the keeper does."""
-        self._add(Ending(allocation, outcome))
+    def ended(self, allocation: Allocation, outcome: str, *, by_child: bool = False) -> None:
+        """The task ended and nothing of it runs: if its child has not released it, the keeper does.
+
+        ``by_child``: it ended in a child, which nearly always has; that is made sure of for many at once, with the next
+        beat or tick.
+        """
+        self._add(Ending(allocation, outcome), wake=not by_child)
 
     def gone(self, allocation: Allocation, outcome: str, pid: int | None) -> None:
         """The task ended violently: release it when process ``pid`` is gone."""
@@ -145,7 +151,7 @@ class WorkerKeeper:
                 self._failed(error)
             except Exception:
                 logger.exception("keeper: unexpected error; going on")
-            due = min(beat, tick) - time.monotonic()
+            due = min(beat, tick, now + _LOOK_S) - time.monotonic()
             self._wake.wait(min(due, _WATCH_S) if watching else max(due, 0.01))
             self._wake.clear()
 
@@ -199,8 +205,10 @@ class WorkerKeeper:
         """Release what has ended; True while a process is still to be waited for."""
         with self._lock:
             endings, self._endings = self._endings, []
-        ready = [e for e in endings if e.pid is None or _is_gone(e.pid, e.born)]
-        waiting = [e for e in endings if e not in ready]
+        ready: list[Ending] = []
+        waiting: list[Ending] = []
+        for ending in endings:
+            (ready if ending.pid is None or _is_gone(ending.pid, ending.born) else waiting).append(ending)
         try:
             # Nearly always the child has released already: one call tells for all of them.
             held = self._ledger.still_held([e.allocation.allocation_id for e in ready])
@@ -218,10 +226,11 @@ class WorkerKeeper:
                 self._endings = waiting + self._endings
         return bool(waiting)
 
-    def _add(self, ending: Ending) -> None:
+    def _add(self, ending: Ending, wake: bool = True) -> None:
         with self._lock:
             self._endings.append(ending)
-        self._wake.set()
+        if wake:
+            self._wake.set()
 
     def _failed(self, error: AllocatorError) -> None:
         if not self._outage:

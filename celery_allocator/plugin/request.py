@@ -40,7 +40,7 @@ class AllocationHooks:
                 try:
                     return original(self, failed__retval__runtime, **options)
                 finally:
-                    self._child_idle()
+                    self._child_idle(by_child=True)
 
             cls.on_success = on_success  # type: ignore[attr-defined]
 
@@ -53,7 +53,7 @@ class AllocationHooks:
             )
         finally:
             if return_ok:
-                self._child_idle()
+                self._child_idle(by_child=True)
             else:
                 self._child_dying()
 
@@ -87,10 +87,10 @@ class AllocationHooks:
     def _never_accepted(self) -> bool:
         return self.worker_pid is None  # type: ignore[attr-defined]
 
-    def _child_idle(self) -> None:
+    def _child_idle(self, by_child: bool = False) -> None:
         keeper = session(self._app).keeper  # type: ignore[attr-defined]
         if self._claim is not None and keeper is not None:
-            keeper.ended(self._claim, self._ending)
+            keeper.ended(self._claim, self._ending, by_child=by_child)
 
     def _child_dying(self) -> None:
         keeper = session(self._app).keeper  # type: ignore[attr-defined]

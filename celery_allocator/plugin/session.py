@@ -19,6 +19,8 @@ _lock = threading.Lock()
 class Keeper(Protocol):
     """What gate and request need of the keeper (see ``keeper.py``)."""
 
+    queue: str
+
     def register(self, slots: int) -> None:
         """Begin to serve the device."""
 
@@ -34,8 +36,8 @@ class Keeper(Protocol):
     def start(self, allocation_id: str, token: int, nonce: str, repeatable: bool) -> Allocation:
         """Pass the gate."""
 
-    def ended(self, allocation: Allocation, outcome: str) -> None:
-        """The task ended and nothing runs any more."""
+    def ended(self, allocation: Allocation, outcome: str, *, by_child: bool = False) -> None:
+        """The task ended and nothing runs any more; ``by_child``: in a child, which has released it already."""
 
     def gone(self, allocation: Allocation, outcome: str, pid: int | None) -> None:
         """The task ended violently: its resources are free when the process is gone."""
