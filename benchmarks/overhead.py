@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,7 @@ def measure_idle_gap(place: Place, effort: Effort) -> dict[str, list[float]]:
                 # Long enough that all of a round's tasks wait before the second one starts.
                 _, records = sides[name].run("bench.hold", effort.gap_tasks, 0.03)
                 ordered = sorted(records)
-                pairs = zip(ordered[2:], ordered[3:], strict=False)
-                gaps[name] += [(after[0] - before[1]) * 1000 for before, after in pairs]
+                gaps[name] += [(after[0] - before[1]) * 1000 for before, after in pairwise(ordered[2:])]
             progress.at(round_number + 1)
     for name in SIDES:
         low, middle, high = statistics.quantiles(gaps[name], n=4)
@@ -210,7 +210,7 @@ def main() -> None:
         "--slots",
         type=int,
         default=max(1, cores // 2),
-        help="slots of each of the two workers (default: half the cores)",
+        help="slots of each of the two workers (half the cores)",
     )
     args = parser.parse_args()
     effort = QUICK if args.quick else FULL
