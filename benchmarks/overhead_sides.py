@@ -81,7 +81,7 @@ class Worker:
 def workers(
     directory: Path, url: str, side: str, gpus: int, slots: int, *args: str, env: Mapping[str, str] | None = None
 ) -> Iterator[list[Worker]]:
-    """``gpus`` workers of ``slots`` slots each: one per simulated GPU with the plugin, else all on one ordinary queue."""
+    """``gpus`` workers of ``slots`` slots: one per simulated GPU with the plugin, else all on one ordinary queue."""
     running: list[Worker] = []
     extra = {"ALLOCATOR_DEVICES": f"sim:{gpus}x{GPU_MB}", "ALLOCATOR_CPU_CORES": str(gpus * slots), **(env or {})}
     try:

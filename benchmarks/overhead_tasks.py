@@ -1,7 +1,7 @@
 """The application whose tasks ``overhead.py`` runs: one module, as plain Celery or with the plugin.
 
-``BENCH_SIDE`` (``plain`` or ``plugin``), ``BENCH_URL`` and ``BENCH_RECORDS`` come from the benchmark. Every task writes its
-start and its end, taken inside the task, to a file of its side: 16 bytes, one ``write``.
+``BENCH_SIDE`` (``plain`` or ``plugin``), ``BENCH_URL`` and ``BENCH_RECORDS`` come from the benchmark. Every task writes
+its start and its end, taken inside the task, to a file of its side: 16 bytes, one ``write``.
 """
 
 from __future__ import annotations
