@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +76,7 @@ def seconds(key: str, value: Any, *, least: float) -> float:
     """A finite number of seconds from ``least`` up."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RequirementsError(key, value, f"must be a number of seconds, not {type(value).__name__}")
-    if math.isnan(value) or not least <= value <= LONGEST_S:
+    if not least <= value <= LONGEST_S:  # true of NaN too
         raise RequirementsError(key, value, f"must be from {least:g} to {LONGEST_S:g} seconds")
     return float(value)
 
