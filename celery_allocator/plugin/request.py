@@ -17,6 +17,8 @@ from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.running import GRANT
 from celery_allocator.plugin.session import session
 
+_LOST = "lost"
+
 
 class AllocationHooks:
     """Mixed into a request class: release on every ending. Requests without an allocation pass through."""
@@ -83,6 +85,12 @@ class AllocationHooks:
             else:
                 self._child_dying()
 
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> Any:
+        # A cold shutdown, or a broker that was lost. What may be repeated goes back into line; the rest stays claimed
+        # until the worker has left, and then counts as lost with it: its result says so.
+        self._ending = "requeue" if self.task.acks_late else _LOST  # type: ignore[attr-defined]
+        return super()._announce_cancelled(*args, **kwargs)  # type: ignore[misc]
+
     @property
     def _never_accepted(self) -> bool:
         return self.worker_pid is None  # type: ignore[attr-defined]
@@ -94,7 +102,7 @@ class AllocationHooks:
 
     def _child_dying(self) -> None:
         keeper = session(self._app).keeper  # type: ignore[attr-defined]
-        if self._claim is not None and keeper is not None:
+        if self._claim is not None and keeper is not None and self._ending != _LOST:
             keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
 
 
