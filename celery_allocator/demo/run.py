@@ -59,27 +59,32 @@ def run_demo(
         Session(interrupts) as session,
         environment(_environment(devices, session)),
     ):
+
+        def say(text: str) -> None:
+            session.check()
+            shown.say(text)
+
         settings = Settings.load()
         here = discover(settings)
-        shown.say(f"{_describe(here)}; server at {session.server.url}")
+        say(f"{_describe(here)}; server at {session.server.url}")
         session.start_workers("celery_allocator.demo.app", folders.logs / "workers.log")
         # The workers take their time to start: meanwhile, the input.
         memory_mb = min(device.memory_mb for device in here.devices)
-        jobs = prepare(folders, tasks_count, seed, memory_mb, shown.say)
+        jobs = prepare(folders, tasks_count, seed, memory_mb, say)
         ledger = connect(settings)
         _await_workers(ledger, len(here.devices) + 1, session, shown)
-        shown.say(f"submitting {len(jobs)} tasks")
+        say(f"submitting {len(jobs)} tasks")
         task_ids = _submit(jobs)
         watcher = Watcher(ledger, {task_id: name for name, task_id in task_ids.items()}, len(jobs))
         failures = _watch(task_ids, watcher, session, shown, timeout_s)
         _await_empty(ledger)
         cluster = ledger.snapshot()
-        shown.say("checking the outputs")
+        say("checking the outputs")
         records, wrong = read_records(jobs)
         wrong = [*failures, *wrong, *check_outputs(jobs), *check_capacity(records, cluster), *_leftovers(ledger)]
         seconds = time.monotonic() - started
         summary = summarise(records, watcher, cluster, seconds, str(folders.outputs), wrong)
-        shown.say("stopping the workers and the server")
+        say("stopping the workers and the server")
     return summary
 
 

@@ -42,12 +42,13 @@ class Interrupted(BaseException):
 class Interrupts:
     """Turns the first SIGINT, SIGTERM or SIGHUP into :class:`Interrupted`, but never inside :meth:`deferred`.
 
-    Later ones change nothing: by then everything is being stopped, and half of a stop would leave processes behind.
+    Python drops what is raised while a finalizer happens to run: the signal is also kept, and :meth:`check` raises it
+    again. Later signals change nothing: half of a stop would leave processes behind.
     """
 
     def __init__(self) -> None:
         self._deferring = False
-        self._pending: int | None = None
+        self._received: int | None = None
         self._over = False
 
     @contextmanager
@@ -58,7 +59,7 @@ class Interrupts:
         try:
             yield
         finally:
-            self._over = True
+            self.finish()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -70,24 +71,23 @@ class Interrupts:
             yield
         finally:
             self._deferring = False
-        if self._pending is not None and not self._over:
-            self._raise(self._pending)
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` if a signal has come."""
+        if self._received is not None and not self._over:
+            raise Interrupted(self._received)
 
     def finish(self) -> None:
         """From here on signals are ignored: everything is being stopped."""
         self._over = True
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._over:
-            return
-        if self._deferring:
-            self._pending = number
-            return
-        self._raise(number)
-
-    def _raise(self, number: int) -> None:
-        self._over = True
-        raise Interrupted(number)
+        is_first = self._received is None
+        if is_first:
+            self._received = number
+        if is_first and not self._deferring:
+            self.check()
 
 
 @contextmanager
@@ -156,7 +156,8 @@ class Session:
             self._stack.callback(self._stop, self._launcher)
 
     def check(self) -> None:
-        """Raise :class:`DemoError`, with the end of its log, if the launcher has ended."""
+        """Raise :class:`Interrupted` if a signal has come, and :class:`DemoError` if the launcher has ended."""
+        self._interrupts.check()
         if self._launcher is not None and self._launcher.poll() is not None and self._log is not None:
             code, tail = self._launcher.returncode, self._log.read_text(errors="replace").splitlines()[-15:]
             raise DemoError("\n".join([f"the workers ended with exit code {code}; {self._log} ends in:", *tail]))
