@@ -6,6 +6,7 @@ Run as a script, it is the session's own side: it executes what it is sent and a
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import subprocess
 import sys
@@ -16,6 +17,7 @@ class Interpreter:
     """The session, in a process of its own."""
 
     def __init__(self, directory: Path, env: dict[str, str]) -> None:
+        path = filter(None, [str(directory), env.get("PYTHONPATH")])
         self._log = (directory / "python.log").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-u", str(Path(__file__).resolve())],
@@ -24,7 +26,7 @@ class Interpreter:
             stderr=self._log,
             cwd=directory,
             # Not its own folder, but the page's, is where it imports from.
-            env={**env, "PYTHONPATH": str(directory), "PYTHONSAFEPATH": "1"},
+            env={**env, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"},
         )
 
     def run(self, code: str, timeout_s: float) -> str:
