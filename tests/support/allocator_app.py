@@ -6,6 +6,7 @@ that nothing depends on a shared disk. As ``plain_app``: ``make_app(**config)`` 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.request import Request
 
 from celery_allocator import current_allocation, install
+from tests.support.records import Record
 
 GPU = {"gpu_memory_mb": 1024, "cpu_cores": 1}
 CPU = {"cpu_cores": 1}
@@ -36,6 +38,14 @@ def witness(app: Celery) -> dict[str, Any]:
         "affinity": sorted(os.sched_getaffinity(0)),
         "allocation": allocation.to_wire() if allocation else None,
     }
+
+
+def work_on(n: int) -> int:
+    """A few milliseconds of real work, with a result that can be checked."""
+    digest = str(n).encode()
+    for _ in range(1000):
+        digest = hashlib.sha256(digest).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def count(app: Celery, key: str) -> int:
@@ -137,6 +147,31 @@ def _quiet(app: Celery) -> None:
     @app.task(name="zoo.count", shared=False, resources=GPU)
     def counted(key: str) -> int:
         return count(app, key)
+
+    @app.task(name="zoo.work", shared=False, bind=True, max_retries=3)
+    def work(self: Task, key: str, n: int, nap_s: float, retries: int = 0) -> int:
+        """Work a little, and record under ``key`` what was held meanwhile; retry so many times."""
+        start = time.monotonic()
+        held = current_allocation()
+        assert held is not None, "not placed"
+        digest = work_on(n)
+        time.sleep(nap_s)
+        record = Record(
+            allocation_id=held.allocation_id,
+            token=held.token,
+            node=str(held.node),
+            device=str(held.device_id),
+            gpu_memory_mb=held.gpu_memory_mb,
+            ram_mb=held.ram_mb,
+            cores=held.cpu_cores,
+            start=start,
+            end=time.monotonic(),
+            pid=os.getpid(),
+        )
+        app.backend.client.rpush(key, record.to_json())
+        if self.request.retries < retries:
+            raise self.retry(countdown=0)
+        return digest
 
     @app.task(name="zoo.silent", shared=False, resources=GPU, ignore_result=True)
     def silent(key: str) -> int:
