@@ -215,7 +215,7 @@ def test_a_ttl_ends_without_any_worker(session: Session) -> None:
     reply = allocate(session, "next", gpu_memory_mb=by_hand.GPU_MB, wait_s=30)
 
     assert reply["resources"]["gpu_memory_mb"] == by_hand.GPU_MB
-    assert [event["outcome"] for _, event in session.ledger.events() if event["event"] == "released"] == ["ttl", "ttl"]
+    assert {event["outcome"] for _, event in session.ledger.events() if event["event"] == "released"} == {"ttl"}
     assert session.ledger.verify() == []
 
 
@@ -231,7 +231,7 @@ def test_an_ended_ttl_is_seen_by_whoever_asks_next(session: Session) -> None:
 
 def test_a_waiter_outlives_its_ttl_only_while_it_waits(session: Session) -> None:
     held, _ = fill(session)
-    ttl_s = 0.4
+    ttl_s = 1.2
 
     def release_after_two_lives() -> None:
         (waiting,) = wait_until(session.ledger.queue, 10, "somebody in line")
@@ -351,7 +351,7 @@ def test_the_host_is_offered_for_as_long_as_its_allocations_live(session: Sessio
 
 
 def test_a_waiter_is_granted_on_a_host_whose_last_allocation_has_ended(session: Session) -> None:
-    fill(session, ttl_s=0.2)
+    fill(session, ttl_s=1.5)
     waiting = allocate(session, "late", ttl_s=60)
     assert waiting["queue_position"] == 1
 

@@ -160,12 +160,12 @@ def test_a_waiting_process_that_is_killed_is_soon_out_of_line(env: dict[str, str
     waiter = subprocess.Popen(
         argv,
         stdout=subprocess.DEVNULL,
-        env=clean_environment({"PYTHONPATH": str(ROOT), "ALLOCATOR_LEASE_S": "0.9", **env}),
+        env=clean_environment({"PYTHONPATH": str(ROOT), "ALLOCATOR_LEASE_S": "2", **env}),
     )
     try:
         (waiting,) = wait_until(ledger.queue, 30, "somebody in line")
         # It lives on while its process does: seen beyond its first life.
-        wait_until(lambda: time.time() > waiting.submitted_at + 2, 10)
+        wait_until(lambda: time.time() > waiting.submitted_at + 4.5, 10)
         ledger.tick()
         assert [a.allocation_id for a in ledger.queue()] == [waiting.allocation_id]
     finally:
