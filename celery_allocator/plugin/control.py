@@ -23,4 +23,4 @@ class AllocatorControl(Control):
             cancel_tasks(self.app, ids)
         except LedgerError as error:
             logger.error("revoke: %s; tasks that wait there go on waiting", error)  # noqa: TRY400  # the text says it all
-        return super().revoke(task_id, *args, **kwargs)
+        return super().revoke(task_id if isinstance(task_id, str) else ids, *args, **kwargs)

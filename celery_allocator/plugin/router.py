@@ -49,7 +49,8 @@ class AllocatorRouter(Router):
             before.get(RESOURCES),
             asked,
         )
-        default = session(self.app).settings.default_resources
+        # Celery's own tasks (backend_cleanup, chord_unlock, accumulate …) are not the user's.
+        default = None if name.startswith("celery.") else session(self.app).settings.default_resources
         if default is None and all(layer is None for layer in layers):
             return routed
         strategy = (

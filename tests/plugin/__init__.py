@@ -1,0 +1,1 @@
+"""The plugin's parts, in this process."""

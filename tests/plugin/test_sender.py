@@ -1,0 +1,140 @@
+"""The sender: the ledger between Celery's sender and the broker."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, signals
+from kombu.exceptions import OperationalError
+
+from celery_allocator.ledger import Ledger
+from celery_allocator.model import NodeInventory, Requirements, State
+from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin.session import session
+from tests.plugin.conftest import QUEUE
+from tests.support.ledger_checks import assert_empty
+
+GPU = {"gpu_memory_mb": 1024}
+
+
+def delivered(app: Celery, queue: str = QUEUE) -> list[Any]:
+    """What lies in a queue of the broker."""
+    with app.connection_for_read() as connection, connection.SimpleQueue(queue) as box:
+        found = [box.get_nowait() for _ in range(box.qsize())]
+        for message in found:
+            message.ack()
+        return found
+
+
+def test_a_granted_task_goes_to_its_devices_queue(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory
+) -> None:
+    """With its token; a waiting one goes nowhere, and its queue is nobody's business."""
+    app = make_app()
+    granted = [app.send_task("work", (n,), resources=GPU, queue="ignored") for n in range(2)]
+    waiting = app.send_task("work", (2,), resources=GPU)
+    messages = delivered(app)
+    assert [message.headers["id"] for message in messages] == [result.id for result in granted]
+    assert [message.payload[0] for message in messages] == [[0], [1]]
+    for result, message in zip(granted, messages, strict=True):
+        (allocation,) = ledger.find(result.id)
+        assert message.headers["allocator"]["id"] == allocation.allocation_id
+        assert message.headers["allocator"]["token"] == allocation.token > 0
+    assert ledger.find(waiting.id)[0].state is State.WAITING
+
+
+def test_what_a_release_grants_is_published_from_the_ledgers_copy(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory
+) -> None:
+    """Body, headers and properties are those of the call."""
+    app = make_app()
+    first = app.send_task("work", resources={"gpu_memory_mb": 8192})
+    app.send_task("work", ("ü",), {"k": [1]}, resources=GPU, priority=3, headers={"x": "y"}, compression="gzip")
+    delivered(app)
+    released = ledger.release(ledger.find(first.id)[0].allocation_id)
+    publish_grants(app, released.grants)
+    (message,) = delivered(app)
+    assert message.payload[:2] == [["ü"], {"k": [1]}]
+    assert (message.headers["x"], message.properties["priority"]) == ("y", 3)
+
+
+def test_a_publish_that_fails_takes_the_task_back(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller is told that it was not sent: it must not run later, and holds nothing."""
+    app = make_app()
+    app.send_task("work", resources=GPU)  # the pool has its producer
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OperationalError("the broker is down")
+
+    monkeypatch.setattr("kombu.messaging.Producer.publish", refuse)
+    with pytest.raises(OperationalError, match="the broker is down"):
+        app.send_task("work", resources=GPU, task_id="unsent")
+    assert ledger.find("unsent") == ()
+    (other,) = ledger.held()
+    ledger.release(other.allocation_id)
+    assert_empty(ledger)
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_ledger_that_is_down_is_as_a_broker_that_is_down(
+    make_app: Callable[..., Celery], tmp_path: Path, retry: bool
+) -> None:
+    """``OperationalError``, after as many tries as the policy says."""
+    app = make_app(allocator_backend_url=f"unix://{tmp_path}/nobody.sock")
+    policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    started = time.monotonic()
+    with pytest.raises(OperationalError, match="cannot be reached"):
+        app.send_task("work", resources=GPU, retry=retry, retry_policy=policy)
+    assert time.monotonic() - started < 20
+    app.send_task("plain", queue="plain")  # needs no ledger
+    assert len(delivered(app, "plain")) == 1
+
+
+def test_celerys_publish_signals_are_sent_once(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory
+) -> None:
+    """Waiting or granted: for Celery the task is sent."""
+    app = make_app()
+    seen: list[str] = []
+
+    def note(sender: Any = None, headers: Any = None, **_: Any) -> None:
+        seen.append(headers["id"])
+
+    signals.before_task_publish.connect(note)
+    signals.after_task_publish.connect(note)
+    try:
+        sent = [app.send_task("work", resources={"gpu_memory_mb": 8192}).id for _ in range(2)]
+    finally:
+        signals.before_task_publish.disconnect(note)
+        signals.after_task_publish.disconnect(note)
+    assert seen == [sent[0], sent[0], sent[1], sent[1]]
+
+
+def test_every_fork_has_a_ledger_client_of_its_own(make_app: Callable[..., Celery], ledger: Ledger) -> None:
+    """Two processes on one connection would read each other's replies."""
+    app = make_app()
+    current = session(app)
+    mine = current.ledger
+    assert current.ledger is mine
+    mine.snapshot()
+    context = multiprocessing.get_context("fork")
+    queue: Any = context.Queue()
+
+    def child() -> None:
+        theirs = session(app).ledger
+        theirs.submit("alloc_child", "t", "n", Requirements(cpu_cores=1))
+        queue.put((theirs is mine, theirs.client.connection_pool is mine.client.connection_pool, theirs.pool))
+
+    process = context.Process(target=child)
+    process.start()
+    assert queue.get(timeout=20) == (False, False, mine.pool)
+    process.join(20)
+    assert mine.get("alloc_child").task_id == "t"
+    assert current.ledger is mine
