@@ -99,8 +99,11 @@ def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
         demo.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("when", ["server at", " running, "], ids=["starting", "running"])
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [("server at", signal.SIGINT), (" running, ", signal.SIGTERM)],
+    ids=["starting-SIGINT", "running-SIGTERM"],
+)
 def test_a_signal_stops_everything(demo: Demo, number: signal.Signals, when: str) -> None:
     demo.start()
     demo.wait_for_output(when, RUN_S)
