@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from celery_allocator.allocating.session import use_default
 from tests.support.postgres_server import PostgresServer
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
@@ -30,6 +31,13 @@ def _private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 #: Servers of this session that a test may have killed.
 _running: list[RedisServer | RabbitMQServer] = []
+
+
+@pytest.fixture(autouse=True)
+def _environments_default() -> Iterator[None]:
+    """An app that a test installed lends the function form its ledger: for that test alone."""
+    yield
+    use_default(None)
 
 
 @pytest.fixture(autouse=True)

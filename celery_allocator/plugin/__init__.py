@@ -11,7 +11,7 @@ The way of a task through these files::
 
 from __future__ import annotations
 
-from celery_allocator.plugin.install import install
+from celery_allocator.plugin.install import install, is_installed
 from celery_allocator.plugin.running import current_allocation
 
-__all__ = ["current_allocation", "install"]
+__all__ = ["current_allocation", "install", "is_installed"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from celery import Celery
 from celery.bin.base import CeleryOption
 
+from celery_allocator.allocating.session import Session as FunctionSession
+from celery_allocator.allocating.session import use_default
 from celery_allocator.errors import SettingsError
 from celery_allocator.plugin import bootsteps, running
+from celery_allocator.plugin.session import session
 
 _AMQP = "celery_allocator.plugin.sender:AllocatorAMQP"
 _CONTROL = "celery_allocator.plugin.control:AllocatorControl"
@@ -20,7 +23,7 @@ def install(app: Celery) -> Celery:
     read. Everything else is set by ``allocator_*`` in ``app.conf`` or by ``ALLOCATOR_*`` in the environment. Raises
     :class:`~celery_allocator.errors.SettingsError` if the app already has an AMQP or control class of its own.
     """
-    if vars(app).get(_INSTALLED):
+    if is_installed(app):
         return app
     for attribute, ours in (("amqp_cls", _AMQP), ("control_cls", _CONTROL)):
         if getattr(app, attribute) not in (getattr(Celery, attribute), ours):
@@ -44,5 +47,12 @@ def install(app: Celery) -> Celery:
     app.steps["consumer"].add(bootsteps.AllocatorStep)
     running.connect_signals()
     bootsteps.connect_signals()
+    # allocate_resources() and its kin in this app's processes use this app's ledger.
+    use_default(lambda: FunctionSession(session(app).settings, connect_to=lambda: session(app).ledger))
     vars(app)[_INSTALLED] = True
     return app
+
+
+def is_installed(app: Celery) -> bool:
+    """Whether :func:`install` was called on ``app``."""
+    return bool(vars(app).get(_INSTALLED))

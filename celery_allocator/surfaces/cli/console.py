@@ -14,6 +14,7 @@ from celery.app.utils import find_app
 from celery_allocator.allocating import Session
 from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
+from celery_allocator.plugin import is_installed
 from celery_allocator.plugin.outcome import write_results
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session as plugin_session
@@ -82,7 +83,7 @@ class Console:
     @property
     def publishes(self) -> bool:
         """Whether Celery messages can be published and results written from here: only with an app that allocates."""
-        return self.app is not None and bool(vars(self.app).get("_allocator_installed"))
+        return self.app is not None and is_installed(self.app)
 
     def publish(self, grants: Iterable[Grant]) -> None:
         """Publish grants if that can be done from here; else the next tick of a worker does."""
