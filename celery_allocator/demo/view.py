@@ -30,7 +30,7 @@ class View:
 
 @dataclass
 class Watcher:
-    """Looks at the ledger and remembers what passes: estimates, and the most that waited or was held."""
+    """Looks at the ledger and remembers what passes: first estimates, and the most that waited."""
 
     ledger: Ledger
     names: Mapping[str, str]
@@ -39,8 +39,6 @@ class Watcher:
     #: The first estimate of its start (seconds since the epoch) that each waiting task was given, by task id.
     estimates: dict[str, float] = field(default_factory=dict)
     most_waiting: int = 0
-    peak_memory_mb: dict[str, int] = field(default_factory=dict)
-    peak_cores: dict[str, int] = field(default_factory=dict)
 
     def look(self, done: int, failed: int) -> View:
         """The state now."""
@@ -50,12 +48,6 @@ class Watcher:
             if allocation.estimated_start_at is not None:
                 self.estimates.setdefault(allocation.task_id, allocation.estimated_start_at)
         self.most_waiting = max(self.most_waiting, len(waiting))
-        for node in cluster.nodes:
-            cores = len(node.cpu_cores) - len(node.cpu_cores_free)
-            self.peak_cores[node.node] = max(self.peak_cores.get(node.node, 0), cores)
-            for device in node.devices:
-                used_mb = device.memory_mb - device.memory_free_mb
-                self.peak_memory_mb[device.key] = max(self.peak_memory_mb.get(device.key, 0), used_mb)
         return View(
             elapsed_s=time.monotonic() - self.started,
             total=self.total,

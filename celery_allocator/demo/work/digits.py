@@ -86,7 +86,7 @@ class Network:
             return cls(**{name: arrays[name] for name in cls.__annotations__})
 
 
-def train(seed: int = 7, *, samples: int = 6000, hidden: int = 256, epochs: int = 12) -> Network:
+def train(seed: int = 7, *, samples: int = 4000, hidden: int = 128, epochs: int = 10) -> Network:
     """Train a network on ``samples`` drawn digits by stochastic gradient descent with momentum."""
     random = np.random.default_rng(seed)
     labels = np.arange(samples) % 10
