@@ -51,10 +51,9 @@ def on_celeryd_init(sender: Any = None, instance: Any = None, options: Any = Non
 
 def on_worker_init(sender: Any = None, **_: Any) -> None:
     """Choose the device, before the pool forks (signal ``worker_init``). One that does not exist ends the worker."""
-    which = sender.options.get("gpu")
+    app, which = sender.app, sender.options.get("gpu")
     if which is None:
         return
-    app = sender.app
     current = session(app)
     try:
         settings = current.settings
@@ -66,6 +65,18 @@ def on_worker_init(sender: Any = None, **_: Any) -> None:
     name = queue_name(settings.pool, inventory.node, device_id)
     _consume(app, name, only=device_id != CPU_DEVICE and not getattr(sender, _EXPLICIT_QUEUES, False))
     current.keeper = WorkerKeeper(app, sender.hostname, inventory, device_id, name)
+
+
+def on_celeryd_after_setup(sender: Any = None, instance: Any = None, **_: Any) -> None:
+    """Warn a plain worker that knows tasks with resources (signal ``celeryd_after_setup``: logging works by then)."""
+    tasks = instance.app.tasks.items()
+    names = [name for name, task in tasks if getattr(task, "resources", None) is not None]
+    if names and instance.options.get("gpu") is None:
+        logger.warning(
+            "this worker serves no device, so it runs none of the tasks with resources (%s). "
+            "Start workers for those with --gpu INDEX, --gpu none, or 'celery -A … allocator workers'",
+            ", ".join(sorted(names)),
+        )
 
 
 def on_worker_shutting_down(sender: Any = None, **_: Any) -> None:
@@ -86,6 +97,7 @@ def connect_signals() -> None:
     for signal, handler in (
         (signals.celeryd_init, on_celeryd_init),
         (signals.worker_init, on_worker_init),
+        (signals.celeryd_after_setup, on_celeryd_after_setup),
         (signals.worker_shutting_down, on_worker_shutting_down),
         (signals.task_unknown, on_message_refused),
         (signals.task_rejected, on_message_refused),
@@ -142,7 +154,7 @@ class AllocatorStep(bootsteps.StartStopStep):
 
     def info(self, parent: Any) -> dict[str, Any]:
         """What ``celery inspect stats`` and Flower's worker page show."""
-        return self.keeper.info()
+        return {"allocator": self.keeper.info()}
 
 
 def _warn_of_server(current: Session) -> None:

@@ -123,7 +123,7 @@ def test_beat(cluster: Cluster, tmp_path: Path) -> None:
     """A schedule's task is placed like any other."""
     key = cluster.key()
     schedule = {"often": {"task": "zoo.count", "schedule": 0.2, "args": [key]}}
-    env = cluster.environment({"ZOO_CONFIG": json.dumps({"beat_schedule": schedule})})
+    env = cluster.environment({"ZOO_CONFIG": json.dumps({**cluster.config, "beat_schedule": schedule})})
     command = ["-m", "celery", "-A", "tests.support.allocator_app", "beat", "-s", str(tmp_path / "schedule")]
     with OwnedProcess([sys.executable, *command], tmp_path / "beat.log", env=env) as beat:
         wait_until(lambda: cluster.counter(key) >= 3, SOON_S, lambda: beat.output()[-3000:])

@@ -14,15 +14,16 @@ import pytest
 from billiard.exceptions import WorkerLostError
 
 from celery_allocator.model import State
-from tests.support.cluster import MODULE, SOON_S, Cluster, worker_spec
+from tests.support.cluster import HOST, MODULE, NODE, SOON_S, Cluster, worker_spec
 from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library  # noqa: F401  # fixtures
+from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import OwnedProcess
 
 #: A lease that a test can wait for.
 SHORT = {"ALLOCATOR_LEASE_S": "3"}
 
 
-def one_slot(name: str, gpu: str, *args: str, env: dict[str, str] | None = None) -> object:
+def one_slot(name: str, gpu: str, *args: str, env: dict[str, str] | None = None) -> WorkerSpec:
     """A worker with one slot."""
     return worker_spec(name, gpu, "--concurrency", "1", *args, env=env)
 
@@ -68,13 +69,17 @@ def test_a_gpu_by_uuid_and_a_cpu_worker_by_environment(new_cluster: Callable[...
     cluster = new_cluster()
     cluster.start(
         one_slot("by-uuid", "GPU-sim-host1-1"),
-        worker_spec("plain", "none", "--concurrency", "1", env={"CELERY_WORKER_GPU": "0"}),
+        WorkerSpec(MODULE, name="by-environment", args=("--concurrency", "1"), env={"CELERY_WORKER_GPU": "none"}),
     )
     workers = {w.worker.split("@")[0]: w.device_id for w in cluster.ledger.snapshot().workers}
-    assert workers == {"by-uuid": "gpu_1", "plain": "cpu"}
-    stats = cluster.app.control.inspect(timeout=2).stats()
-    shown = {name.split("@")[0]: stat.get("allocator") for name, stat in stats.items()}
-    assert set(shown) == {"by-uuid", "plain"}
+    assert workers == {"by-uuid": "gpu_1", "by-environment": "cpu"}
+    names = [w.worker for w in cluster.ledger.snapshot().workers]
+    stats = cluster.app.control.inspect(destination=names, timeout=5).stats()
+    queue = f"allocator.{cluster.pool}.{NODE}"
+    assert {name.split("@")[0]: stat["allocator"] for name, stat in stats.items()} == {
+        "by-uuid": {"node": NODE, "device": "gpu_1", "queue": f"{queue}.gpu_1"},
+        "by-environment": {"node": NODE, "device": "cpu", "queue": f"{queue}.cpu"},
+    }
 
 
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
@@ -113,8 +118,7 @@ def test_a_second_worker_on_a_device_is_refused(
 def test_a_worker_without_a_device_runs_plain_tasks_only(new_cluster: Callable[..., Cluster]) -> None:
     """Without ``--gpu`` a worker is Celery's: it is not in the ledger."""
     cluster = new_cluster()
-    spec = worker_spec("plain", "0")
-    cluster.start(type(spec)(module=MODULE, name="plain", args=("--concurrency", "1")))
+    cluster.start(WorkerSpec(MODULE, name="plain", args=("--concurrency", "1")))
     assert cluster.app.send_task("zoo.plain", (1,)).get(timeout=SOON_S) == 1
     assert cluster.ledger.snapshot().workers == ()
 
@@ -149,7 +153,7 @@ def test_a_killed_worker_is_followed_at_once_by_its_namesake(new_cluster: Callab
 
 def test_a_dead_workers_tasks_go_elsewhere_when_its_lease_is_over(new_cluster: Callable[..., Cluster]) -> None:
     """No restart: another worker's tick sees it."""
-    cluster = new_cluster(host={**Cluster.__dataclass_fields__["host"].default_factory(), **SHORT})
+    cluster = new_cluster(host={**HOST, **SHORT})
     cluster.start(one_slot("gpu0", "0"), one_slot("gpu1", "1"))
     key = cluster.key()
     result = cluster.app.send_task("zoo.late_hold", (key,))
@@ -218,7 +222,7 @@ def test_a_cold_shutdown_gives_everything_back(new_cluster: Callable[..., Cluste
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 def test_a_stopped_worker_comes_back_after_its_lease(new_cluster: Callable[..., Cluster]) -> None:
     """SIGSTOP for longer than its lease: its task is granted elsewhere, and its late answers change nothing."""
-    cluster = new_cluster(host={**Cluster.__dataclass_fields__["host"].default_factory(), **SHORT})
+    cluster = new_cluster(host={**HOST, **SHORT})
     cluster.start(one_slot("gpu0", "0"), one_slot("gpu1", "1"))
     key = cluster.key()
     result = cluster.app.send_task("zoo.late_hold", (key,))

@@ -69,6 +69,8 @@ class Cluster:
     workers: dict[str, CeleryTestWorker] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Clusters may share a broker: each has its own queue for plain tasks.
+        self.config = {"task_default_queue": f"plain-{self.pool}", **self.config}
         self.client: redis.Redis = redis.Redis.from_url(self.backend.url, socket_timeout=2 * SOON_S)
         self.ledger = Ledger(self.client, self.pool)
         self.app = self.make_app()
