@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from celery import group
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import MaxRetriesExceededError, TaskRevokedError
 
 from celery_allocator.errors import RequirementsError, UnsatisfiableError
 from celery_allocator.model import State
@@ -116,7 +116,7 @@ def test_revoke_of_a_group(cluster: Cluster) -> None:
 
 def test_revoke_and_start_with_no_worker_online(new_cluster: Callable[..., Cluster]) -> None:
     """Tasks wait before any node is known; a revoked one is gone, the other starts when a worker comes."""
-    cluster, counter = new_cluster(), ""
+    cluster = new_cluster()
     counter = cluster.key()
     unwanted = cluster.app.send_task("zoo.count", (counter,))
     wanted = cluster.app.send_task("zoo.where")
@@ -166,6 +166,9 @@ def test_a_retry_waits_like_any_other(cluster: Cluster) -> None:
     held = result.get(timeout=SOON_S)["allocation"]
     assert (held["req"], held["strategy"]) == ({**need, "ram_mb": 0}, "first_fit")
     assert cluster.counter(key) == 3
+    tired = cluster.app.send_task("zoo.retry", (cluster.key(), 9))
+    with pytest.raises(MaxRetriesExceededError):
+        tired.get(timeout=SOON_S)
 
 
 def test_autoretry_and_its_limit(cluster: Cluster) -> None:
