@@ -76,7 +76,9 @@ class Settings:
     max_losses: int = _setting(3, "Times a repeatable task is granted again after losing its worker, before it fails.")
     ttl_s: float = _setting(3600.0, "Default life of an allocation made by hand, in seconds; renew() extends it.")
     # --- running tasks
-    pin_cores: bool = _setting(True, "Pin the task's process to its granted cores while it runs (prefork and solo).")
+    pin_cores: bool = _setting(
+        True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."
+    )
     # --- launcher (`celery allocator workers`)
     worker_concurrency: int = _setting(2, "Slots of each worker that the launcher starts per device.")
     worker_cpu_concurrency: int | None = _setting(
@@ -199,6 +201,13 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "bool": _boolean,
     "Mapping": json.loads,
 }
+_WORDS = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "Mapping": "a mapping",
+}
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -217,7 +226,7 @@ def _parse(name: str, text: str) -> Any:
     try:
         value = _PARSERS[_kind(name)](text)
     except ValueError as error:
-        raise SettingsError(f"{env_name(name)}={text!r} is not a {_kind(name)}: {error}") from None
+        raise SettingsError(f"{env_name(name)}={text!r} is not {_WORDS[_kind(name)]}: {error}") from None
     return _checked(name, value)
 
 
@@ -225,5 +234,5 @@ def _checked(name: str, value: Any) -> Any:
     kind = _kind(name)
     wrong = not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool")
     if wrong:
-        raise SettingsError(f"{_names(name)} is {value!r}: it must be a {kind}")
+        raise SettingsError(f"{_names(name)} is {value!r}: it must be {_WORDS[kind]}")
     return value

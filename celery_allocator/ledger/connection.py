@@ -10,7 +10,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from celery_allocator.embedded import EmbeddedServer, default_directory
-from celery_allocator.errors import LedgerUnavailable, SettingsError
+from celery_allocator.errors import LedgerSchemaError, LedgerUnavailable, SettingsError
+from celery_allocator.ledger import keys
 from celery_allocator.ledger.client import Ledger, Options
 from celery_allocator.settings import Settings
 
@@ -69,6 +70,22 @@ def connect(
             ttl_s=settings.ttl_s,
         ),
     )
+
+
+def check_schema(ledger: Ledger) -> None:
+    """Mark a new ledger with this version's schema; raise :class:`LedgerSchemaError` if it has another one's."""
+    meta = keys.key(ledger.pool, "meta")
+    try:
+        ledger.client.hsetnx(meta, "schema", str(keys.SCHEMA))
+        found = ledger.client.hget(meta, "schema")
+    except RedisError as error:
+        raise LedgerUnavailable(f"the ledger at {ledger.url} cannot be reached: {error}") from error
+    if not isinstance(found, bytes) or found != str(keys.SCHEMA).encode():
+        shown = found.decode() if isinstance(found, bytes) else found
+        raise LedgerSchemaError(
+            f"the ledger of pool {ledger.pool!r} at {ledger.url} has schema {shown}, this version of celery-allocator "
+            f"speaks {keys.SCHEMA}: run the same version everywhere, or use another pool (allocator_pool)"
+        )
 
 
 def durability_warnings(ledger: Ledger) -> list[str]:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+#: Version of what the keys hold. A worker refuses a ledger of another one.
+SCHEMA = 1
+
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {
     "meta": ("meta", "hash", "schema version and the counters: seq (arrivals), token (grants), ord (devices)"),

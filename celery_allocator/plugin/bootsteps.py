@@ -23,7 +23,7 @@ from kombu.entity import Exchange, Queue
 from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.inventory import discover
 from celery_allocator.isolation import device_environment
-from celery_allocator.ledger.connection import durability_warnings
+from celery_allocator.ledger.connection import check_schema, durability_warnings
 from celery_allocator.model import CPU_DEVICE
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
@@ -132,7 +132,7 @@ class AllocatorStep(bootsteps.StartStopStep):
         """Register; again after a lost connection to the broker."""
         while True:
             try:
-                _warn_of_server(session(parent.app))
+                _check_server(session(parent.app))
                 self.keeper.register(parent.controller.concurrency)
             except LedgerUnavailable as error:
                 # As Celery does when its broker is down: say so and try again, until told to stop.
@@ -157,7 +157,8 @@ class AllocatorStep(bootsteps.StartStopStep):
         return {"allocator": self.keeper.info()}
 
 
-def _warn_of_server(current: Session) -> None:
+def _check_server(current: Session) -> None:
+    check_schema(current.ledger)
     for warning in durability_warnings(current.ledger):
         logger.warning(warning)
     if current.is_embedded:

@@ -7,6 +7,7 @@ the message goes to that device's queue at once; else it waits in the ledger.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Any
 
@@ -16,13 +17,18 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import retry_over_time
 
-from celery_allocator.errors import LedgerUnavailable
+from celery_allocator.errors import LedgerError, LedgerUnavailable, UnsatisfiableError
 from celery_allocator.ledger import Submitted, new_allocation_id
 from celery_allocator.model import Requirements, State, Strategy
 from celery_allocator.plugin.envelope import HEADER, Envelope
 from celery_allocator.plugin.publish import publish
 from celery_allocator.plugin.router import RESOURCES, STRATEGY, AllocatorRouter, installed_router, requirements_header
 from celery_allocator.plugin.session import session
+
+logger = logging.getLogger(__name__)
+
+#: What whoever calls a task that can never fit is told.
+_HINT = "Ask for less, start a worker on a larger device, or let such tasks wait for one: allocator_never_fits='wait'"
 
 
 class AllocatorAMQP(AMQP):
@@ -101,10 +107,16 @@ class LedgerProducer:
             publish(self._producer, str(allocation.queue), allocation.token, envelope, **options)
         except BaseException:
             # The caller is told that the task was not sent: it must not run after all.
-            ledger = session(self._app).ledger
+            self._take_back(allocation_id)
+            raise
+
+    def _take_back(self, allocation_id: str) -> None:
+        ledger = session(self._app).ledger
+        try:
             ledger.cancel(allocation_id, "unpublished", publishes=False)
             ledger.settle([allocation_id])
-            raise
+        except LedgerError as error:
+            logger.warning("could not take back %s, which was not published: %s", allocation_id, error)
 
     def _submit(self, allocation_id: str, envelope: Envelope, policy: dict[str, Any] | None) -> Submitted:
         current = session(self._app)
@@ -135,6 +147,8 @@ class LedgerProducer:
             )
         except LedgerUnavailable as error:
             raise OperationalError(str(error)) from error
+        except UnsatisfiableError as error:
+            raise UnsatisfiableError(error.dimension, error.requested, error.largest, _HINT) from None
         return answer
 
 

@@ -34,8 +34,9 @@ def status(console: Console, *, as_json: bool) -> None:
         f"{cluster.waiting} waiting, {cluster.delayed} delayed"
     )
     if not cluster.nodes:
+        waits = " What waits is placed when one is." if cluster.waiting else ""
         click.echo(
-            "No node is registered yet. Start a worker (celery -A proj worker --gpu 0), or allocate by hand "
+            f"No node is registered yet.{waits} Start a worker (celery -A proj worker --gpu 0), or allocate by hand "
             "(celery-allocator allocate --help)."
         )
         return
@@ -109,7 +110,7 @@ def queue(console: Console, limit: int, *, as_json: bool) -> None:
                     text.shape(a.requirements),
                     a.priority,
                     text.span(now - a.submitted_at),
-                    iso_utc(a.estimated_start_at),
+                    iso_utc(a.estimated_start_at) or "not known yet",
                     a.allocation_id,
                 )
                 for a in waiting
@@ -176,7 +177,10 @@ def settings_command(console: Console, *, as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
-    click.echo(text.table(("SETTING", "VALUE", "FROM", "MEANING"), (list(row.values()) for row in rows)))
+    for row in rows:
+        value = "-" if row["value"] in (None, "") else row["value"]
+        click.echo(f"{row['name']} = {value}  (from {row['from']})")
+        click.echo(click.wrap_text(row["doc"], width=100, initial_indent="    ", subsequent_indent="    "))
 
 
 def _settings(settings: Settings, conf: Any) -> list[dict[str, Any]]:
