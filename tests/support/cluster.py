@@ -101,11 +101,12 @@ class Cluster:
     def start(self, *specs: WorkerSpec) -> None:
         """Start workers, all at the same time, and wait until they serve."""
         with ThreadPoolExecutor(len(specs)) as threads:
-            for node in threads.map(self._start, specs):
-                self.workers[node.worker_name()] = CeleryTestWorker(node, app=self.app)
+            # Each is known as soon as it runs: should another one fail, it is still killed at the end.
+            list(threads.map(self._start, specs))
 
-    def _start(self, spec: WorkerSpec) -> ProcessWorker:
-        return ProcessWorker(spec, self.environment(spec.env), self.directory)
+    def _start(self, spec: WorkerSpec) -> None:
+        node = ProcessWorker(spec, self.environment(spec.env), self.directory)
+        self.workers[spec.name] = CeleryTestWorker(node, app=self.app)
 
     def close(self) -> None:
         """Kill every worker."""
