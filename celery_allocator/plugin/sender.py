@@ -17,7 +17,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import retry_over_time
 
-from celery_allocator.errors import LedgerError, LedgerUnavailable, UnsatisfiableError
+from celery_allocator.errors import LedgerError, LedgerUnavailable, SettingsError, UnsatisfiableError
 from celery_allocator.ledger import Submitted, new_allocation_id
 from celery_allocator.model import Requirements, State, Strategy
 from celery_allocator.plugin.envelope import HEADER, Envelope
@@ -46,6 +46,8 @@ class AllocatorAMQP(AMQP):
             if requirements is None:
                 return plain(producer, name, message, **options)
             strategy = options.pop(STRATEGY)
+            if "id" not in message.headers:
+                raise SettingsError("tasks with resources need task_protocol = 2 (Celery's default), not 1")
             return plain(LedgerProducer(app, producer, requirements, strategy), name, message, **options)
 
         return send_task_message
