@@ -32,7 +32,6 @@ from celery_allocator.model import (
     NodeInventory,
     NodeState,
     Requirements,
-    State,
     Strategy,
 )
 
@@ -201,19 +200,17 @@ class Ledger:
         if verdict == "never":
             dimension = reply[1].decode()
             raise UnsatisfiableError(dimension, getattr(req, dimension), int(reply[2]))
-        allocation = Allocation(
-            allocation_id=allocation_id,
-            task_id=task_id,
-            task_name=task_name,
-            state=State.DELAYED,
-            kind=kind,
-            requirements=req,
-            strategy=strategy,
-            submitted_at=int(reply[-1]) / 1000,
-            eta_at=eta_at,
-            expires_at=expires_at,
-        )
-        return wire.submitted(allocation, verdict, reply, Submitted, Available)
+        asked = {
+            "allocation_id": allocation_id,
+            "task_id": task_id,
+            "task_name": task_name,
+            "kind": kind,
+            "requirements": req,
+            "strategy": strategy,
+            "eta_at": eta_at,
+            "expires_at": expires_at,
+        }
+        return wire.submitted(asked, verdict, reply, Submitted, Available)
 
     def start(
         self, allocation_id: str, token: int, worker: str, incarnation: str, nonce: str, repeatable: bool

@@ -14,7 +14,7 @@ SCHEMA = 1
 
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {
-    "meta": ("meta", "hash", "schema version and the counters: seq (arrivals), token (grants), ord (devices)"),
+    "meta": ("meta", "hash", "schema version and the counters: seq (arrivals and grants: tokens), ord (devices)"),
     "alloc": ("a:", "hash family", "one allocation, by its id, with its message until it ends"),
     "tomb": ("t:", "string family", "outcome of an ended allocation for two minutes, so that a repeated call is known"),
     "tasks": ("tasks", "hash", "task id → its live allocation ids, comma-separated (a retry overlaps its predecessor)"),
@@ -29,12 +29,12 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "obits": ("obits", "zset", "tasks that ended without running to their end and whose result is still to be written"),
     "nodes": ("nodes", "zset", "nodes; score = end of their lease, in ms"),
     "known": ("known", "set", "every node ever registered and not forgotten"),
-    "node": ("node:", "hash family", "one node: its core map, RAM, device members"),
-    "dev": ("dev:", "hash family", "one device (or the node's pseudo-device cpu): memory, slots, worker, index"),
+    "node": ("node:", "hash family", "one node: its core map, RAM, and what is free on each of its devices"),
+    "dev": ("dev:", "hash family", "one device (or the node's pseudo-device cpu): memory, slots, worker"),
     "on": ("on:", "set family", "allocations that hold a device"),
     "workers": ("workers", "zset", "workers; score = end of their lease, in ms"),
     "worker": ("worker:", "hash family", "one worker: incarnation, device, pid"),
-    "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched:gpu, ix:idle:gpu, …:cpu"),
+    "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched, ix:idle"),
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
     "runtimes": ("runtimes", "hash", "task name → decayed mean run time in ms; * for all"),
@@ -56,5 +56,8 @@ def key(pool: str, name: str, member: str = "") -> str:
 
 
 def render(source: str) -> str:
-    """Lua source with each ``K.<name>`` replaced by that key's expression. Raises ``KeyError`` on an unknown name."""
-    return _REFERENCE.sub(lambda match: f'(P.."{KEYS[match.group(1)][0]}")', source)
+    """Lua source with each ``K.<name>`` replaced by that key's expression. Raises ``KeyError`` on an unknown name.
+
+    The expression has no parentheses: ``K.dev .. name`` is then one concatenation and not two.
+    """
+    return _REFERENCE.sub(lambda match: f'P.."{KEYS[match.group(1)][0]}"', source)

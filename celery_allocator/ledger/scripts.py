@@ -14,6 +14,8 @@ from redis.exceptions import NoScriptError
 
 from celery_allocator.ledger import keys
 
+#: A library's function: on one line, or from ``local function`` to ``end`` at the start of a line.
+_FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re.MULTILINE | re.DOTALL)
 _USES = re.compile(r"^-- uses:((?: \w+)+)$", re.MULTILINE)
 
 #: What every operation's header must say, besides one sentence of purpose.
@@ -43,14 +45,30 @@ def read(name: str) -> str:
 
 @cache
 def load(name: str) -> Script:
-    """An operation joined with the libraries its header names (in that order), keys rendered."""
+    """An operation joined with the libraries its header names (in that order), keys rendered.
+
+    Functions that it does not come to call are left out: the server makes every function of a script anew at each call.
+    """
     body = read(name)
     uses = _USES.search(body)
     if uses is None:
         raise ValueError(f"{name}.lua lacks a '-- uses:' line")
     parts = [read(f"_{library}") for library in uses.group(1).split()]
-    source = keys.render("\n".join([*parts, body]))
+    source = keys.render(_reached("\n".join(parts), body) + body)
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _reached(library: str, body: str) -> str:
+    """What of ``library`` is called from ``body``, directly or not, in its own order and without comments."""
+    library = re.sub(r"^ *--.*\n", "", library, flags=re.MULTILINE)
+    functions = {match.group(1): match.group() for match in _FUNCTION.finditer(library)}
+    rest = _FUNCTION.sub("", library)
+    kept: set[str] = set()
+    words = set(re.findall(r"\w+", rest + body))
+    while new := (functions.keys() & words) - kept:
+        kept |= new
+        words = {word for name in new for word in re.findall(r"\w+", functions[name])}
+    return _FUNCTION.sub(lambda match: match.group() if match.group(1) in kept else "", library)
 
 
 def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:

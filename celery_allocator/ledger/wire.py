@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from celery_allocator.model import (
@@ -80,16 +79,19 @@ def allocation(row: list[Any]) -> Allocation:
     )
 
 
-def submitted(base: Allocation, verdict: str, reply: list[Any], whole: Callable[..., S], free: Callable[..., Any]) -> S:
+def submitted(
+    base: dict[str, Any], verdict: str, reply: list[Any], whole: Callable[..., S], free: Callable[..., Any]
+) -> S:
     """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
-    at = base.submitted_at
+    at = int(reply[-1]) / 1000
     if verdict == "granted":
         _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, _now = reply
         node, _, device = dev.decode().rpartition("/")
-        by_hand = base.kind is Kind.MANUAL
-        granted = replace(
-            base,
+        by_hand = base["kind"] is Kind.MANUAL
+        granted = Allocation(
+            **base,
             state=State.RUNNING if by_hand else State.GRANTED,
+            submitted_at=at,
             granted_at=at,
             started_at=at if by_hand else None,
             token=int(token),
@@ -103,11 +105,15 @@ def submitted(base: Allocation, verdict: str, reply: list[Any], whole: Callable[
         return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)))
     if verdict == "waiting":
         _, position, estimate, gpu_free, cores_free, ram_free, _now = reply
-        waiting = replace(
-            base, state=State.WAITING, queue_position=int(position), estimated_start_at=_seconds(estimate)
+        waiting = Allocation(
+            **base,
+            state=State.WAITING,
+            submitted_at=at,
+            queue_position=int(position),
+            estimated_start_at=_seconds(estimate),
         )
         return whole(waiting, free(int(gpu_free), int(cores_free), int(ram_free)))
-    return whole(base, free(0, 0, 0))
+    return whole(Allocation(**base, state=State.DELAYED, submitted_at=at), free(0, 0, 0))
 
 
 def cluster(pool: str, reply: list[Any]) -> ClusterState:

@@ -413,7 +413,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @staticmethod
     def cores_well_chosen(picked: tuple[int, ...], free: set[int], near: frozenset[int]) -> None:
-        """A run of free cores near the device if there is one, else a run anywhere, else as many near ones as can be."""
+        """A run of free cores near the device if there is one, else a run anywhere, else as many near as can be."""
         n, got = len(picked), set(picked)
         assert got <= free
 

@@ -13,6 +13,8 @@ else
   local t = call("TIME")
   now = t[1] * 1000 + floor(t[2] / 1000)
 end
+-- The same as text: the server turns every number that it is given into text again.
+local NOW = string.format("%.0f", now)
 
 local function split(text)
   local out, n = {}, 0

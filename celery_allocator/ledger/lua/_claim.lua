@@ -1,51 +1,50 @@
 -- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, alloc, tasks, tomb, index, order, meta.
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
 
--- Take need from dkey for allocation id. Returns token, core list text, device. The caller has checked that it fits.
-local function claim(id, dkey, need)
-  local node = node_of(dkey)
-  local n = call("HMGET", K.node .. node, "map", "cfree", "rfree", "members")
-  local d = load_device(dkey)
-  local cfree, rfree = tonumber(n[2]) - need.c, tonumber(n[3]) - need.r
-  local cores = pick_cores(n[1], need.c, d.near)
-  d.free = d.free - need.g
-  if need.kind == "t" then d.sfree = d.sfree - 1 end
-  local token = call("HINCRBY", K.meta, "token", 1)
+-- Take need from dkey for allocation id. n: its node as `load_node` read it, changed along. token: one drawn already, or
+-- nil. Returns token, core list text, device (queue, uuid, free). The caller has checked that it fits.
+local function claim(id, dkey, need, n, token)
+  local v = call("HMGET", K.dev .. dkey, "near", "queue", "uuid")
+  local fleet = fleet_of(n)
+  local at = find_in(fleet, dkey)
+  local cores = pick_cores(n.map, need.c, v[1])
+  local free, sfree = fleet[at + 2] - need.g, fleet[at + 3]
+  if need.kind == "t" then sfree = sfree - 1 end
+  n.c, n.r = n.c - need.c, n.r - need.r
+  token = token or call("HINCRBY", K.meta, "seq", 1)
+  reindex(fleet, at, fleet[at + 1], free, sfree, n.c, need.c > 0)
   if need.c > 0 then
-    call("HSET", K.node .. node, "map", mark_cores(n[1], cores, "0"), "cfree", cfree, "rfree", rfree)
-    shift_cores(split(n[4]), -need.c)
-  elseif need.r > 0 then
-    call("HSET", K.node .. node, "rfree", rfree)
+    n.map = mark_cores(n.map, cores, "0")
+    call("HSET", n.key, "fleet", cmsgpack.pack(fleet), "rfree", n.r, "map", n.map, "cfree", n.c)
+  else
+    call("HSET", n.key, "fleet", cmsgpack.pack(fleet), "rfree", n.r)
   end
-  reindex(dkey, d, cfree)
-  call("HSET", K.dev .. dkey, "free", d.free, "sfree", d.sfree, "ix", d.ix, "bk", d.bk)
   call("SADD", K.on .. dkey, id)
-  call("ZADD", K.held, now, id)
-  return token, table.concat(cores, ","), d, cfree, rfree
+  call("ZADD", K.held, NOW, id)
+  return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free }
 end
 
--- Give back what allocation id holds on dkey.
+-- Give back what allocation id holds on dkey. Returns its node as it is then.
 local function unclaim(id, dkey, need, cores)
-  local node = node_of(dkey)
-  local n = call("HMGET", K.node .. node, "map", "cfree", "rfree", "members", "own")
-  local d = load_device(dkey)
-  local cfree, rfree = tonumber(n[2]), tonumber(n[3]) + need.r
+  local n = load_node(node_of(dkey))
+  local fleet = fleet_of(n)
+  local at = find_in(fleet, dkey)
+  local free, sfree, before = fleet[at + 2] + need.g, fleet[at + 3], n.c
+  if need.kind == "t" then sfree = sfree + 1 end
+  n.r = n.r + need.r
   if need.c > 0 then
-    local map = mark_cores(n[1], core_list(cores), "1", n[5])
-    local after = count_free(map)
-    call("HSET", K.node .. node, "map", map, "cfree", after, "rfree", rfree)
-    shift_cores(split(n[4]), after - cfree)
-    cfree = after
-  elseif need.r > 0 then
-    call("HSET", K.node .. node, "rfree", rfree)
+    n.map = mark_cores(n.map, core_list(cores), "1", n.own)
+    n.c = count_free(n.map)
   end
-  d.free = d.free + need.g
-  -- A worker that left took its slots with it: there is none to give back to.
-  if need.kind == "t" and d.worker ~= "" then d.sfree = d.sfree + 1 end
-  reindex(dkey, d, cfree)
-  call("HSET", K.dev .. dkey, "free", d.free, "sfree", d.sfree, "ix", d.ix, "bk", d.bk)
+  reindex(fleet, at, fleet[at + 1], free, sfree, n.c, n.c ~= before)
+  if need.c > 0 then
+    call("HSET", n.key, "fleet", cmsgpack.pack(fleet), "rfree", n.r, "map", n.map, "cfree", n.c)
+  else
+    call("HSET", n.key, "fleet", cmsgpack.pack(fleet), "rfree", n.r)
+  end
   call("SREM", K.on .. dkey, id)
   call("ZREM", K.held, id)
+  return n
 end
 
 local function load_alloc(id)
@@ -57,25 +56,31 @@ local function load_alloc(id)
     nonce = v[16], worker = v[17], queue = v[18] }
 end
 
--- Record a claim just taken. A task's allocation is granted until its worker starts it; one made by hand runs at once.
-local function record_grant(id, a, dkey, need, token, cores, d)
+-- Record a claim just taken, with any more fields of its allocation. A task's allocation is granted until its worker
+-- starts it; one made by hand runs at once.
+local function record_grant(id, a, dkey, need, token, cores, d, ...)
   if need.kind == "m" then
     call("ZADD", K.manual, now + a.ttl, id)
     call("HSET", K.alloc .. id, "state", "running", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
-      "uuid", d.uuid, "g_ms", now, "s_ms", now)
+      "uuid", d.uuid, "g_ms", NOW, "s_ms", NOW, ...)
   else
     call("ZADD", K.granted, now + DEADLINE, id)
     call("HSET", K.alloc .. id, "state", "granted", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
-      "uuid", d.uuid, "g_ms", now)
+      "uuid", d.uuid, "g_ms", NOW, ...)
   end
   event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores, "shape", a.shape)
 end
 
--- Take an allocation that holds something back to holding nothing; its record stays.
+-- Take an allocation that holds something back to holding nothing; its record stays. Returns its node.
 local function withdraw(id, a)
-  unclaim(id, a.dev, need_of(a.shape), a.cores)
-  call("ZREM", K.granted, id)
-  call("ZREM", K.manual, id)
+  local need = need_of(a.shape)
+  local n = unclaim(id, a.dev, need, a.cores)
+  if need.kind == "m" then
+    call("ZREM", K.manual, id)
+  elseif a.state == "granted" then
+    call("ZREM", K.granted, id)
+  end
+  return n
 end
 
 local function unindex_task(id, tid)

@@ -1,10 +1,15 @@
 -- Library: the index of devices. Touches: dev, node, index, order.
 -- A device that may take work is in exactly one of two indexes: "sched" (its worker has a free slot) or "idle" (no
 -- worker, or no free slot: only allocations made by hand may use it). Member: eight-digit registration order, "|",
--- node/device. Score: free memory · 8192 + free cores of the node, so that a range query yields best fit: least memory
--- left, then fewest cores left, then registration order. For first fit the same members also stand, by registration
--- order, in one set per power of two of free memory.
-local CORES = 8192
+-- node/device. Score of a GPU: free memory · 8192 + free cores of the node, so that a range query yields best fit: least
+-- memory left, then fewest cores left, then registration order. Score of a pseudo-device cpu: free cores − 2^40, below
+-- every GPU's. For first fit the same members also stand, by registration order, in one set per power of two of free
+-- memory, GPUs and pseudo-devices apart.
+local CORES, CPU = 8192, 1099511627776
+
+local function kind_of(dkey) return string.sub(dkey, -4) == "/cpu" and "cpu" or "gpu" end
+
+local function score_of(kind, free, cfree) return kind == "cpu" and cfree - CPU or free * CORES + cfree end
 
 local function bucket(kind, free)
   if kind == "cpu" or free <= 0 then return 0 end
@@ -12,63 +17,88 @@ local function bucket(kind, free)
   return exponent
 end
 
--- Put a device where it belongs after a change. d: kind, ord, free, sfree, worker, open, st, live, ix, bk; cfree: node's free cores.
--- Returns the fields ix and bk to be stored with the device.
-local function reindex(dkey, d, cfree)
-  local member = d.ord .. "|" .. dkey
-  local ix = ""
-  if d.live == "1" and d.st == "ready" then
-    ix = (d.worker ~= "" and d.open == "1" and d.sfree > 0) and "sched" or "idle"
-  end
-  local bk = bucket(d.kind, d.free)
-  if d.ix ~= ix and d.ix ~= "" then call("ZREM", K.index .. d.ix .. ":" .. d.kind, member) end
-  if (d.ix ~= ix or d.bk ~= bk) and d.ix ~= "" then
-    call("ZREM", K.order .. d.ix .. ":" .. d.kind .. ":" .. d.bk, member)
-  end
-  if ix ~= "" then
-    call("ZADD", K.index .. ix .. ":" .. d.kind, d.free * CORES + cfree, member)
-    if d.ix ~= ix or d.bk ~= bk then
-      call("ZADD", K.order .. ix .. ":" .. d.kind .. ":" .. bk, tonumber(d.ord), member)
-    end
-  end
-  d.ix, d.bk = ix, bk
-  return ix, bk
+local function load_node(node)
+  local v = call("HMGET", K.node .. node, "cfree", "rfree", "map", "own", "fleet")
+  return v[1] and { key = K.node .. node, c = tonumber(v[1]), r = tonumber(v[2]), map = v[3], own = v[4], packed = v[5] }
 end
 
--- The free cores of a node changed by `delta`: mend the scores of its devices, wherever they are indexed.
-local function shift_cores(members, delta)
-  if delta == 0 then return end
-  local gpus, cpu = {}, nil
-  for _, member in ipairs(members) do
-    if string.sub(member, -4) == "/cpu" then cpu = member else gpus[#gpus + 1] = member end
+-- What changes with every claim on a node's devices stands in one field of the node, as a packed list of four for each
+-- device, in order of registration: member, mode ("w": its worker takes tasks; "h": only allocations made by hand; "x":
+-- nothing), free memory, free slots.
+local function fleet_of(n)
+  if not n.fleet then n.fleet = n.packed and cmsgpack.unpack(n.packed) or {} end
+  return n.fleet
+end
+
+local function find_in(fleet, dkey)
+  for at = 1, #fleet, 4 do
+    if string.sub(fleet[at], 10) == dkey then return at end
   end
-  local left = #gpus
-  for _, ix in ipairs({ "sched:gpu", "idle:gpu" }) do
-    if left > 0 then
-      local scores = call("ZMSCORE", K.index .. ix, unpack(gpus))
-      local args, n = {}, 0
-      for i, score in ipairs(scores) do
-        if score then
-          args[n + 1], args[n + 2] = score + delta, gpus[i]
-          n = n + 2
-          left = left - 1
-        end
-      end
-      if n > 0 then call("ZADD", K.index .. ix, unpack(args)) end
+end
+
+-- The index a device belongs in, or "".
+local function index_of(mode, sfree)
+  if mode == "x" then return "" end
+  return (mode == "w" and sfree > 0) and "sched" or "idle"
+end
+
+-- Change a device of a fleet and put it where it belongs. cfree: the node's free cores; if `shifted`, they changed, and
+-- the scores of the node's other devices are mended with it. The caller stores the fleet.
+local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
+  local member = fleet[at]
+  local kind = kind_of(member)
+  local old_ix, old_bk = index_of(fleet[at + 1], fleet[at + 3]), bucket(kind, fleet[at + 2])
+  local ix, bk = index_of(mode, sfree), bucket(kind, free)
+  fleet[at + 1], fleet[at + 2], fleet[at + 3] = mode, free, sfree
+  if old_ix ~= ix or old_bk ~= bk then
+    if old_ix ~= "" then
+      if old_ix ~= ix then call("ZREM", K.index .. old_ix, member) end
+      call("ZREM", K.order .. old_ix .. ":" .. kind .. ":" .. old_bk, member)
+    end
+    if ix ~= "" then
+      call("ZADD", K.order .. ix .. ":" .. kind .. ":" .. bk, tonumber(string.sub(member, 1, 8)), member)
     end
   end
-  if cpu and not call("ZADD", K.index .. "sched:cpu", "XX", "INCR", delta, cpu) then
-    call("ZADD", K.index .. "idle:cpu", "XX", "INCR", delta, cpu)
+  local scores = { sched = {}, idle = {} }
+  if shifted then
+    for i = 1, #fleet, 4 do
+      local out = scores[index_of(fleet[i + 1], fleet[i + 3])]
+      if out then
+        local n = #out
+        out[n + 1], out[n + 2] = score_of(kind_of(fleet[i]), fleet[i + 2], cfree), fleet[i]
+      end
+    end
+  elseif ix ~= "" then
+    scores[ix] = { score_of(kind, free, cfree), member }
   end
+  if scores.sched[1] then call("ZADD", K.index .. "sched", unpack(scores.sched)) end
+  if scores.idle[1] then call("ZADD", K.index .. "idle", unpack(scores.idle)) end
 end
 
 local function load_device(dkey)
-  local v = call("HMGET", K.dev .. dkey, "kind", "ord", "free", "sfree", "worker", "st", "live", "ix", "bk", "near",
-    "queue", "uuid", "mem", "slots", "inc", "open")
+  local v = call("HMGET", K.dev .. dkey, "ord", "worker", "st", "live", "open", "near", "queue", "uuid", "mem", "slots", "inc")
   if not v[1] then return nil end
-  return { kind = v[1], ord = v[2], free = tonumber(v[3]), sfree = tonumber(v[4]), worker = v[5], st = v[6], live = v[7],
-    ix = v[8], bk = tonumber(v[9]), near = v[10], queue = v[11], uuid = v[12], mem = tonumber(v[13]),
-    slots = tonumber(v[14]), inc = v[15], open = v[16] }
+  local fleet = fleet_of(load_node(node_of(dkey)))
+  local at = find_in(fleet, dkey)
+  return { ord = v[1], worker = v[2], st = v[3], live = v[4], open = v[5], near = v[6], queue = v[7], uuid = v[8],
+    mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3] }
+end
+
+-- Reindex and store one device after its fields changed.
+local function store_device(dkey, d)
+  local n = load_node(node_of(dkey))
+  local fleet = fleet_of(n)
+  local at = find_in(fleet, dkey)
+  if not at then
+    at = #fleet + 1
+    fleet[at], fleet[at + 1], fleet[at + 2], fleet[at + 3] = d.ord .. "|" .. dkey, "x", d.free, d.sfree
+  end
+  local mode = "x"
+  if d.live == "1" and d.st == "ready" then mode = (d.worker ~= "" and d.open == "1") and "w" or "h" end
+  reindex(fleet, at, mode, d.free, d.sfree, n.c, false)
+  call("HSET", n.key, "fleet", cmsgpack.pack(fleet))
+  call("HSET", K.dev .. dkey, "worker", d.worker, "st", d.st, "live", d.live, "slots", d.slots, "inc", d.inc,
+    "queue", d.queue, "open", d.open)
 end
 
 -- Count a device among the capacity classes that "could it ever fit?" is asked of; "" when it is withdrawn.
@@ -78,11 +108,4 @@ local function set_class(dkey, class)
   if before ~= "" and call("HINCRBY", K.classes, before, -1) == 0 then call("HDEL", K.classes, before) end
   if class ~= "" then call("HINCRBY", K.classes, class, 1) end
   call("HSET", K.dev .. dkey, "class", class)
-end
-
--- Reindex and store one device after its fields changed.
-local function store_device(dkey, d, cfree)
-  reindex(dkey, d, cfree)
-  call("HSET", K.dev .. dkey, "free", d.free, "sfree", d.sfree, "worker", d.worker, "st", d.st, "live", d.live,
-    "ix", d.ix, "bk", d.bk, "slots", d.slots, "inc", d.inc, "queue", d.queue, "open", d.open)
 end

@@ -33,7 +33,7 @@ local function detach(dkey, lost)
   end
   d = load_device(dkey)
   d.worker, d.inc, d.open, d.slots, d.sfree = "", "", "0", 0, 0
-  store_device(dkey, d, tonumber(call("HGET", K.node .. node_of(dkey), "cfree")))
+  store_device(dkey, d)
 end
 
 local function drop_worker(worker, lost)

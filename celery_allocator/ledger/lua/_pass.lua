@@ -2,40 +2,30 @@
 -- Rule: in order of priority, then arrival, every waiting allocation that fits is granted. Within a shape the first
 -- that does not fit speaks for all behind it, so a pass looks at heads of shapes and never at every waiter.
 
-local function grant_head(shape, need, dkey, id, a, out)
+local function grant_head(shape, need, dkey, id, a, n, out)
   dequeue(id, shape)
-  local token, cores, d = claim(id, dkey, need)
+  local token, cores, d = claim(id, dkey, need, n)
   record_grant(id, a, dkey, need, token, cores, d)
   if need.kind == "t" then
     out[#out + 1] = { id, token, d.queue, call("HGET", K.alloc .. id, "msg") or "" }
   end
 end
 
--- What one node has free, for looking at many shapes cheaply. Lists what is indexed: ready, live, and (sched) with a slot.
-local function node_view(node)
-  local n = call("HMGET", K.node .. node, "cfree", "rfree", "members")
-  if not n[1] then return nil end
-  local view = { c = tonumber(n[1]), r = tonumber(n[2]), gpus = {}, most = { t = -1, m = -1 } }
-  local gpus = {}
-  for _, member in ipairs(split(n[3])) do
-    if string.sub(member, -4) == "/cpu" then view.cpu = member else gpus[#gpus + 1] = member end
-  end
-  if #gpus > 0 then
-    local sched = call("ZMSCORE", K.index .. "sched:gpu", unpack(gpus))
-    local idle = call("ZMSCORE", K.index .. "idle:gpu", unpack(gpus))
-    for i, member in ipairs(gpus) do
-      local score = sched[i] or idle[i]
-      if score then
-        local free = floor(score / CORES)
-        view.gpus[#view.gpus + 1] = { dkey = string.sub(member, 10), free = free, slot = sched[i] and true or false }
-        if sched[i] and free > view.most.t then view.most.t = free end
-        if free > view.most.m then view.most.m = free end
-      end
+-- What one node has free, for looking at many shapes cheaply.
+local function node_view(n)
+  local view = { c = n.c, r = n.r, gpus = {}, most = { t = -1, m = -1 } }
+  local fleet = fleet_of(n)
+  for i = 1, #fleet, 4 do
+    local dkey, free, ix = string.sub(fleet[i], 10), fleet[i + 2], index_of(fleet[i + 1], fleet[i + 3])
+    local slot = ix == "sched"
+    if ix == "" then -- takes nothing
+    elseif kind_of(dkey) == "cpu" then
+      view.cpu, view.cpu_slot = dkey, slot
+    else
+      view.gpus[#view.gpus + 1] = { dkey = dkey, free = free, slot = slot }
+      if slot and free > view.most.t then view.most.t = free end
+      if free > view.most.m then view.most.m = free end
     end
-  end
-  if view.cpu then
-    view.cpu_slot = call("ZSCORE", K.index .. "sched:cpu", view.cpu) and true or false
-    view.cpu_ready = view.cpu_slot or (call("ZSCORE", K.index .. "idle:cpu", view.cpu) and true or false)
   end
   return view
 end
@@ -44,11 +34,11 @@ local function fits_view(view, need)
   if view.c < need.c or view.r < need.r then return false end
   if need.g > 0 then return view.most[need.kind] >= need.g end
   if need.kind == "t" then return view.cpu_slot end
-  return view.cpu_ready
+  return view.cpu ~= nil
 end
 
 local function choose_in_view(view, need, strategy)
-  if need.g == 0 then return string.sub(view.cpu, 10) end
+  if need.g == 0 then return view.cpu end
   local best
   for _, gpu in ipairs(view.gpus) do
     if gpu.free >= need.g and (gpu.slot or need.kind == "m") then
@@ -59,22 +49,20 @@ local function choose_in_view(view, need, strategy)
   return best and best.dkey
 end
 
--- Something was freed on one node: only that node can have become fit for a shape that waits.
-local function pass_node(node, out)
+-- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits.
+local function pass_node(n, out)
   local heads = call("ZRANGE", K.shapes, 0, -1)
   if #heads == 0 then return end
-  local view, failed = node_view(node), {}
-  if not view then return end
-  local i = 1
+  local view, failed, i = node_view(n), {}, 1
   while heads[i] do
     local shape = heads[i]
     local need = not failed[shape] and need_of(shape)
     if need and fits_view(view, need) then
       local id = call("ZRANGE", K.line .. shape, 0, 0)[1]
       local a = load_alloc(id)
-      grant_head(shape, need, choose_in_view(view, need, a.strat), id, a, out)
+      grant_head(shape, need, choose_in_view(view, need, a.strat), id, a, n, out)
       -- Room only shrank: what failed goes on failing, and the order of heads may have changed.
-      view, heads, i = node_view(node), call("ZRANGE", K.shapes, 0, -1), 1
+      view, heads, i = node_view(n), call("ZRANGE", K.shapes, 0, -1), 1
     else
       failed[shape] = true
       i = i + 1
@@ -87,15 +75,15 @@ local function pass_all(out)
   local heads, failed, i = call("ZRANGE", K.shapes, 0, -1), {}, 1
   while heads[i] do
     local shape = heads[i]
-    local dkey, id, a, need
+    local dkey, n, id, a, need
     if not failed[shape] then
       need = need_of(shape)
       id = call("ZRANGE", K.line .. shape, 0, 0)[1]
       a = load_alloc(id)
-      dkey = place(need, a.strat)
+      dkey, n = place(need, a.strat)
     end
     if dkey then
-      grant_head(shape, need, dkey, id, a, out)
+      grant_head(shape, need, dkey, id, a, n, out)
       heads, i = call("ZRANGE", K.shapes, 0, -1), 1
     else
       failed[shape] = true
@@ -110,6 +98,6 @@ local function place_or_wait(id, a, out)
   enqueue(id, a.shape, a.score)
   if not first then return end
   local need = need_of(a.shape)
-  local dkey = place(need, a.strat)
-  if dkey then grant_head(a.shape, need, dkey, id, a, out) end
+  local dkey, n = place(need, a.strat)
+  if dkey then grant_head(a.shape, need, dkey, id, a, n, out) end
 end

@@ -1,28 +1,30 @@
 -- Library: find the device a strategy would take. Reads: index, order, node. Writes nothing.
 -- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand).
-local function room(cache, node, need)
-  local v = cache[node]
-  if not v then
-    v = call("HMGET", K.node .. node, "cfree", "rfree")
-    v[1], v[2] = tonumber(v[1]), tonumber(v[2])
-    cache[node] = v
+-- The node, once read, is kept in `cache`.
+local function has_room(cache, node, need)
+  local n = cache[node]
+  if not n then
+    n = load_node(node)
+    cache[node] = n
   end
-  return v[1] >= need.c and v[2] >= need.r
+  return n.c >= need.c and n.r >= need.r
 end
 
--- Best fit: walk the index upwards from the smallest score that could hold the request.
+-- Best fit: walk the index upwards from the smallest score that could hold the request. The first found mostly does.
+-- Returns the device and its member.
 local function best_in(ix, what, need, cache)
-  local low = need.g * CORES + need.c
-  local offset, chunk = 0, 8
+  local low, high = need.g * CORES + need.c, "+inf"
+  if what == "cpu" then low, high = need.c - CPU, -CPU / 2 end
+  local offset, chunk = 0, 1
   while true do
-    local found = call("ZRANGEBYSCORE", K.index .. ix .. ":" .. what, low, "+inf", "WITHSCORES", "LIMIT", offset, chunk)
-    for i = 1, #found, 2 do
-      local dkey = string.sub(found[i], 10)
-      if room(cache, node_of(dkey), need) then return dkey, tonumber(found[i + 1]), found[i] end
+    local found = call("ZRANGEBYSCORE", K.index .. ix, low, high, "LIMIT", offset, chunk)
+    for _, member in ipairs(found) do
+      local dkey = string.sub(member, 10)
+      if has_room(cache, node_of(dkey), need) then return dkey, member end
     end
-    if #found < chunk * 2 then return nil end
+    if #found < chunk then return nil end
     offset = offset + chunk
-    chunk = 256
+    chunk = chunk == 1 and 16 or 256
   end
 end
 
@@ -37,12 +39,12 @@ local function first_in(ix, what, need, cache)
     while not done do
       local found = call("ZRANGE", K.order .. ix .. ":" .. what .. ":" .. b, offset, offset + chunk - 1)
       if #found == 0 then break end
-      local scores = (b == own and what == "gpu") and call("ZMSCORE", K.index .. ix .. ":gpu", unpack(found)) or nil
+      local scores = (b == own and what == "gpu") and call("ZMSCORE", K.index .. ix, unpack(found)) or nil
       for i, member in ipairs(found) do
         local ord = string.sub(member, 1, 8)
         if best_ord and ord >= best_ord then done = true; break end
         local dkey = string.sub(member, 10)
-        if (not scores or floor(scores[i] / CORES) >= need.g) and room(cache, node_of(dkey), need) then
+        if (not scores or floor(scores[i] / CORES) >= need.g) and has_room(cache, node_of(dkey), need) then
           best, best_ord, done = dkey, ord, true
           break
         end
@@ -55,6 +57,7 @@ local function first_in(ix, what, need, cache)
   return best, best_ord
 end
 
+-- Returns the device and its node as `load_node` read it, or nil.
 local function place(need, strategy)
   local what = need.g > 0 and "gpu" or "cpu"
   local cache = {}
@@ -64,12 +67,18 @@ local function place(need, strategy)
       local other, other_ord = first_in("idle", what, need, cache)
       if other and (not dkey or other_ord < ord) then dkey = other end
     end
-    return dkey
+    return dkey, dkey and cache[node_of(dkey)]
   end
-  local dkey, score, member = best_in("sched", what, need, cache)
+  local dkey, member = best_in("sched", what, need, cache)
   if need.kind == "m" then
-    local other, other_score, other_member = best_in("idle", what, need, cache)
-    if other and (not dkey or other_score < score or (other_score == score and other_member < member)) then dkey = other end
+    local other, other_member = best_in("idle", what, need, cache)
+    if other and dkey then
+      local score = tonumber(call("ZSCORE", K.index .. "sched", member))
+      local other_score = tonumber(call("ZSCORE", K.index .. "idle", other_member))
+      if other_score < score or (other_score == score and other_member < member) then dkey = other end
+    else
+      dkey = dkey or other
+    end
   end
-  return dkey
+  return dkey, dkey and cache[node_of(dkey)]
 end

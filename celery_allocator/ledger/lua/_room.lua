@@ -3,9 +3,12 @@
 -- Free GPU memory, cores and RAM of the roomiest device that takes work (by memory, then cores); zeros if there is none.
 local function roomiest()
   local best, score
-  for _, ix in ipairs({ "sched:gpu", "idle:gpu", "sched:cpu", "idle:cpu" }) do
-    local top = call("ZRANGE", K.index .. ix, -1, -1, "WITHSCORES")
-    if top[1] and (not best or tonumber(top[2]) > score) then best, score = top[1], tonumber(top[2]) end
+  for _, ix in ipairs({ "sched", "idle" }) do
+    local gpu = call("ZREVRANGEBYSCORE", K.index .. ix, "+inf", -CPU / 2, "WITHSCORES", "LIMIT", 0, 1)
+    local cpu = call("ZREVRANGEBYSCORE", K.index .. ix, -CPU / 2, "-inf", "WITHSCORES", "LIMIT", 0, 1)
+    local of_gpu, of_cpu = tonumber(gpu[2]), cpu[2] and cpu[2] + CPU
+    if of_gpu and (not best or of_gpu > score) then best, score = gpu[1], of_gpu end
+    if of_cpu and (not best or of_cpu > score) then best, score = cpu[1], of_cpu end
   end
   if not best then return 0, 0, 0 end
   local n = call("HMGET", K.node .. node_of(string.sub(best, 10)), "cfree", "rfree")

@@ -17,11 +17,11 @@ if a.state == "waiting" then
   call("ZREM", K.manual, id)
 end
 local held = a.state == "granted" or a.state == "running"
-if held then withdraw(id, a) end
+local n = held and withdraw(id, a)
 event("cancelled", id, a.tid, "name", a.name, "from", a.state, "outcome", outcome)
 if by_hand then forget(id, a, outcome) else bury(id, a, outcome) end
 if held then
-  pass_node(node_of(a.dev), grants)
+  pass_node(n, grants)
   if by_hand then close_idle_node(node_of(a.dev)) end
 end
 if ARGV[7] == "0" then

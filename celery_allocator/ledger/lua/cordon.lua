@@ -5,7 +5,7 @@
 -- Reply: {"ok", grants, ids still running there} | {"unknown"}. Touches: node, dev, events and all that pass touches.
 local target, state = ARGV[5], ARGV[6]
 local node = node_of(target) or target
-local n = call("HMGET", K.node .. node, "devs", "cfree")
+local n = call("HMGET", K.node .. node, "devs")
 if not n[1] then return { "unknown" } end
 local dkeys = {}
 if node == target then
@@ -30,7 +30,7 @@ for _, dkey in ipairs(dkeys) do
   end
   local d = load_device(dkey)
   d.st = state
-  store_device(dkey, d, tonumber(call("HGET", K.node .. node, "cfree")))
+  store_device(dkey, d)
 end
 event(state == "ready" and "uncordoned" or state, target, "")
 if state ~= "cordoned" then pass_all(grants) end

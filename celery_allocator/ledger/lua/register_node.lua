@@ -6,7 +6,7 @@
 -- change by the difference, and may go below zero until tasks end.
 -- Reply: grants. Touches: nodes, known, node, dev, meta, classes, events and all that pass touches.
 local node, own, ram = ARGV[5], ARGV[7], tonumber(ARGV[8])
-local old = call("HMGET", K.node .. node, "own", "map", "ram", "rfree", "devs", "st", "members")
+local old = call("HMGET", K.node .. node, "own", "map", "ram", "rfree", "devs", "st")
 local map = own
 if old[1] then
   -- Cores that were ours and are not free now are held: keep them so.
@@ -26,7 +26,7 @@ local lease = now + tonumber(ARGV[6])
 call("ZADD", K.nodes, was_live and tonumber(was_live) > lease and was_live or lease, node)
 call("SADD", K.known, node)
 local state = old[6] or "ready"
-local names, listed, members = {}, {}, {}
+local names, listed = {}, {}
 
 local function class_of(mem) return mem .. ":" .. count_free(own) .. ":" .. ram end
 
@@ -36,9 +36,9 @@ local function upsert(device, mem, uuid, model, index, near)
   if not d then
     changed = true
     local ord = string.format("%08d", call("HINCRBY", K.meta, "ord", 1))
-    d = { kind = device == "cpu" and "cpu" or "gpu", ord = ord, free = mem, mem = mem, sfree = 0, worker = "",
-      st = state, live = "0", ix = "", bk = 0, near = near, queue = "", uuid = uuid, slots = 0, inc = "", open = "0" }
-    call("HSET", K.dev .. dkey, "kind", d.kind, "ord", ord)
+    d = { ord = ord, free = mem, mem = mem, sfree = 0, worker = "", st = state, live = "0", near = near, queue = "",
+      uuid = uuid, slots = 0, inc = "", open = "0" }
+    call("HSET", K.dev .. dkey, "ord", ord)
   end
   if d.live ~= "1" or d.mem ~= mem then changed = true end
   d.free = d.free + mem - d.mem
@@ -47,10 +47,9 @@ local function upsert(device, mem, uuid, model, index, near)
   set_class(dkey, class_of(mem))
   if d.near ~= near or d.uuid ~= uuid then changed = true end
   d.near, d.uuid = near, uuid
-  store_device(dkey, d, cfree)
+  store_device(dkey, d)
   names[#names + 1] = device
   listed[device] = true
-  members[#members + 1] = d.ord .. "|" .. dkey
 end
 
 call("HSET", K.node .. node, "own", own, "map", map, "cfree", cfree, "ram", ram, "rfree", rfree, "st", state)
@@ -63,21 +62,19 @@ for _, device in ipairs(split(old[5])) do
     local dkey = node .. "/" .. device
     local d = load_device(dkey)
     names[#names + 1] = device
-    members[#members + 1] = d.ord .. "|" .. dkey
-    if d.worker == "" then
+      if d.worker == "" then
       if d.live == "1" then d.live, changed = "0", true end
       set_class(dkey, "")
     else
       set_class(dkey, class_of(d.mem))
     end
-    store_device(dkey, d, cfree)
+    store_device(dkey, d)
   end
 end
-table.sort(members) -- in the order of registration
-call("HSET", K.node .. node, "devs", table.concat(names, " "), "members", table.concat(members, " "))
+call("HSET", K.node .. node, "devs", table.concat(names, " "))
 local grants = {}
 if changed then
   event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1)
-  pass_node(node, grants)
+  pass_node(load_node(node), grants)
 end
 return grants

@@ -29,9 +29,9 @@ d = load_device(dkey)
 -- The same incarnation again (its consumer restarted): what it holds counts against its slots.
 local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
-local n = call("HMGET", K.node .. node_of(dkey), "cfree", "own", "ram")
-store_device(dkey, d, tonumber(n[1]))
-set_class(dkey, d.mem .. ":" .. count_free(n[2]) .. ":" .. n[3])
+store_device(dkey, d)
+local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")
+set_class(dkey, d.mem .. ":" .. count_free(n[1]) .. ":" .. n[2])
 event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc)
 local grants = {}
 pass_all(grants)

@@ -12,7 +12,7 @@ if a.state == "released" then return { "gone", "buried" } end
 if a.state ~= "granted" and a.state ~= "running" then return { "not_held", a.state } end
 if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
 
-withdraw(id, a)
+local n = withdraw(id, a)
 if outcome == "requeue" then
   event("requeued", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok)
   requeue(id, a)
@@ -30,7 +30,7 @@ else
 end
 local grants = {}
 -- What goes back into line may fit anywhere; what is freed, only here.
-if outcome == "requeue" then pass_all(grants) else pass_node(node_of(a.dev), grants) end
+if outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
 if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
 if ARGV[9] == "0" then
   for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end

@@ -1,5 +1,5 @@
 -- The whole pool, or one of its nodes, at one instant.
--- uses: base
+-- uses: base index
 -- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
 -- Reply: {now, counts {delayed, waiting, granted, held}, nodes, workers}.
 --   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
@@ -15,13 +15,14 @@ else
 end
 for i, name in ipairs(names) do
   local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs")
+  local fleet = fleet_of(load_node(name))
   local devices = {}
   for _, device in ipairs(split(n[6])) do
     local dkey = name .. "/" .. device
-    local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "free", "st", "live", "worker", "queue", "slots", "sfree")
-    table.insert(d, 1, device)
-    d[12] = call("SMEMBERS", K.on .. dkey)
-    devices[#devices + 1] = d
+    local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "st", "live", "worker", "queue", "slots")
+    local at = find_in(fleet, dkey)
+    devices[#devices + 1] = { device, d[1], d[2], d[3], fleet[at + 2], d[4], d[5], d[6], d[7], d[8], fleet[at + 3],
+      call("SMEMBERS", K.on .. dkey) }
   end
   local lease = call("ZSCORE", K.nodes, name)
   nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }

@@ -10,8 +10,9 @@ local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
 local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
 
-local known = call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id)
-if known then return { "known", known } end
+if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
+  return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
+end
 
 local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind
 
@@ -34,21 +35,26 @@ local function never(classes)
   return "ram_mb", most.r
 end
 
-local function write(state, seq, ...)
-  call("HSET", K.alloc .. id, "state", state, "tid", tid, "name", name, "shape", shape, "prio", ARGV[11],
-    "strat", strategy, "msg", ARGV[14], "c_ms", now, "score", line_score(priority, seq), "tok", 0, ...)
-  if expires ~= "" then
-    call("HSET", K.alloc .. id, "exp", expires)
-    call("ZADD", K.expires, expires, id)
+-- What is recorded whatever becomes of it, besides its fields.
+local function index()
+  if expires ~= "" then call("ZADD", K.expires, expires, id) end
+  if call("HSETNX", K.tasks, tid, id) == 0 then
+    call("HSET", K.tasks, tid, call("HGET", K.tasks, tid) .. "," .. id)
   end
-  if need.kind == "m" then call("HSET", K.alloc .. id, "ttl", ttl) end
-  local others = call("HGET", K.tasks, tid)
-  call("HSET", K.tasks, tid, others and (others .. "," .. id) or id)
+end
+
+local function fields(seq)
+  local out = { "tid", tid, "name", name, "shape", shape, "prio", ARGV[11], "strat", strategy, "msg", ARGV[14],
+    "c_ms", NOW, "score", line_score(priority, seq) }
+  if expires ~= "" then out[#out + 1] = "exp"; out[#out + 1] = expires end
+  if need.kind == "m" then out[#out + 1] = "ttl"; out[#out + 1] = ttl end
+  return unpack(out)
 end
 
 local delayed = eta ~= "" and tonumber(eta) > now
 -- Whoever shares the shape with a waiter does not fit either; it goes behind it.
-local dkey = not delayed and call("ZCARD", K.line .. shape) == 0 and place(need, strategy) or nil
+local dkey, node
+if not delayed and call("EXISTS", K.line .. shape) == 0 then dkey, node = place(need, strategy) end
 
 if not dkey and ARGV[18] == "raise" then
   local dimension, largest = never(call("HKEYS", K.classes))
@@ -58,20 +64,23 @@ end
 local seq = call("HINCRBY", K.meta, "seq", 1)
 
 if delayed then
-  write("delayed", seq, "eta", eta)
+  call("HSET", K.alloc .. id, "state", "delayed", "tok", 0, "eta", eta, fields(seq))
+  index()
   call("ZADD", K.delayed, eta, id)
   event("delayed", id, tid, "name", name, "shape", shape, "eta", eta)
   return { "delayed", now }
 end
 
 if dkey then
-  local token, cores, d, cfree, rfree = claim(id, dkey, need)
-  write("granted", seq)
-  record_grant(id, { tid = tid, name = name, shape = shape, ttl = ttl }, dkey, need, token, cores, d)
-  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, cfree, rfree, now }
+  local token, cores, d = claim(id, dkey, need, node, seq)
+  index()
+  local a = { tid = tid, name = name, shape = shape, ttl = ttl }
+  record_grant(id, a, dkey, need, token, cores, d, fields(seq))
+  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, now }
 end
 
-write("waiting", seq)
+call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields(seq))
+index()
 if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
 enqueue(id, shape, line_score(priority, seq))
 event("waiting", id, tid, "name", name, "shape", shape, "priority", ARGV[11])

@@ -19,13 +19,12 @@ for _, worker in ipairs(call("ZRANGEBYSCORE", K.workers, "-inf", now, "LIMIT", 0
   moved = true
 end
 for _, node in ipairs(call("ZRANGEBYSCORE", K.nodes, "-inf", now, "LIMIT", 0, batch)) do
-  local n = call("HMGET", K.node .. node, "devs", "cfree")
-  for _, device in ipairs(split(n[1])) do
+  for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
     local dkey = node .. "/" .. device
     local d = load_device(dkey)
     if d and d.live == "1" then
       d.live = "0"
-      store_device(dkey, d, tonumber(n[2]))
+      store_device(dkey, d)
     end
   end
   call("ZREM", K.nodes, node)

@@ -21,7 +21,7 @@ if ARGV[7] == "1" then
     end
     local d = load_device(w[2])
     d.open = "0"
-    store_device(w[2], d, tonumber(call("HGET", K.node .. node_of(w[2]), "cfree")))
+    store_device(w[2], d)
   end
   event("closing", worker, "", "device", w[2])
 else

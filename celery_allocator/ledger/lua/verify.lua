@@ -34,16 +34,18 @@ for _, node in ipairs(call("SMEMBERS", K.known)) do
       end
     end
     eq(dkey .. " free memory", d.free, d.mem - mem)
-    if d.worker ~= "" then eq(dkey .. " free slots", d.sfree, d.slots - slots) end
-    local ix = ""
-    if d.live == "1" and d.st == "ready" then ix = (d.worker ~= "" and d.open == "1" and d.sfree > 0) and "sched" or "idle" end
-    eq(dkey .. " index", d.ix, ix)
+    eq(dkey .. " free slots", d.sfree, d.slots - slots)
+    local mode = "x"
+    if d.live == "1" and d.st == "ready" then mode = (d.worker ~= "" and d.open == "1") and "w" or "h" end
+    local fleet = fleet_of(load_node(node))
+    eq(dkey .. " mode", fleet[find_in(fleet, dkey) + 1], mode)
+    local ix, kind = index_of(mode, d.sfree), kind_of(dkey)
     local member = d.ord .. "|" .. dkey
     for _, name in ipairs({ "sched", "idle" }) do
-      local score = call("ZSCORE", K.index .. name .. ":" .. d.kind, member)
-      local should = ix == name and d.free * CORES + tonumber(n[3]) or nil
+      local score = call("ZSCORE", K.index .. name, member)
+      local should = ix == name and score_of(kind, d.free, tonumber(n[3])) or nil
       eq(dkey .. " score in " .. name, tonumber(score or nil), should)
-      local ord = call("ZSCORE", K.order .. name .. ":" .. d.kind .. ":" .. bucket(d.kind, d.free), member)
+      local ord = call("ZSCORE", K.order .. name .. ":" .. kind .. ":" .. bucket(kind, d.free), member)
       eq(dkey .. " order in " .. name, tonumber(ord or nil), ix == name and tonumber(d.ord) or nil)
     end
   end
