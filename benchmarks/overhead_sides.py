@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from celery_allocator.embedded import EmbeddedServer
-from celery_allocator.ledger import Ledger
+from celery_allocator.ledger import Ledger, Mailbox
 from celery_allocator.model import DeviceInventory, NodeInventory
+from celery_allocator.plugin.envelope import head
 
 HERE = Path(__file__).resolve().parent
 GPU_MB = 24576
@@ -114,12 +115,15 @@ def offer(ledger: Ledger, gpus: int, slots: int) -> None:
     node = NodeInventory(node="bench", cpu_cores=tuple(range(64)), ram_mb=65536, devices=devices)
     ledger.register_node(node, _LEASE_S)
     for device in devices:
+        queue = f"bench.{ledger.pool}.{device.device_id}"
         ledger.register_worker(
             f"{device.device_id}@bench",
             f"inc-{device.device_id}",
             "bench",
             device.device_id,
             slots=slots,
-            queue=f"bench.{ledger.pool}.{device.device_id}",
+            queue=queue,
             lease_s=_LEASE_S,
+            # As its worker would have it here, where the broker is the ledger's server.
+            mailbox=Mailbox(queue, head(queue)),
         )

@@ -67,12 +67,24 @@ class Grant:
 
 
 @dataclass(frozen=True)
+class Mailbox:
+    """A list of the ledger's own server that a worker's broker reads. Delivered is ``head``, the token, the message."""
+
+    key: str
+    head: str
+
+
+@dataclass(frozen=True)
 class Submitted:
-    """Reply of :meth:`Ledger.submit`. ``known``: the id had been submitted before and nothing was changed."""
+    """Reply of :meth:`Ledger.submit`. ``known``: the id had been submitted before and nothing was changed.
+
+    ``delivered``: the message lies in its device's mailbox already and need not be published.
+    """
 
     allocation: Allocation
     available: Available
     known: bool = False
+    delivered: bool = False
 
 
 @dataclass(frozen=True)
@@ -355,15 +367,17 @@ class Ledger:
         pid: int = 0,
         born: float = 0.0,
         takeover: str = "",
+        mailbox: Mailbox | None = None,
     ) -> tuple[Grant, ...]:
         """A worker begins to serve a device of a registered node.
 
         ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
-        caller knows to be gone, so that its lease need not be waited for. Raises :class:`DeviceBusyError`,
-        :class:`UnknownTargetError`.
+        caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the scripts may put
+        granted messages themselves. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
         """
         key = f"{node}/{device_id}"
-        args = (worker, incarnation, key, slots, queue, _ms(lease_s), pid, born, takeover)
+        box = (mailbox.key, mailbox.head) if mailbox else ("", "")
+        args = (worker, incarnation, key, slots, queue, _ms(lease_s), pid, born, takeover, *box)
         reply = self._run("register_worker", *args)
         if reply[0] == b"unknown_device":
             raise UnknownTargetError(f"no device {key!r} is registered")

@@ -85,7 +85,7 @@ def submitted(
     """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
     at = int(reply[-1]) / 1000
     if verdict == "granted":
-        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, _now = reply
+        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, _now = reply
         node, _, device = dev.decode().rpartition("/")
         by_hand = base["kind"] is Kind.MANUAL
         granted = Allocation(
@@ -102,7 +102,7 @@ def submitted(
             cpu_cores=core_ids(cores),
             estimated_start_at=at,
         )
-        return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)))
+        return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)), delivered=bool(delivered))
     if verdict == "waiting":
         _, position, estimate, gpu_free, cores_free, ram_free, _now = reply
         waiting = Allocation(

@@ -1,10 +1,13 @@
-"""The finished message as the ledger keeps it: one line of JSON (headers and properties), then the body's bytes.
+"""The finished message as the ledger keeps it: as kombu's Redis transport writes it, less the front with the token.
 
-The body is the user's data, serialized by Celery; it is stored and published as it is and never opened on the way.
+So a script can deliver it as it is (see ``mailbox.py``), and everybody else can read it back and publish it. The form
+is the one that Celery's clients in other languages write, too: a JSON object of headers, properties, content type and
+encoding, and the body in base64. The body is the user's data; it is never opened on the way.
 """
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +15,6 @@ from kombu.utils import json
 
 #: Header in which the plugin carries the allocation's id, its requirements and, once started, its grant.
 HEADER = "allocator"
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,47 @@ class Envelope:
     delivery_mode: int | str | None
 
     def pack(self) -> bytes:
-        """As bytes for the ledger."""
-        meta = {
-            "v": _VERSION,
-            "ct": self.content_type,
-            "ce": self.content_encoding,
-            "h": self.headers,
-            "p": self.properties,
-            "dm": self.delivery_mode,
+        """As bytes for the ledger: a JSON object less its front, up to and with the token (see :func:`head`)."""
+        header = {key: value for key, value in self.headers[HEADER].items() if key not in ("queue", "token")}
+        rest = {key: value for key, value in self.headers.items() if key != HEADER}
+        message = {
+            "headers": {HEADER: {"queue": "", "token": 0, **header}, **rest},
+            "properties": {
+                "priority": 0,
+                **self.properties,
+                "delivery_mode": self.delivery_mode,
+                "delivery_info": {"exchange": "", "routing_key": ""},
+                "delivery_tag": header["id"],
+                "body_encoding": "base64",
+            },
+            "content-type": self.content_type,
+            "content-encoding": self.content_encoding,
+            "body": base64.b64encode(self.body).decode(),
         }
-        return bytes(json.dumps(meta).encode()) + b"\n" + self.body
+        text: str = json.dumps(message)
+        assert text.startswith(_FRONT)
+        return text[len(_FRONT) :].encode()
 
     @classmethod
     def unpack(cls, data: bytes) -> Envelope:
         """The inverse of :meth:`pack`. Raises ``ValueError`` on anything else."""
-        line, separator, body = data.partition(b"\n")
-        meta = json.loads(line.decode()) if separator else None
-        if not isinstance(meta, dict) or meta.get("v") != _VERSION:
-            raise ValueError("not a message of this version of celery-allocator")
-        return cls(body, meta["ct"], meta["ce"], meta["h"], meta["p"], meta["dm"])
+        try:
+            message = json.loads(_FRONT + data.decode())
+            headers, properties = message["headers"], message["properties"]
+            for key in ("delivery_info", "delivery_tag", "body_encoding"):
+                del properties[key]
+            mode = properties.pop("delivery_mode")
+            del headers[HEADER]["queue"], headers[HEADER]["token"]
+            body = base64.b64decode(message["body"], validate=True)
+            return cls(body, message["content-type"], message["content-encoding"], headers, properties, mode)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a message of this version of celery-allocator: {error!r}") from error
+
+
+def head(queue: str) -> str:
+    """The front of a message for ``queue``, up to the grant's token."""
+    return f'{{"headers": {{"{HEADER}": {{"queue": {json.dumps(queue)}, "token": '
+
+
+#: The front of every packed message: for no queue, with a token that no grant has.
+_FRONT = head("") + "0"

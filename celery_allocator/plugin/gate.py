@@ -39,6 +39,8 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
         nonce = header.setdefault("nonce", uuid.uuid4().hex)
         keeper = session(app).keeper
         allocation_id, token = header["id"], header.get("token", 0)
+        if header.get("queue"):  # put there by the ledger itself, which does not know what brokers tell
+            message.delivery_info["routing_key"] = header["queue"]
         if keeper is not None and (message.delivery_info or {}).get("routing_key") == keeper.queue:
             ack = _settled
         try:

@@ -19,8 +19,9 @@ import psutil
 from celery import Celery
 
 from celery_allocator.errors import AllocatorError, DeviceBusyError
-from celery_allocator.ledger import Ledger
+from celery_allocator.ledger import Ledger, Mailbox
 from celery_allocator.model import CPU_DEVICE, Allocation, NodeInventory
+from celery_allocator.plugin.mailbox import find_mailbox
 from celery_allocator.plugin.outcome import write_results
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
@@ -56,6 +57,7 @@ class WorkerKeeper:
         self.queue = queue
         self.incarnation = uuid.uuid4().hex
         self._slots = 0
+        self._mailbox: Mailbox | None = None
         self._settings = session(app).settings
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -79,6 +81,7 @@ class WorkerKeeper:
         live worker serves the device.
         """
         self._slots = slots
+        self._mailbox = find_mailbox(self.app, self._ledger, self.queue)
         self._register()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="allocator-keeper", daemon=True)
@@ -172,6 +175,7 @@ class WorkerKeeper:
                     pid=os.getpid(),
                     born=_born(os.getpid()) or 0.0,
                     takeover=takeover,
+                    mailbox=self._mailbox,
                 )
             except DeviceBusyError as busy:
                 local = busy.node == self.inventory.node and busy.pid > 0

@@ -102,7 +102,7 @@ class LedgerProducer:
         policy = retry_policy or {}
         submitted = self._submit(allocation_id, envelope, policy if retry else None)
         allocation = submitted.allocation
-        if allocation.state is not State.GRANTED or submitted.known:
+        if allocation.state is not State.GRANTED or submitted.known or submitted.delivered:
             return
         options = {"retry": retry, "retry_policy": policy, "timeout": timeout, "confirm_timeout": confirm_timeout}
         try:

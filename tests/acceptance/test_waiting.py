@@ -12,6 +12,7 @@ from celery.exceptions import MaxRetriesExceededError, TaskRevokedError
 
 from celery_allocator.errors import RequirementsError, UnsatisfiableError
 from celery_allocator.model import State
+from celery_allocator.plugin.envelope import Envelope
 from tests.support.cluster import NODE, SOON_S, Cluster, worker_spec
 
 ALL_OF_IT = {"gpu_memory_mb": 8192}
@@ -185,8 +186,8 @@ def test_the_message_is_kept_until_the_end_and_no_longer(cluster: Cluster) -> No
     with cluster.full():
         result = cluster.app.send_task("zoo.add", (1, 2))
         key = f"{{allocator:{cluster.pool}}}:a:{cluster.only(result.id).allocation_id}"
-        line, _, body = cluster.client.hget(key, "msg").partition(b"\n")
-        assert json.loads(line)["h"]["id"] == result.id
-        assert json.loads(body)[0] == [1, 2]
+        envelope = Envelope.unpack(cluster.client.hget(key, "msg"))
+        assert envelope.headers["id"] == result.id
+        assert json.loads(envelope.body)[0] == [1, 2]
     assert result.get(timeout=SOON_S) == 3
     cluster.until(lambda: not cluster.client.exists(key), "the record to go")

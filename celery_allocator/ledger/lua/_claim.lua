@@ -1,10 +1,11 @@
--- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, alloc, tasks, tomb, index, order, meta.
+-- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, alloc, tasks, tomb, index, order,
+-- meta; a device's mailbox.
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
 
 -- Take need from dkey for allocation id. n: its node as `load_node` read it, changed along. token: one drawn already, or
--- nil. Returns token, core list text, device (queue, uuid, free). The caller has checked that it fits.
+-- nil. Returns token, core list text, device (queue, uuid, free, mailbox). The caller has checked that it fits.
 local function claim(id, dkey, need, n, token)
-  local v = call("HMGET", K.dev .. dkey, "near", "queue", "uuid")
+  local v = call("HMGET", K.dev .. dkey, "near", "queue", "uuid", "box", "head")
   local fleet = fleet_of(n)
   local at = find_in(fleet, dkey)
   local cores = pick_cores(n.map, need.c, v[1])
@@ -21,7 +22,7 @@ local function claim(id, dkey, need, n, token)
   end
   call("SADD", K.on .. dkey, id)
   call("ZADD", K.held, NOW, id)
-  return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free }
+  return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free, box = v[4], head = v[5] }
 end
 
 -- Give back what allocation id holds on dkey. Returns its node as it is then.
@@ -125,4 +126,12 @@ local function close_idle_node(node)
     if call("HGET", K.dev .. dkey, "worker") ~= "" or call("SCARD", K.on .. dkey) > 0 then return end
   end
   call("ZADD", K.nodes, "XX", now, node)
+end
+
+-- Put a granted task's message into its device's mailbox, if it has one: a list of this very server that the broker's
+-- worker reads. True if that was done; else (also where this user may not write there) the caller of the script publishes.
+local function deliver(d, token, message)
+  if d.box == "" or message == "" then return false end
+  local reply = redis.pcall("LPUSH", d.box, d.head .. token .. message)
+  return type(reply) == "number"
 end

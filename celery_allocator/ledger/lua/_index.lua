@@ -76,12 +76,14 @@ local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
 end
 
 local function load_device(dkey)
-  local v = call("HMGET", K.dev .. dkey, "ord", "worker", "st", "live", "open", "near", "queue", "uuid", "mem", "slots", "inc")
+  local v = call("HMGET", K.dev .. dkey, "ord", "worker", "st", "live", "open", "near", "queue", "uuid", "mem", "slots",
+    "inc", "box", "head")
   if not v[1] then return nil end
   local fleet = fleet_of(load_node(node_of(dkey)))
   local at = find_in(fleet, dkey)
   return { ord = v[1], worker = v[2], st = v[3], live = v[4], open = v[5], near = v[6], queue = v[7], uuid = v[8],
-    mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3] }
+    mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3],
+    box = v[12] or "", head = v[13] or "" }
 end
 
 -- Reindex and store one device after its fields changed.
@@ -98,7 +100,7 @@ local function store_device(dkey, d)
   reindex(fleet, at, mode, d.free, d.sfree, n.c, false)
   call("HSET", n.key, "fleet", cmsgpack.pack(fleet))
   call("HSET", K.dev .. dkey, "worker", d.worker, "st", d.st, "live", d.live, "slots", d.slots, "inc", d.inc,
-    "queue", d.queue, "open", d.open)
+    "queue", d.queue, "open", d.open, "box", d.box, "head", d.head)
 end
 
 -- Count a device among the capacity classes that "could it ever fit?" is asked of; "" when it is withdrawn.

@@ -7,7 +7,8 @@ local function grant_head(shape, need, dkey, id, a, n, out)
   local token, cores, d = claim(id, dkey, need, n)
   record_grant(id, a, dkey, need, token, cores, d)
   if need.kind == "t" then
-    out[#out + 1] = { id, token, d.queue, call("HGET", K.alloc .. id, "msg") or "" }
+    local message = call("HGET", K.alloc .. id, "msg") or ""
+    if not deliver(d, token, message) then out[#out + 1] = { id, token, d.queue, message } end
   end
 end
 

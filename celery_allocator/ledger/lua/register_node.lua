@@ -37,7 +37,7 @@ local function upsert(device, mem, uuid, model, index, near)
     changed = true
     local ord = string.format("%08d", call("HINCRBY", K.meta, "ord", 1))
     d = { ord = ord, free = mem, mem = mem, sfree = 0, worker = "", st = state, live = "0", near = near, queue = "",
-      uuid = uuid, slots = 0, inc = "", open = "0" }
+      uuid = uuid, slots = 0, inc = "", open = "0", box = "", head = "" }
     call("HSET", K.dev .. dkey, "ord", ord)
   end
   if d.live ~= "1" or d.mem ~= mem then changed = true end

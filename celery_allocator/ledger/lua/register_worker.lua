@@ -1,7 +1,8 @@
 -- A worker begins to serve a device.
 -- uses: base events cores index place line claim pass loss
 -- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
---   takeover (the incarnation whose process the caller knows to be gone, or "").
+--   takeover (the incarnation whose process the caller knows to be gone, or ""), mailbox (a list, or ""), what goes before
+--   token and message there.
 -- One worker per device: another one with a live lease is an error for the caller, unless its process is known to be gone.
 -- Reply: {"ok", grants, lost ids} | {"busy", worker, incarnation, lease left ms, pid, start time, node} | {"unknown_device"}
 -- Touches: workers, worker, dev, nodes, events and all that loss and pass touch.
@@ -29,6 +30,7 @@ d = load_device(dkey)
 -- The same incarnation again (its consumer restarted): what it holds counts against its slots.
 local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
+d.box, d.head = ARGV[14], ARGV[15]
 store_device(dkey, d)
 local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")
 set_class(dkey, d.mem .. ":" .. count_free(n[1]) .. ":" .. n[2])

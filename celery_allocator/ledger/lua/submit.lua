@@ -2,7 +2,7 @@
 -- uses: base events cores index place line claim room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait).
--- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, now}
+-- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
 --   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
 --   | {"never", dimension, largest} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events and all that claim and enqueue touch.
@@ -76,7 +76,8 @@ if dkey then
   index()
   local a = { tid = tid, name = name, shape = shape, ttl = ttl }
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
-  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, now }
+  local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
+  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now }
 end
 
 call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields(seq))

@@ -70,10 +70,10 @@ end
 local obits = {}
 if ARGV[7] == "1" then
   for _, id in ipairs(call("ZRANGEBYSCORE", K.granted, "-inf", now, "LIMIT", 0, batch)) do
-    local v = call("HMGET", K.alloc .. id, "tok", "queue", "msg", "tid")
+    local v = call("HMGET", K.alloc .. id, "tok", "queue", "msg", "tid", "dev")
     call("ZADD", K.granted, now + DEADLINE, id)
     event("republished", id, v[4], "token", v[1])
-    grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" }
+    if not deliver(load_device(v[5]), v[1], v[3] or "") then grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" } end
   end
   for _, id in ipairs(call("ZRANGE", K.obits, 0, batch - 1)) do
     local v = call("HMGET", K.alloc .. id, "tid", "name", "outcome", "msg")
