@@ -277,13 +277,15 @@ def show(times: dict[str, list[float]], what: str) -> None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[redis.Redis]:
+def server(binary: Path | None) -> Iterator[redis.Redis]:
     """A client of a server of this run's own, which is stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="ledger-bench-") as folder:
-        embedded = EmbeddedServer(Path(folder))
+        embedded = EmbeddedServer(Path(folder), binary)
         url = embedded.ensure()
         try:
             with redis.Redis.from_url(url) as client:
+                status = embedded.status()
+                print(f"{status.binary}, version {status.version}")
                 yield client
         finally:
             embedded.stop()
@@ -293,8 +295,10 @@ def main() -> None:
     """Measure everything, print it, and last one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="up to 1,000 GPUs and 10,000 waiting, fewer rounds")
-    effort = QUICK if parser.parse_args().quick else FULL
-    with server() as client:
+    parser.add_argument("--server", type=Path, help="a redis-server or valkey-server (default: the embedded one)")
+    args = parser.parse_args()
+    effort = QUICK if args.quick else FULL
+    with server(args.server) as client:
         found = measure(client, effort)
     for name, value in found.items():
         print(f"{name}: {value}")

@@ -70,6 +70,17 @@ def test_nothing_of_lower_priority_passes_on_a_device_that_a_higher_one_could_us
     assert [g.allocation_id for g in cluster.ledger.release(large.allocation_id).grants] == ["a3"]
 
 
+@pytest.mark.parametrize(("strategy", "device"), [(Strategy.FIRST_FIT, "gpu_0"), (Strategy.BEST_FIT, "gpu_1")])
+def test_the_strategy_also_picks_the_device_of_what_waited(
+    cluster: LedgerPool, strategy: Strategy, device: str
+) -> None:
+    cluster.node(gpus=(16_000, 8_000, 8_000), cores=4)
+    cluster.by_hand(0, 4, id="cores")
+    cluster.submit(4_000, 4, strategy=strategy)
+    cluster.ledger.cancel("cores")
+    assert cluster.ledger.get("a1").device_id == device
+
+
 def test_cpu_work_takes_the_node_with_the_fewest_cores_that_do(cluster: LedgerPool) -> None:
     cluster.node("n1", gpus=(), cores=8)
     cluster.node("n2", gpus=(8_000,), cores=4)

@@ -98,6 +98,7 @@ class Reference:
     claims: dict[str, Claim] = field(default_factory=dict)
     buried: dict[str, str] = field(default_factory=dict)  # id → outcome, result not written yet
     ended: set[str] = field(default_factory=set)
+    spent: list[tuple[str, int]] = field(default_factory=list)  # id and token of grants that are over
     seq: int = 0
 
     # --- sums
@@ -207,12 +208,18 @@ class Reference:
 
     def end(self, claim: Claim, outcome: str, *, buried: bool) -> None:
         del self.claims[claim.id]
+        self.spend(claim)
         if buried:
             self.buried[claim.id] = outcome
         else:
             self.ended.add(claim.id)
 
+    def spend(self, claim: Claim) -> None:
+        if claim.token:
+            self.spent.append((claim.id, claim.token))
+
     def back_in_line(self, claim: Claim) -> None:
+        self.spend(claim)
         claim.state, claim.device, claim.token, claim.cores, claim.nonce = "waiting", None, 0, None, ""
         if claim.kind is Kind.MANUAL:
             claim.ends = self.now + claim.ttl

@@ -31,7 +31,7 @@ from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
 from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
 from tests.support.redis_server import RedisServer
 
-EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "160"))
 STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
 #: Making a failing example small can take minutes: LEDGER_SHRINK=0 shows the first as it came.
 PHASES = [p for p in Phase if p is not Phase.shrink or os.environ.get("LEDGER_SHRINK", "1") != "0"]
@@ -43,14 +43,19 @@ TARGETS = ("n1", "n2", "n3", "n1/gpu_0", "n1/gpu_1", "n2/gpu_0", "n3/cpu", "n1/c
 
 requirements = st.builds(
     Requirements,
-    gpu_memory_mb=st.sampled_from([0, 1, 3, 4, 5, 8, 10, 16]),
-    cpu_cores=st.sampled_from([1, 1, 2, 3, 4]) | st.integers(1, 9),
+    gpu_memory_mb=st.sampled_from([4, 4, 3, 8, 1, 0, 0, 5, 10, 16]),
+    cpu_cores=st.sampled_from([1, 1, 2, 3, 4, 9]),
     ram_mb=st.sampled_from([0, 0, 10, 30, 60]),
     priority=st.sampled_from([0, 0, 0, 1, 5, -1, 1000, -1000]),
 )
-capacity = st.fixed_dictionaries(
+USUAL = (
+    {"cores": {0, 1, 2, 3, 4, 5, 6, 7}, "ram": 100, "gpus": [(0, 8, (0, 1, 2)), (1, 8, (4, 5, 8))]},
+    {"cores": {0, 1, 2, 4, 5, 7, 9}, "ram": 60, "gpus": [(1, 4, ()), (0, 16, (0, 1, 2))]},
+    {"cores": {0, 1, 2, 3, 4, 5}, "ram": 100, "gpus": [(2, 10, (4, 5, 8))]},
+)
+unusual = st.fixed_dictionaries(
     {
-        "cores": st.sets(st.integers(0, 9), min_size=0, max_size=10) | st.just(set(range(8))),
+        "cores": st.sets(st.integers(0, 9)),
         "ram": st.sampled_from([100, 60, 30, 0]),
         "gpus": st.lists(
             st.tuples(st.integers(0, 2), st.sampled_from([4, 8, 10, 16]), st.sampled_from([(), (0, 1, 2), (4, 5, 8)])),
@@ -71,7 +76,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     client: redis.Redis
 
-    @initialize(n1=capacity, n2=capacity, slots=st.integers(1, 4))
+    @initialize(n1=st.sampled_from(USUAL), n2=st.sampled_from(USUAL), slots=st.sampled_from([4, 2, 1]))
     def begin(self, n1: dict[str, Any], n2: dict[str, Any], slots: int) -> None:
         self.ref = Reference(now=1_700_000_000_000)
         options = Options(start_deadline_s=DEADLINE_MS / 1000, max_losses=MAX_LOSSES, events_maxlen=1000)
@@ -79,76 +84,86 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(self.client, f"machine-{os.getpid()}-{next(_numbers)}", clock=clock, options=options)
         self.last_token = 0
         self.names = itertools.count()
-        self.old_tokens: list[tuple[str, int]] = []
+        self.silent: set[str] = set()  # workers whose heartbeat has stopped
         for node, size in (("n1", n1), ("n2", n2)):
             self.register_node_(node, size, 60_000)
         for device in list(self.ref.devices):
-            self.register_worker_(f"w.{device}", "first", device, slots, 60_000)
+            self.register_worker_(f"w.{device}", "first", device, slots, 10_000)
 
     # --- rules
 
     @rule(
         req=requirements,
         strategy=st.sampled_from(Strategy),
-        kind=st.sampled_from([Kind.TASK, Kind.TASK, Kind.TASK, Kind.MANUAL]),
-        eta_s=st.sampled_from([None, None, None, -1, 2, 20]),
-        expires_s=st.sampled_from([None, None, None, 0, 5, 30]),
+        kind=st.sampled_from([Kind.TASK, Kind.TASK, Kind.MANUAL]),
+        eta_s=st.sampled_from([None, None, -1, 2, 20]),
+        expires_s=st.sampled_from([None, None, 0, 5, 30]),
         ttl_s=st.sampled_from([5, 60]),
         on_never=st.sampled_from(["raise", "wait"]),
         task=st.sampled_from(["a", "b", "own"]),
-        count=st.sampled_from([1, 1, 1, 4]),
     )
-    def submit(
+    def submit(self, **how: Any) -> None:
+        self.submit_(**how)
+
+    @rule(req=requirements, strategy=st.sampled_from(Strategy), count=st.integers(2, 6), ttl_s=st.just(60))
+    def submit_several(self, count: int, **how: Any) -> None:
+        for _ in range(count):
+            self.submit_(**how)
+
+    @rule(reqs=st.lists(requirements, min_size=2, max_size=6), strategy=st.sampled_from(Strategy))
+    def submit_a_mixture(self, reqs: list[Requirements], strategy: Strategy) -> None:
+        for req in reqs:
+            self.submit_(req, strategy)
+
+    def submit_(
         self,
         req: Requirements,
         strategy: Strategy,
-        kind: Kind,
-        eta_s: int | None,
-        expires_s: int | None,
-        ttl_s: int,
-        on_never: str,
-        task: str,
-        count: int,
+        kind: Kind = Kind.TASK,
+        eta_s: int | None = None,
+        expires_s: int | None = None,
+        ttl_s: int = 60,
+        on_never: str = "raise",
+        task: str = "own",
     ) -> None:
-        for _ in range(count):
-            name = f"c{next(self.names):03}"
-            eta = None if eta_s is None else self.ref.now + eta_s * 1000
-            exp = None if expires_s is None else self.ref.now + expires_s * 1000
-            task_id = name if task == "own" else task
-            claim = Claim(name, task_id, req, strategy, kind, 0, ttl_s * 1000, eta, exp)
-            options: dict[str, Any] = {
-                "strategy": strategy,
-                "kind": kind,
-                "message": f"message of {name}".encode(),
-                "eta_at": None if eta is None else eta / 1000,
-                "expires_at": None if exp is None else exp / 1000,
-                "ttl_s": ttl_s,
-                "on_never": on_never,
-            }
-            never = self.ref.never(req)
-            if on_never == "raise" and never is not None:
-                with pytest.raises(UnsatisfiableError) as caught:
-                    self.ledger.submit(name, task_id, "work", req, **options)
-                assert (caught.value.dimension, caught.value.largest) == never
-                self.after([])
-                continue
-            expected = self.ref.submit(claim)
-            reply = self.ledger.submit(name, task_id, "work", req, **options)
-            self.after(expected)
-            assert reply.allocation.state.value == claim.state
-            assert reply.allocation.token == claim.token
-            assert frozenset(reply.allocation.cpu_cores) == (claim.cores or frozenset())
-            if claim.state == "waiting":
-                assert reply.allocation.queue_position == self.ref.line().index(claim) + 1
-            if claim.device is not None:
-                device = self.ref.devices[claim.device]
-                node = self.ref.nodes[device.node]
-                left = (self.ref.memory_free(device), self.ref.cores_free(node), self.ref.ram_free(node))
-                assert (reply.available.gpu_memory_mb, reply.available.cpu_cores, reply.available.ram_mb) == left
-            again = self.ledger.submit(name, task_id, "work", req, **options)
-            assert again.known
-            assert again.allocation.state.value == claim.state
+        name = f"c{next(self.names):03}"
+        eta = None if eta_s is None else self.ref.now + eta_s * 1000
+        exp = None if expires_s is None else self.ref.now + expires_s * 1000
+        task_id = name if task == "own" else task
+        claim = Claim(name, task_id, req, strategy, kind, 0, ttl_s * 1000, eta, exp)
+        options: dict[str, Any] = {
+            "strategy": strategy,
+            "kind": kind,
+            "message": f"message of {name}".encode(),
+            "eta_at": None if eta is None else eta / 1000,
+            "expires_at": None if exp is None else exp / 1000,
+            "ttl_s": ttl_s,
+            "on_never": on_never,
+        }
+        never = self.ref.never(req)
+        if on_never == "raise" and never is not None:
+            with pytest.raises(UnsatisfiableError) as caught:
+                self.ledger.submit(name, task_id, "work", req, **options)
+            assert (caught.value.dimension, caught.value.largest) == never
             self.after([])
+            return
+        expected = self.ref.submit(claim)
+        reply = self.ledger.submit(name, task_id, "work", req, **options)
+        self.after(expected)
+        assert reply.allocation.state.value == claim.state
+        assert reply.allocation.token == claim.token
+        assert frozenset(reply.allocation.cpu_cores) == (claim.cores or frozenset())
+        if claim.state == "waiting":
+            assert reply.allocation.queue_position == self.ref.line().index(claim) + 1
+        if claim.device is not None:
+            device = self.ref.devices[claim.device]
+            node = self.ref.nodes[device.node]
+            left = (self.ref.memory_free(device), self.ref.cores_free(node), self.ref.ram_free(node))
+            assert (reply.available.gpu_memory_mb, reply.available.cpu_cores, reply.available.ram_mb) == left
+        again = self.ledger.submit(name, task_id, "work", req, **options)
+        assert again.known
+        assert again.allocation.state.value == claim.state
+        self.after([])
 
     @precondition(lambda self: self.ref.in_state("granted"))
     @rule(data=st.data(), late=st.booleans(), trouble=st.sampled_from(["", "", "token", "worker"]))
@@ -161,14 +176,32 @@ class LedgerMachine(RuleBasedStateMachine):
         if trouble:
             with pytest.raises(StaleTokenError):
                 self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
+            self.after([])
         else:
-            claim.state, claim.late, claim.nonce = "running", late, nonce
-            for _ in range(2):  # the reply was lost: the same delivery asks again
-                reply = self.ledger.start(claim.id, token, device.worker, incarnation, nonce, late)
-                assert (reply.token, reply.worker) == (token, device.worker)
-            with pytest.raises(StaleTokenError):
-                self.ledger.start(claim.id, token, device.worker, incarnation, "another delivery", late)
+            self.start_(claim, late)
+
+    def start_(self, claim: Claim, late: bool) -> None:
+        device = self.ref.devices[claim.device or ""]
+        nonce = f"nonce {claim.token}"
+        claim.state, claim.late, claim.nonce = "running", late, nonce
+        for _ in range(2):  # the reply was lost: the same delivery asks again
+            reply = self.ledger.start(claim.id, claim.token, device.worker, device.incarnation, nonce, late)
+            assert (reply.token, reply.worker) == (claim.token, device.worker)
+        with pytest.raises(StaleTokenError):
+            self.ledger.start(claim.id, claim.token, device.worker, device.incarnation, "another delivery", late)
         self.after([])
+
+    @precondition(lambda self: self.ref.in_state("granted"))
+    @rule(late=st.booleans())
+    def start_all(self, late: bool) -> None:
+        for claim in self.ref.in_state("granted"):
+            self.start_(claim, late)
+
+    @precondition(lambda self: any(self.ref.held()))
+    @rule(count=st.integers(1, 3))
+    def oldest_end(self, count: int) -> None:
+        for claim in sorted(self.ref.held(), key=lambda c: c.token)[:count]:
+            self.release_(claim, "success", claim.token, publishes=True)
 
     @precondition(lambda self: any(self.ref.held()))
     @rule(
@@ -179,20 +212,28 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def release(self, data: st.DataObject, outcome: str, fenced: bool, publishes: bool) -> None:
         claim = data.draw(st.sampled_from(list(self.ref.held())))
-        token = claim.token
+        self.release_(claim, outcome, claim.token if fenced else None, publishes)
+
+    def release_(self, claim: Claim, outcome: str, token: int | None, publishes: bool) -> None:
         expected = self.ref.release(claim, outcome)
-        reply = self.ledger.release(claim.id, token if fenced else None, outcome, publishes=publishes)
+        reply = self.ledger.release(claim.id, token, outcome, publishes=publishes)
         assert reply.done, reply
-        self.old_tokens.append((claim.id, token))
         self.after(expected, reply.grants, publishes)
 
-    @precondition(lambda self: self.old_tokens)
+    @precondition(lambda self: self.ref.spent)
     @rule(data=st.data(), outcome=st.sampled_from(["success", "requeue"]))
-    def release_again(self, data: st.DataObject, outcome: str) -> None:
-        name, token = data.draw(st.sampled_from(self.old_tokens))
+    def use_a_spent_token(self, data: st.DataObject, outcome: str) -> None:
+        """Whoever holds one is too late, above all where the claim lives on under another."""
+        alive = [spent for spent in self.ref.spent if spent[0] in self.ref.claims]
+        name, token = data.draw(st.sampled_from(alive or self.ref.spent))
         assert not self.ledger.release(name, token, outcome).done
+        device = self.ref.devices.get(getattr(self.ref.claims.get(name), "device", None) or "")
+        served_by = (device.worker, device.incarnation) if device else ("w", "first")
         with pytest.raises(StaleTokenError):
-            self.ledger.start(name, token, "w", "first", f"nonce {token}", True)
+            self.ledger.start(name, token, *served_by, f"nonce {token}", True)
+        if name in self.ref.claims and self.ref.claims[name].kind is Kind.MANUAL:
+            with pytest.raises(StaleTokenError):
+                self.ledger.renew(name, 5, token)
         self.after([])
 
     @precondition(lambda self: self.ref.claims or self.ref.buried)
@@ -213,10 +254,16 @@ class LedgerMachine(RuleBasedStateMachine):
         assert (reply.obituary is not None) == (claim.kind is Kind.TASK)
         self.after(expected, reply.grants, publishes)
 
-    @precondition(lambda self: any(c.kind is Kind.MANUAL for c in self.ref.claims.values()))
+    @precondition(lambda self: self.ref.claims)
     @rule(data=st.data(), ttl_s=st.sampled_from([1, 90]))
     def renew(self, data: st.DataObject, ttl_s: int) -> None:
-        claim = data.draw(st.sampled_from([c for c in self.ref.claims.values() if c.kind is Kind.MANUAL]))
+        by_hand = [c for c in self.ref.claims.values() if c.kind is Kind.MANUAL]
+        claim = data.draw(st.sampled_from(by_hand or list(self.ref.claims.values())))
+        if claim.kind is Kind.TASK:
+            with pytest.raises(AllocationNotFound):
+                self.ledger.renew(claim.id, ttl_s)
+            self.after([])
+            return
         claim.ttl = ttl_s * 1000
         if claim.state != "delayed":
             claim.ends = self.ref.now + claim.ttl
@@ -227,28 +274,31 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.renew(claim.id, ttl_s)
         self.after([])
 
+    @precondition(lambda self: self.ref.workers)
     @rule(data=st.data())
-    def renew_what_is_not_by_hand(self, data: st.DataObject) -> None:
-        tasks = [c.id for c in self.ref.claims.values() if c.kind is Kind.TASK]
-        with pytest.raises(AllocationNotFound):
-            self.ledger.renew(data.draw(st.sampled_from([*tasks, "nobody"])), 5)
-        self.after([])
+    def a_worker_falls_silent(self, data: st.DataObject) -> None:
+        self.silent.add(data.draw(st.sampled_from(sorted(self.ref.workers))))
 
-    @rule(seconds=st.sampled_from([0.125, 1, 5, 12, 61]), data=st.data())
-    def time_passes(self, seconds: float, data: st.DataObject) -> None:
-        alive = data.draw(st.sets(st.sampled_from(sorted(self.ref.workers)))) if self.ref.workers else set()
+    @rule(seconds=st.sampled_from([0.125, 1, 5, 12, 40]), ticks=st.booleans())
+    def time_passes(self, seconds: float, ticks: bool) -> None:
+        """The workers that live renew their leases; silent ones run into theirs."""
         self.ref.now += int(seconds * 1000)
-        for name in sorted(alive):
+        for name in sorted(self.ref.workers.keys() - self.silent):
             worker = self.ref.workers[name]
-            worker.lease = self.ref.now + 30_000
+            worker.lease = self.ref.now + 10_000
             node = self.ref.nodes[self.ref.devices[worker.device].node]
             node.lease = max(node.lease or 0, worker.lease)
-            assert self.ledger.heartbeat(name, worker.incarnation, 30)
-        assert not self.ledger.heartbeat("w.nobody", "first", 30)
+            assert self.ledger.heartbeat(name, worker.incarnation, 10)
+        assert not self.ledger.heartbeat("w.nobody", "first", 10)
         self.after([])
+        if ticks:
+            self.tick_(publishes=True)
 
     @rule(publishes=st.booleans())
     def tick(self, publishes: bool) -> None:
+        self.tick_(publishes)
+
+    def tick_(self, publishes: bool) -> None:
         granted, again, lost = self.ref.tick(publishes)
         reply = self.ledger.tick(publishes=publishes)
         assert set(reply.lost_workers) == lost
@@ -269,7 +319,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ref.ended.add(name)
         self.after([])
 
-    @rule(node=st.sampled_from(NODES), size=capacity, lease_s=st.sampled_from([5, 60]))
+    @rule(node=st.sampled_from(NODES), size=st.sampled_from(USUAL) | unusual, lease_s=st.sampled_from([5, 60]))
     def register_node(self, node: str, size: dict[str, Any], lease_s: int) -> None:
         self.register_node_(node, size, lease_s * 1000)
 
@@ -282,7 +332,7 @@ class LedgerMachine(RuleBasedStateMachine):
         incarnation=st.sampled_from(["first", "second", "third"]),
         own_name=st.booleans(),
         slots=st.integers(1, 4),
-        lease_s=st.sampled_from([3, 60]),
+        lease_s=st.sampled_from([3, 10]),
     )
     def register_worker(self, data: st.DataObject, incarnation: str, own_name: bool, slots: int, lease_s: int) -> None:
         device = data.draw(st.sampled_from([*self.ref.devices, "nowhere/gpu_0"]))
@@ -316,6 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.register_worker(name, incarnation, node, device_id, **call)
             self.after([])
             return
+        self.silent.discard(name)
         expected = self.ref.register_worker(name, incarnation, key, slots, lease)
         self.after(expected, self.ledger.register_worker(name, incarnation, node, device_id, **call))
 
