@@ -40,6 +40,8 @@ EVENTS = {
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
     "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
+    "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
+    "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
     "lost": "Its worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
     "node": "A host told what it has, for the first time or changed. `id` is the host.",
     "node_lost": "Nobody renewed the host's lease: its devices are offline. `id` is the host.",
@@ -89,7 +91,8 @@ says what happened and in which order. It keeps at least `allocator_events_maxle
 `celery-allocator events` or `Ledger.events()`.
 
 Every entry has `event`, `at` (milliseconds since the epoch, by the ledger's clock), `id` (of the allocation, unless the
-table says otherwise) and `task` (the task's id, or empty). The others depend on the event.
+table says otherwise) and `task` (the task's id, or empty). The others depend on the event. A heartbeat only extends leases
+and writes no entry.
 
 | event | fields | meaning |
 |---|---|---|"""

@@ -43,7 +43,10 @@ STEPS: list[tuple[Callable[[LedgerPool], object], list[str]]] = [
     (lambda c: c.ledger.uncordon("n1"), ["uncordoned", "granted"]),
     (lambda c: c.ledger.cancel("a2"), ["cancelled"]),
     (lambda c: c.ledger.cancel("a2"), []),
+    (lambda c: c.ledger.settle(["a2"]), ["settled"]),
+    (lambda c: c.ledger.settle(["a2"]), []),
     (lambda c: c.by_hand(1_000, ttl_s=5), ["granted"]),  # a4
+    (lambda c: c.ledger.renew("a4", 5), ["renewed"]),
     (lambda c: setattr(c, "at", c.at + 5), []),
     (lambda c: c.ledger.tick(), ["released", "waiting", "granted"]),  # a4's TTL, a3's ETA
     (lambda c: setattr(c, "at", c.at + 10), []),
