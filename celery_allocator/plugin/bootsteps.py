@@ -25,7 +25,7 @@ from celery_allocator.inventory import discover
 from celery_allocator.isolation import device_environment
 from celery_allocator.ledger.connection import check_schema, durability_warnings
 from celery_allocator.model import CPU_DEVICE
-from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
@@ -87,8 +87,8 @@ def on_worker_shutting_down(sender: Any = None, **_: Any) -> None:
 
 def on_message_refused(sender: Any = None, message: Any = None, **_: Any) -> None:
     """A granted message that this worker cannot run, of an unknown or malformed task, gives its resources back."""
-    header = (getattr(message, "headers", None) or {}).get(HEADER)
-    if header and header.get("token"):
+    header = own_header(getattr(message, "headers", None))
+    if header.get("token"):
         publish_grants(sender.app, session(sender.app).ledger.release(header["id"], header["token"], "rejected").grants)
 
 

@@ -66,6 +66,12 @@ class Envelope:
             raise ValueError(f"not a message of this version of celery-allocator: {error!r}") from error
 
 
+def own_header(headers: Any) -> dict[str, Any]:
+    """The plugin's header among a message's, or an empty one; a user's own header of that name is the user's."""
+    header = headers.get(HEADER) if isinstance(headers, dict) else None
+    return header if isinstance(header, dict) and isinstance(header.get("id"), str) else {}
+
+
 def head(queue: str) -> str:
     """The front of a message for ``queue``, up to the grant's token."""
     return f'{{"headers": {{"{HEADER}": {{"queue": {json.dumps(queue)}, "token": '

@@ -16,7 +16,7 @@ from typing import Any
 from celery.worker.strategy import default as default_strategy
 
 from celery_allocator.errors import LedgerUnavailable, StaleTokenError
-from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.envelope import HEADER, own_header
 from celery_allocator.plugin.running import GRANT
 from celery_allocator.plugin.session import session
 
@@ -32,7 +32,7 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
     connection_errors = consumer.connection_errors
 
     def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **options: Any) -> Any:
-        header = (message.headers or {}).get(HEADER)
+        header = own_header(message.headers)
         if not header:
             return plain(message, body, ack, reject, callbacks, **options)
         # One delivery, one nonce, also when the check is repeated.

@@ -117,18 +117,24 @@ class WorkerKeeper:
 
     def leave(self) -> None:
         """Leave the ledger: nothing runs here any more, and what still counts as running is lost."""
-        deadline = time.monotonic() + _LEAVE_S
-        while self._settle_endings() and time.monotonic() < deadline:
-            time.sleep(_WATCH_S)
-        self._stop.set()
-        self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=_LEAVE_S)
         try:
+            self._await_endings()
             publish_grants(self.app, self._ledger.unregister_worker(self.worker, self.incarnation))
             self._tick(lock=False)
         except AllocatorError as error:
             logger.warning("leaving without telling the ledger: %s; its lease will run out", error)
+
+    def _await_endings(self) -> None:
+        """Give killed children a while to be gone, so that what they held is released and not lost; stop the thread."""
+        deadline = time.monotonic() + _LEAVE_S
+        try:
+            while self._settle_endings() and time.monotonic() < deadline:
+                time.sleep(_WATCH_S)
+        finally:
+            self._stop.set()
+            self._wake.set()
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(timeout=_LEAVE_S)
 
     # --- the thread
 

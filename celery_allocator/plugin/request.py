@@ -13,7 +13,7 @@ from typing import Any
 from celery.worker.request import Request
 
 from celery_allocator.model import Allocation
-from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.running import GRANT
 from celery_allocator.plugin.session import session
 
@@ -28,7 +28,7 @@ class AllocationHooks:
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
-        grant = (self._request_dict.get(HEADER) or {}).get(GRANT)  # type: ignore[attr-defined]
+        grant = own_header(self._request_dict).get(GRANT)  # type: ignore[attr-defined]
         if grant:
             self._claim = Allocation.from_wire(grant)
 

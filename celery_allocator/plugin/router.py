@@ -15,7 +15,7 @@ from celery.app.routes import Router
 
 from celery_allocator.errors import RequirementsError
 from celery_allocator.model import Requirements, Strategy
-from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.session import session
 
 RESOURCES = "resources"
@@ -42,7 +42,7 @@ class AllocatorRouter(Router):
             {key: value for key, value in options.items() if key != RESOURCES}, name, args, kwargs, task_type
         )
         task = task_type if task_type is not None else self.app.tasks.get(name)
-        before = (options.get("headers") or {}).get(HEADER) or {}
+        before = own_header(options.get("headers"))
         layers = (
             getattr(task, RESOURCES, None),
             routed.pop(RESOURCES, None),

@@ -47,7 +47,8 @@ def current_allocation() -> Allocation | None:
 
 def of_request(request: Any) -> Allocation | None:
     """The allocation that a request of the gate carries, if it carries one."""
-    grant = (getattr(request, HEADER, None) or {}).get(GRANT)
+    header = getattr(request, HEADER, None)
+    grant = header.get(GRANT) if isinstance(header, dict) else None
     return Allocation.from_wire(grant) if grant else None
 
 

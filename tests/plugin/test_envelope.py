@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Connection
 
-from celery_allocator.plugin.envelope import HEADER, Envelope, head
+from celery_allocator.plugin.envelope import HEADER, Envelope, head, own_header
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 leaves = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | text
@@ -65,3 +65,15 @@ def test_anything_else_is_refused(data: bytes) -> None:
     """Another version, or no message at all."""
     with pytest.raises(ValueError):  # noqa: PT011  # json's own error is one
         Envelope.unpack(data)
+
+
+@pytest.mark.parametrize(
+    "headers", [None, {}, {HEADER: "theirs"}, {HEADER: {"resources": 1}}, {HEADER: {"id": 7}}, [1]]
+)
+def test_a_users_own_header_of_that_name_is_left_alone(headers: object) -> None:
+    """It is not ours unless it names an allocation."""
+    assert own_header(headers) == {}
+
+
+def test_our_header_is_found() -> None:
+    assert own_header({HEADER: {"id": "alloc_1", "token": 3}}) == {"id": "alloc_1", "token": 3}
