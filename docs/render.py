@@ -91,8 +91,8 @@ says what happened and in which order. It keeps at least `allocator_events_maxle
 `celery-allocator events` or `Ledger.events()`.
 
 Every entry has `event`, `at` (milliseconds since the epoch, by the ledger's clock), `id` (of the allocation, unless the
-table says otherwise) and `task` (the task's id, or empty). The others depend on the event. A heartbeat only extends leases
-and writes no entry.
+table says otherwise) and `task` (the task's id, or empty). The others depend on the event. A heartbeat only extends
+leases and writes no entry.
 
 | event | fields | meaning |
 |---|---|---|"""
