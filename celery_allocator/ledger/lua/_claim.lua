@@ -118,6 +118,13 @@ local function requeue(id, a)
   enqueue(id, a.shape, a.score)
 end
 
+-- A grant that has not started is taken from its device and goes back into line.
+local function take_back(id, a)
+  withdraw(id, a)
+  event("withdrawn", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok)
+  requeue(id, a)
+end
+
 -- A node that serves only allocations made by hand is offered for as long as they live: with the last one gone, its
 -- lease ends (the next tick takes it offline).
 local function close_idle_node(node)

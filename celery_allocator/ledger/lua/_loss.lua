@@ -25,9 +25,7 @@ local function detach(dkey, lost)
       if a.state == "running" then
         lose(id, a, lost)
       else
-        withdraw(id, a)
-        event("withdrawn", id, a.tid, "name", a.name, "device", dkey, "token", a.tok)
-        requeue(id, a)
+        take_back(id, a)
       end
     end
   end

@@ -24,7 +24,5 @@ if held then
   pass_node(n, grants)
   if by_hand then close_idle_node(node_of(a.dev)) end
 end
-if ARGV[7] == "0" then
-  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
-end
+if ARGV[7] == "0" then leave_to_tick(grants) end
 return { "ok", a.state, a.tid, a.name, msg, grants }

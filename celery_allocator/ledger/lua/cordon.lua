@@ -21,9 +21,7 @@ for _, dkey in ipairs(dkeys) do
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
     if state == "draining" and a.state == "granted" then
-      withdraw(id, a)
-      event("withdrawn", id, a.tid, "name", a.name, "device", dkey, "token", a.tok)
-      requeue(id, a)
+      take_back(id, a)
     else
       running[#running + 1] = id
     end
@@ -34,7 +32,5 @@ for _, dkey in ipairs(dkeys) do
 end
 event(state == "ready" and "uncordoned" or state, target, "")
 if state ~= "cordoned" then pass_all(grants) end
-if ARGV[7] == "0" then
-  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
-end
+if ARGV[7] == "0" then leave_to_tick(grants) end
 return { "ok", grants, running }

@@ -32,7 +32,5 @@ local grants = {}
 -- What goes back into line may fit anywhere; what is freed, only here.
 if outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
 if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
-if ARGV[9] == "0" then
-  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
-end
+if ARGV[9] == "0" then leave_to_tick(grants) end
 return { "ok", grants }

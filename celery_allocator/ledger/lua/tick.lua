@@ -80,6 +80,6 @@ if ARGV[7] == "1" then
     obits[#obits + 1] = { id, v[1] or "", v[2] or "", v[3] or "", v[4] or "" }
   end
 else
-  for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end
+  leave_to_tick(grants)
 end
 return { grants, obits, gone }

@@ -14,9 +14,7 @@ if ARGV[7] == "1" then
     for _, id in ipairs(call("SMEMBERS", K.on .. w[2])) do
       local a = load_alloc(id)
       if a.state == "granted" then
-        withdraw(id, a)
-        event("withdrawn", id, a.tid, "name", a.name, "device", w[2], "token", a.tok)
-        requeue(id, a)
+        take_back(id, a)
       end
     end
     local d = load_device(w[2])
