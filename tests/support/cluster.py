@@ -67,6 +67,8 @@ class Cluster:
     #: Settings of producer and workers alike.
     config: Mapping[str, Any] = field(default_factory=dict)
     workers: dict[str, CeleryTestWorker] = field(default_factory=dict)
+    #: The producer's application module, with ``make_app(**config)``.
+    module: str = MODULE
 
     def __post_init__(self) -> None:
         # Clusters may share a broker: each has its own queue for plain tasks.
@@ -77,7 +79,7 @@ class Cluster:
 
     def make_app(self, **config: Any) -> Celery:
         """Another producer of this pool."""
-        made: Celery = import_module(MODULE).make_app(
+        made: Celery = import_module(self.module).make_app(
             broker_url=self.broker_url,
             result_backend=self.backend.url,
             allocator_backend_url=self.backend.url,

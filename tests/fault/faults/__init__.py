@@ -1,0 +1,1 @@
+"""The faults, a module per group; every module here is found by itself."""
