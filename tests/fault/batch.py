@@ -157,7 +157,7 @@ class Batch:
             need = {"gpu_memory_mb": pick.choice((0, 512, 1024, 2048, 4096)), "cpu_cores": pick.choice((1, 1, 2, 3))}
             need["ram_mb"] = pick.choice((128, 512, 1024))
             name = pick.choice(("fault.nap", "fault.nap_late"))
-            seconds = pick.uniform(0.02, 0.3)
+            seconds = pick.uniform(0.1, 0.9)
             try:
                 self._send(name, (seconds,), self.fault.load_ends, False, {"resources": need})
             except Exception:  # noqa: BLE001  # refused, which its caller saw: not accepted

@@ -15,9 +15,6 @@ from tests.fault.history import Run
 from tests.support.ledger_checks import broken, left_behind
 from tests.support.records import Capacity, conflicts
 
-#: Seconds for which a run may go on after its worker lost its lease and could know it.
-STALE_S = 5.0
-
 
 @dataclass
 class Sent:
