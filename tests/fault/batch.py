@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 SETTLE_S = 45.0
 #: Seconds between two tasks of the load, and how many of all tasks are there at most while it sends.
 _PACE_S, _BUSY = 0.04, 16
+#: What a victim needs unless told otherwise: it goes before the load.
+VICTIM = {"gpu_memory_mb": 1024, "cpu_cores": 1, "ram_mb": 256, "priority": 100}
 #: States in which a task has ended for its caller.
 _READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
@@ -34,6 +36,7 @@ class Batch:
         self.fault = fault
         self.rounds = rounds
         self.sent: dict[str, Sent] = {}
+        self.wrong: list[str] = []
         self.random = random.Random(f"{fault.name}")
         self._stop = threading.Event()
         self._load = threading.Thread(target=self._keep_busy, name="fault-load", daemon=True)
@@ -46,6 +49,7 @@ class Batch:
 
         ``ends``: the states it may end in (see ``registry``).
         """
+        options.setdefault("resources", VICTIM)
         return self._send(name, args, frozenset(ends), True, options)
 
     def started(self, *task_ids: str, timeout: float = 45.0) -> list[Run]:
@@ -80,6 +84,11 @@ class Batch:
             self.sent[task_id].struck = now
         return now
 
+    def check(self, ok: object, text: str) -> None:
+        """Something that this fault promises beside the rest; where it does not hold it counts as lost."""
+        if not ok:
+            self.wrong.append(text)
+
     def until(self, predicate: Callable[[], Any], what: str, timeout: float = SETTLE_S) -> Any:
         """Wait for a condition."""
         return wait_until(predicate, timeout, what)
@@ -112,7 +121,7 @@ class Batch:
         runs = [run for run in self.site.history.runs() if run.task_id in self.sent]
         sent = list(self.sent.values())
         verdict = Verdict(
-            lost=judge.lost(sent, runs),
+            lost=judge.lost(sent, runs) + self.wrong,
             doubled=judge.doubled(runs),
             overlaps=judge.overlaps(runs, self._there, time.monotonic()),
             leaked=judge.leaked(self.site.cluster.ledger),
