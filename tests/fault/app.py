@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ from celery import Celery
 from celery.app.task import Task
 
 from celery_allocator import current_allocation
+from celery_allocator.plugin import keeper, running
 from tests.fault import deaths
 from tests.support import allocator_app
 
 RECORDS = "FAULT_RECORDS"
+#: Files of these names (and a number) beside the records: see ``_die_before_publishing``.
+DIE_IN_CHILD, DIE_IN_MAIN = "die-in-child", "die-in-main"
 #: Seconds that a task which waits for a flag waits at most.
 PATIENCE_S = 90.0
 GPU = {"gpu_memory_mb": 1024, "cpu_cores": 1, "ram_mb": 256}
@@ -103,4 +107,26 @@ def _dying(app: Celery, suffix: str, options: dict[str, Any]) -> None:
             return getattr(deaths, how)(self, *args)
 
 
+def _die_before_publishing(module: Any, flag: str) -> None:
+    """Have a process of this worker killed just before it publishes the grants that its release made.
+
+    Once for each file ``flag-*`` beside the records: whoever removes one dies.
+    """
+    publish_grants = module.publish_grants
+
+    def publish(app: Celery, grants: Any) -> None:
+        grants = tuple(grants)
+        if grants:
+            for file in Path(os.environ[RECORDS]).parent.glob(f"{flag}-*"):
+                with contextlib.suppress(FileNotFoundError):
+                    file.unlink()
+                    os.kill(os.getpid(), signal.SIGKILL)
+        publish_grants(app, grants)
+
+    module.publish_grants = publish
+
+
 app = make_app()
+if RECORDS in os.environ:
+    _die_before_publishing(running, DIE_IN_CHILD)
+    _die_before_publishing(keeper, DIE_IN_MAIN)

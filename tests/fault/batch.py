@@ -36,7 +36,7 @@ class Batch:
         self.fault = fault
         self.rounds = rounds
         self.sent: dict[str, Sent] = {}
-        self.wrong: list[str] = []
+        self.wrong = Verdict()
         self.random = random.Random(f"{fault.name}")
         self._stop = threading.Event()
         self._load = threading.Thread(target=self._keep_busy, name="fault-load", daemon=True)
@@ -51,6 +51,10 @@ class Batch:
         """
         options.setdefault("resources", VICTIM)
         return self._send(name, args, frozenset(ends), True, options)
+
+    def sent_elsewhere(self, task_id: str, name: str, ends: Iterable[str] = SUCCEEDS) -> None:
+        """A victim that another process sends, and that counts as accepted."""
+        self.sent[task_id] = Sent(task_id, name, frozenset(ends), victim=True)
 
     def started(self, *task_ids: str, timeout: float = 45.0) -> list[Run]:
         """Wait until these run, and return their runs."""
@@ -84,10 +88,10 @@ class Batch:
             self.sent[task_id].struck = now
         return now
 
-    def check(self, ok: object, text: str) -> None:
-        """Something that this fault promises beside the rest; where it does not hold it counts as lost."""
+    def check(self, ok: object, text: str, kind: str = "lost") -> None:
+        """Something that this fault promises beside the rest; where it does not hold it counts as ``kind``."""
         if not ok:
-            self.wrong.append(text)
+            getattr(self.wrong, kind).append(text)
 
     def until(self, predicate: Callable[[], Any], what: str, timeout: float = SETTLE_S) -> Any:
         """Wait for a condition."""
@@ -121,13 +125,14 @@ class Batch:
         runs = [run for run in self.site.history.runs() if run.task_id in self.sent]
         sent = list(self.sent.values())
         verdict = Verdict(
-            lost=judge.lost(sent, runs) + self.wrong,
+            lost=judge.lost(sent, runs),
             doubled=judge.doubled(runs),
             overlaps=judge.overlaps(runs, self._there, time.monotonic()),
             leaked=judge.leaked(self.site.cluster.ledger),
             recoveries=judge.recoveries(sent, runs, self.site.freed),
             tasks=sum(task.accepted for task in sent),
         )
+        verdict.add(self.wrong)
         Path(self.flag).unlink(missing_ok=True)
         self.site.history.forget()
         self.site.freed.clear()

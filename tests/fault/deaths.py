@@ -104,3 +104,19 @@ def ignore(task: Task) -> Any:
 def retry(task: Task) -> Any:
     """Again and again, until ``max_retries`` says no."""
     raise task.retry(exc=ValueError("as asked"), countdown=0, max_retries=2)
+
+
+def requeue(task: Task, folder: str) -> int:
+    """The message is given back twice, then the task succeeds."""
+    with (Path(folder) / f"requeue-{task.request.id}").open("a+") as file:
+        file.write("x")
+        file.flush()
+        runs = file.tell()
+    if runs < 3:
+        raise Reject("as asked", requeue=True)
+    return runs
+
+
+def replace(task: Task) -> Any:
+    """Another task takes its place, under its id."""
+    raise task.replace(task.app.signature("fault.nap", (0.05,)))

@@ -70,9 +70,12 @@ class Site:
         self.backend.ensure()
         if self.broker is not None:
             self.broker.ensure()
-        dead = [name for name in self.cluster.workers if not self.process(name).alive]
-        self.restart(*dead)
-        wait_until(self.complete, _MEND_S, lambda: f"every worker to be registered:\n{self.cluster.logs()}")
+
+        def whole() -> bool:
+            self.restart(*(name for name in self.cluster.workers if not self.process(name).alive))
+            return self.complete()
+
+        wait_until(whole, _MEND_S, lambda: f"every worker to be registered:\n{self.cluster.logs()}", interval=0.1)
 
     # ---
 
@@ -127,19 +130,22 @@ class Site:
 
     def restart(self, *names: str) -> None:
         """Start these workers again, all at the same time, under their names."""
-        threads = [threading.Thread(target=self.cluster.workers[name].container.restart) for name in names]
+        containers = [self.cluster.workers[name].container for name in names]
+        # Not by the wrapper's own restart, which prints.
+        threads = [threading.Thread(target=container._container.restart) for container in containers]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
     def complete(self) -> bool:
-        """Whether every worker serves its device."""
+        """Whether every worker runs, and serves its device."""
         try:
-            served = {d.worker.split("@")[0] for d in self.cluster.ledger.snapshot().devices if d.worker}
+            served = {worker.pid for worker in self.cluster.ledger.snapshot().workers}
         except AllocatorError:
             return False
-        return served >= {name for name, _, _ in self.layout.workers}
+        processes = [self.process(name) for name in self.cluster.workers]
+        return all(process.alive and process.pid in served for process in processes)
 
     def close(self) -> None:
         """Kill everything."""
