@@ -5,6 +5,9 @@
     AllocatorError
     ├── SettingsError                a setting has a value that cannot be used
     ├── RequirementsError            a requirement is malformed (also a ValueError)
+    ├── LabelError                   an id or a name cannot be recorded (also a ValueError)
+    ├── MessageTooLargeError         a task's message is larger than the ledger keeps (also a ValueError)
+    ├── PoolFullError                as many tasks wait in the pool as may
     ├── UnsatisfiableError           no known device could ever hold the requirements
     ├── AllocationNotFound           no live allocation has that id (also a LookupError)
     ├── UnknownTargetError           no node, device or worker has that name (also a LookupError)
@@ -59,6 +62,66 @@ class RequirementsError(AllocatorError, ValueError):
 
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "key": self.key, "rule": self.rule}
+
+
+class LabelError(AllocatorError, ValueError):
+    """An id or a name cannot be recorded: too long, or with characters that keys and listings cannot hold."""
+
+    code = "bad_label"
+
+    def __init__(self, key: str, value: object, rule: str) -> None:
+        self.key = key
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{key}={_shorten(value)}: {rule}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.key, self.value, self.rule))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "key": self.key, "rule": self.rule}
+
+
+class MessageTooLargeError(AllocatorError, ValueError):
+    """A task's message is larger than the ledger keeps. Sizes in bytes; nothing was submitted."""
+
+    code = "message_too_large"
+
+    def __init__(self, task: str, size: int, bound: int) -> None:
+        self.task = task
+        self.size = size
+        self.bound = bound
+        super().__init__(
+            f"the message of {task} has {size} bytes, and the ledger keeps at most {bound}. Pass a path or a key "
+            "instead of the data itself, or raise allocator_max_message_bytes"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.task, self.size, self.bound))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "task": self.task, "size": self.size, "bound": self.bound}
+
+
+class PoolFullError(AllocatorError):
+    """As many tasks wait in the pool as may; nothing was submitted. Trying again later can succeed."""
+
+    code = "pool_full"
+
+    def __init__(self, pool: str, waiting: int, bound: int) -> None:
+        self.pool = pool
+        self.waiting = waiting
+        self.bound = bound
+        super().__init__(
+            f"{waiting} tasks wait in pool {pool}, and at most {bound} may. Submit again later, start more workers, "
+            "or raise allocator_max_waiting"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.pool, self.waiting, self.bound))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "pool": self.pool, "waiting": self.waiting, "bound": self.bound}
 
 
 class UnsatisfiableError(AllocatorError):

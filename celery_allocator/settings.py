@@ -68,6 +68,16 @@ class Settings:
         {}, "Task types of the function form, added to or replacing `ml_inference`, `rendering` and `processing`."
     )
     runtime_decay: float = _setting(0.2, "Weight of the newest run time in the decayed mean behind estimated starts.")
+    # --- bounds
+    max_message_bytes: int = _setting(
+        1_048_576,
+        "Largest message the ledger keeps for a task, in bytes, as packed (its body in base64). apply_async raises "
+        "`MessageTooLargeError` for a larger one: pass paths, not data.",
+    )
+    max_waiting: int = _setting(
+        100_000,
+        "Tasks that may wait in the pool. Beyond it apply_async raises `PoolFullError`; retries are still taken.",
+    )
     # --- leases and upkeep
     lease_s: float = _setting(15.0, "Seconds a worker's claim outlives its last heartbeat.")
     heartbeat_s: float | None = _setting(None, "Seconds between heartbeats. Unset: a third of the lease.")
@@ -96,7 +106,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not 0 < value < 10**9:
                 raise SettingsError(f"{_names(name)} is {value!r}: it must be more than 0 seconds")
-        for name in ("cpu_cores", "ram_mb", "worker_concurrency", "worker_cpu_concurrency", "events_maxlen"):
+        for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{_names(name)} is {value!r}: it must be at least 1")
@@ -140,6 +150,15 @@ class Settings:
         return cls(**values)
 
 
+_AT_LEAST_ONE = (
+    "cpu_cores",
+    "ram_mb",
+    "worker_concurrency",
+    "worker_cpu_concurrency",
+    "events_maxlen",
+    "max_message_bytes",
+    "max_waiting",
+)
 _CHOICES: dict[str, tuple[str, ...]] = {
     "strategy": ("first_fit", "best_fit", "priority"),
     "never_fits": ("raise", "wait"),

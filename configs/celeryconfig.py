@@ -62,6 +62,13 @@ allocator_task_types: dict[str, dict[str, Any]] = {}
 # Weight of the newest run time in the mean behind estimated starts: 1 looks at the last run only.
 allocator_runtime_decay = 0.2
 
+# --- Bounds
+
+# Largest message that the ledger keeps for a task, in bytes. A larger one is refused: pass paths, not data.
+allocator_max_message_bytes = 1_048_576
+# Tasks that may wait in the pool. Beyond it, apply_async raises PoolFullError; retries are still taken.
+allocator_max_waiting = 100_000
+
 # --- Leases and upkeep
 
 # Seconds a worker's claim outlives its last heartbeat: how long a dead host's GPUs stay taken.

@@ -17,7 +17,13 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import OperationalError
 from kombu.utils.functional import retry_over_time
 
-from celery_allocator.errors import LedgerError, LedgerUnavailable, SettingsError, UnsatisfiableError
+from celery_allocator.errors import (
+    LedgerError,
+    LedgerUnavailable,
+    MessageTooLargeError,
+    SettingsError,
+    UnsatisfiableError,
+)
 from celery_allocator.ledger import Submitted, new_allocation_id
 from celery_allocator.model import Requirements, State, Strategy
 from celery_allocator.plugin.envelope import HEADER, Envelope
@@ -87,7 +93,8 @@ class LedgerProducer:
 
         ``exchange``, ``routing_key`` and ``declare`` are dropped (placing is the ledger's business), and so is the
         broker's ``expiration`` (the ledger ends expired tasks). Raises what the broker or the ledger raises; a ledger
-        that cannot be reached is an ``OperationalError``, as a broker that is down.
+        that cannot be reached is an ``OperationalError``, as a broker that is down. A message larger than the ledger
+        keeps is refused before anything is claimed: :class:`MessageTooLargeError`.
         """
         allocation_id = new_allocation_id()
         headers = dict(headers)
@@ -122,6 +129,9 @@ class LedgerProducer:
 
     def _submit(self, allocation_id: str, envelope: Envelope, policy: dict[str, Any] | None) -> Submitted:
         current = session(self._app)
+        message = envelope.pack()
+        if len(message) > current.settings.max_message_bytes:
+            raise MessageTooLargeError(envelope.headers["task"], len(message), current.settings.max_message_bytes)
 
         def submit() -> Submitted:
             return current.ledger.submit(
@@ -130,7 +140,7 @@ class LedgerProducer:
                 envelope.headers["task"],
                 self._requirements,
                 strategy=self._strategy,
-                message=envelope.pack(),
+                message=message,
                 eta_at=_timestamp(self._app, envelope.headers.get("eta")),
                 expires_at=_timestamp(self._app, envelope.headers.get("expires")),
                 on_never=current.settings.never_fits,

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery, signals
 from kombu.exceptions import OperationalError
 
-from celery_allocator.errors import SettingsError
+from celery_allocator.errors import MessageTooLargeError, SettingsError
 from celery_allocator.ledger import Ledger
 from celery_allocator.model import NodeInventory, Requirements, State
 from celery_allocator.plugin.publish import publish_grants
@@ -104,6 +104,23 @@ def test_the_old_message_protocol_is_refused_before_anything_is_claimed(
         app.send_task("work", resources=GPU)
     assert_empty(ledger)
     app.send_task("plain", queue="plain")
+    assert len(delivered(app, "plain")) == 1
+
+
+def test_a_message_larger_than_the_bound_is_refused_before_anything_is_claimed(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory
+) -> None:
+    """As packed: the error names the task, both sizes and what to do. Just below the bound it is taken."""
+    app = make_app(allocator_max_message_bytes=20_000)
+    delivered(app)  # what other tests left in the broker
+    with pytest.raises(MessageTooLargeError, match=r"message of work has \d+ bytes.*20000.*Pass a path") as caught:
+        app.send_task("work", ("x" * 20_000,), resources=GPU)
+    assert caught.value.size > caught.value.bound == 20_000
+    assert_empty(ledger)
+    assert delivered(app) == []
+    app.send_task("work", ("x" * 10_000,), resources=GPU)
+    assert len(delivered(app)) == 1
+    app.send_task("plain", ("x" * 20_000,), queue="plain")  # a plain task is not the ledger's business
     assert len(delivered(app, "plain")) == 1
 
 

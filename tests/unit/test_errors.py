@@ -22,6 +22,9 @@ CLASSES = [
 #: Arguments of the errors that take more than a text.
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "RequirementsError": ("cpu_cores", -1, "must be at least 0"),
+    "LabelError": ("task_id", "a\nb", "must be printable"),
+    "MessageTooLargeError": ("proj.infer", 2_000_000, 1_048_576),
+    "PoolFullError": ("default", 100_000, 100_000),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }

@@ -30,6 +30,8 @@ OTHER: dict[str, tuple[Any, str]] = {
     "default_resources": ({"cpu_cores": 2}, '{"cpu_cores": 2}'),
     "task_types": ({"training": {"gpu_memory_mb": 9}}, '{"training": {"gpu_memory_mb": 9}}'),
     "runtime_decay": (0.5, "0.5"),
+    "max_message_bytes": (2048, "2048"),
+    "max_waiting": (9, "9"),
     "lease_s": (30.0, "30"),
     "heartbeat_s": (2.5, "2.5"),
     "tick_s": (0.25, "0.25"),
