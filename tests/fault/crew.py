@@ -52,10 +52,13 @@ def one_batch(site: Site, fault: Fault, rounds: int) -> Verdict:
     """Strike; a fault that could not be played to its end counts as a task lost, with the reason."""
     batch = Batch(site, fault, rounds)
     try:
-        return batch.run()
+        verdict = batch.run()
     except Exception as error:  # noqa: BLE001  # whatever it is, it stands in the report
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return Verdict(lost=[f"the round was not finished: {type(error).__name__}: {error} ({where.name})"[:3000]])
+        verdict = Verdict(lost=[f"the round was not finished: {type(error).__name__}: {error} ({where.name})"[:3000]])
+    if not verdict.clean:
+        verdict.logs = site.cluster.logs()
+    return verdict
 
 
 def strike(names: list[str], rounds: int, directory: Path, news: Any = None) -> list[Outcome]:

@@ -42,6 +42,8 @@ class Verdict:
     leaked: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
     tasks: int = 0
+    #: The end of every worker's log, where something was wrong.
+    logs: str = ""
 
     @property
     def clean(self) -> bool:
@@ -59,6 +61,7 @@ class Verdict:
         for name in ("lost", "doubled", "overlaps", "leaked", "recoveries"):
             getattr(self, name).extend(getattr(other, name))
         self.tasks += other.tasks
+        self.logs = (self.logs + other.logs)[-20_000:]
 
 
 def lost(sent: Iterable[Sent], runs: Sequence[Run]) -> list[str]:

@@ -1,54 +1,45 @@
-"""One round of every fault. The long run is ``python -m tests.fault.report``."""
+"""One round of every fault, some sites side by side. The long run is ``python -m tests.fault.report``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
 
-from tests.fault.crew import one_batch, open_site
+from tests.fault.crew import Outcome, strike
 from tests.fault.registry import Fault, load
-from tests.fault.site import Site
+from tests.fault.report import crews
 
-#: Faults of equal sites after each other, so that a site is started once.
-FAULTS = sorted(load().values(), key=lambda fault: (str(fault.site), repr(fault.layout)))
-
-
-class Sites:
-    """The one site that is up, and where the next one goes."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.key: object = None
-        self.site: Site | None = None
-        self.opened = 0
-
-    def of(self, fault: Fault) -> Site:
-        """The site of this fault; another kind of site makes way for it."""
-        key = (fault.site, fault.layout)
-        if self.site is None or key != self.key:
-            self.close()
-            self.opened += 1
-            self.site = open_site(fault, self.directory / str(self.opened))
-            self.key = key
-        return self.site
-
-    def close(self) -> None:
-        """End the site that is up; what follows gets a fresh one."""
-        if self.site is not None:
-            self.site.close()
-        self.site = None
+#: Sites at work at once: nearly all of a round is waiting.
+SITES = 3
+#: Faults that share a site after each other, so that the first results are there soon.
+FAULTS = [load()[name] for crew in crews(list(load().values())) for name in crew]
 
 
 @pytest.fixture(scope="module")
-def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    """The site of the fault at hand."""
-    made = Sites(tmp_path_factory.mktemp("fault"))
-    yield made
-    made.close()
+def outcome_of(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Fault], Outcome]]:
+    """Strikes the faults that were selected, from the first test on; each test waits for its own."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function) and hasattr(item, "callspec")]
+    wanted = [item.callspec.params["fault"] for item in items if item.path == request.path]
+    work: dict[str, Future[list[Outcome]]] = {}
+    with ProcessPoolExecutor(SITES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for names in crews(wanted):
+            future = pool.submit(strike, names, 1, tmp_path_factory.mktemp("fault"))
+            work.update(dict.fromkeys(names, future))
+
+        def outcome(fault: Fault) -> Outcome:
+            return next(found for found in work[fault.name].result() if found.fault == fault.name)
+
+        yield outcome
+        for future in work.values():
+            future.cancel()
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -56,13 +47,10 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
         for fault in FAULTS
     ],
 )
-def test_fault(fault: Fault, sites: Sites) -> None:
+def test_fault(fault: Fault, outcome_of: Callable[[Fault], Outcome]) -> None:
     """Nothing is lost, runs twice under one grant, overlaps or leaks."""
-    why_not = fault.available()
-    if why_not:
-        pytest.skip(why_not)
-    verdict = one_batch(sites.of(fault), fault, 1)
-    if not verdict.clean:
-        logs = sites.of(fault).cluster.logs()
-        sites.close()
-        pytest.fail("\n".join([*verdict.problems, logs]))
+    outcome = outcome_of(fault)
+    if outcome.skipped:
+        pytest.skip(outcome.skipped)
+    assert outcome.rounds == 1
+    assert outcome.verdict.clean, "\n".join([*outcome.verdict.problems, outcome.verdict.logs])
