@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.errors import RequirementsError
-from celery_allocator.model import Requirements, Strategy
+from celery_allocator.model import MAX_LABEL, Requirements, Strategy
 from celery_allocator.model.task_types import resolve
 from celery_allocator.settings import Settings
 
 #: Longest time span taken, in seconds (about 31 years); longer ones are typing mistakes.
 LONGEST_S = 1e9
-_LONGEST_NAME = 255
 _LARGEST_TOKEN = 2**53
 
 
@@ -50,11 +49,11 @@ def parse(
 
 
 def name(key: str, value: Any) -> str:
-    """A task's or allocation's id: printable text of 1 to 255 characters."""
+    """A task's or allocation's id: printable text of 1 to 255 characters, not all of them spaces."""
     if not isinstance(value, str):
         raise RequirementsError(key, value, f"must be text, not {type(value).__name__}")
-    if not value.strip() or not value.isprintable() or len(value) > _LONGEST_NAME:
-        raise RequirementsError(key, value, f"must be 1 to {_LONGEST_NAME} printable characters")
+    if not value.strip() or not value.isprintable() or len(value) > MAX_LABEL:
+        raise RequirementsError(key, value, f"must be 1 to {MAX_LABEL} printable characters")
     return value
 
 

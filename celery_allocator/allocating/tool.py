@@ -14,7 +14,7 @@ from celery_allocator.allocating import reply
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session, default_session
 from celery_allocator.errors import AllocatorError, PermissionDenied, RequestError
-from celery_allocator.model import FIELDS, TASK_TYPES, Strategy
+from celery_allocator.model import FIELDS, MAX_LABEL, TASK_TYPES, Strategy
 
 TOOL = "resource_allocator"
 #: Permission that a caller must hold.
@@ -58,7 +58,7 @@ def tool_schema(session: Session | None = None) -> dict[str, Any]:
         if parameter.default is not inspect.Parameter.empty:
             schema["default"] = parameter.default
         properties[parameter.name] = schema
-    properties["task_id"] |= {"minLength": 1, "maxLength": 255}
+    properties["task_id"] |= {"minLength": 1, "maxLength": MAX_LABEL}
     properties["task_type"]["enum"] = list({**TASK_TYPES, **settings.task_types})
     properties["allocation_strategy"]["enum"] = [strategy.value for strategy in Strategy]
     properties["resource_requirements"] |= {

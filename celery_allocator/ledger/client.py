@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from celery_allocator.errors import (
     AllocationNotFound,
     DeviceBusyError,
+    LabelError,
     LedgerError,
     LedgerUnavailable,
     StaleTokenError,
@@ -33,6 +34,7 @@ from celery_allocator.model import (
     NodeState,
     Requirements,
     Strategy,
+    label,
 )
 
 
@@ -186,14 +188,14 @@ class Ledger:
         """Submit one allocation; it comes back granted, waiting or delayed. Safe to repeat under the same id.
 
         Raises :class:`UnsatisfiableError` (with ``on_never="raise"``) if no known device could ever hold it; where no
-        device is known yet, it waits.
+        device is known yet, it waits. Raises :class:`LabelError` for an id or a name that cannot be recorded.
         """
         req = requirements
         reply = self._run(
             "submit",
-            allocation_id,
-            task_id,
-            task_name,
+            label("allocation id", allocation_id, without=", "),
+            label("task id", task_id),
+            label("task name", task_name),
             req.gpu_memory_mb,
             req.cpu_cores,
             req.ram_mb,
@@ -350,9 +352,12 @@ class Ledger:
         args: list[Any] = []
         for device in inventory.devices:
             near = wire.ranges(device.cpu_affinity)
-            args += [device.device_id, device.memory_mb, device.uuid, device.model, device.index, near]
+            device_id = label("device", device.device_id, without="/ ")
+            uuid, model = label("UUID", device.uuid, empty=True), label("model", device.model, empty=True)
+            args += [device_id, device.memory_mb, uuid, model, device.index, near]
+        name = label("node", inventory.node, without="/ ")
         cores = wire.core_map(inventory.cpu_cores)
-        return _grants(self._run("register_node", inventory.node, _ms(lease_s), cores, inventory.ram_mb, *args))
+        return _grants(self._run("register_node", name, _ms(lease_s), cores, inventory.ram_mb, *args))
 
     def register_worker(
         self,
@@ -377,7 +382,8 @@ class Ledger:
         """
         key = f"{node}/{device_id}"
         box = (mailbox.key, mailbox.head) if mailbox else ("", "")
-        args = (worker, incarnation, key, slots, queue, _ms(lease_s), pid, born, takeover, *box)
+        who, life = label("worker", worker), label("incarnation", incarnation)
+        args = (who, life, key, slots, label("queue", queue), _ms(lease_s), pid, born, takeover, *box)
         reply = self._run("register_worker", *args)
         if reply[0] == b"unknown_device":
             raise UnknownTargetError(f"no device {key!r} is registered")
@@ -439,6 +445,8 @@ class Ledger:
             raise LedgerUnavailable(f"the ledger at {self.url} cannot be reached: {error}") from error
         except RedisError as error:  # no permission, out of memory, a read-only replica, a failing disk
             raise LedgerError(f"the ledger at {self.url} refuses: {error}") from error
+        except UnicodeEncodeError as error:  # an id from a command line whose bytes are not text
+            raise LabelError("name", error.object, "is not text that can be recorded") from error
 
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))

@@ -12,12 +12,14 @@ from celery_allocator.model.cluster import (
     NodeState,
     WorkerState,
 )
+from celery_allocator.model.label import MAX_LABEL, label
 from celery_allocator.model.requirements import FIELDS, Field, Requirements
 from celery_allocator.model.task_types import TASK_TYPES
 
 __all__ = [
     "CPU_DEVICE",
     "FIELDS",
+    "MAX_LABEL",
     "TASK_TYPES",
     "Allocation",
     "ClusterState",
@@ -32,4 +34,5 @@ __all__ = [
     "Strategy",
     "WorkerState",
     "iso_utc",
+    "label",
 ]

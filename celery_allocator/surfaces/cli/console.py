@@ -12,7 +12,7 @@ from celery import Celery
 from celery.app.utils import find_app
 
 from celery_allocator.allocating import Session
-from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
+from celery_allocator.errors import AllocatorError, LabelError, RequirementsError, SettingsError
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
 from celery_allocator.plugin import is_installed
 from celery_allocator.plugin.outcome import write_results
@@ -48,7 +48,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except AllocatorError as error:
-            misuse = isinstance(error, (SettingsError, RequirementsError))
+            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError))
             raise (Misuse if misuse else Failure)(error) from error
 
 
