@@ -61,9 +61,18 @@ class Envelope:
             mode = properties.pop("delivery_mode")
             del headers[HEADER]["queue"], headers[HEADER]["token"]
             body = base64.b64decode(message["body"], validate=True)
-            return cls(body, message["content-type"], message["content-encoding"], headers, properties, mode)
-        except (KeyError, TypeError, AttributeError) as error:
+            content_type, encoding = message["content-type"], message["content-encoding"]
+            _check_texts(headers[HEADER]["id"], headers["id"], headers["task"], content_type, encoding)
+            return cls(body, content_type, encoding, headers, properties, mode)
+        # What the JSON reader raises on anything else, and what kombu's readers of times, decimals and UUIDs do.
+        except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"not a message of this version of celery-allocator: {error!r}") from error
+
+
+def _check_texts(*values: Any) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r:.80} stands where an id, a task's name or a type belongs")
 
 
 def own_header(headers: Any) -> dict[str, Any]:

@@ -17,7 +17,12 @@ leaves = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(al
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3))
 
 headers = st.builds(
-    lambda allocation, others: {**others, HEADER: {"id": allocation, "resources": {"gpu_memory_mb": 1}}},
+    lambda allocation, others: {
+        **others,
+        HEADER: {"id": allocation, "resources": {"gpu_memory_mb": 1}},
+        "id": "t",
+        "task": "work",
+    },
     text,
     st.dictionaries(text, values, max_size=4),
 )
@@ -42,7 +47,9 @@ def test_round_trip(envelope: Envelope) -> None:
 def test_what_kombu_can_say_in_json_stays_what_it_is() -> None:
     """Headers of the user's may hold a time."""
     when = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
-    envelope = Envelope(b"", "application/json", "utf-8", {HEADER: {"id": "a"}, "when": when}, {}, None)
+    envelope = Envelope(
+        b"", "application/json", "utf-8", {HEADER: {"id": "a"}, "id": "t", "task": "work", "when": when}, {}, None
+    )
     assert Envelope.unpack(envelope.pack()).headers["when"] == when
 
 
