@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -63,6 +65,8 @@ def one_batch(site: Site, fault: Fault, rounds: int) -> Verdict:
 
 def strike(names: list[str], rounds: int, directory: Path, news: Any = None) -> list[Outcome]:
     """All rounds of some faults that share a site. ``news`` is a queue that is told (fault, rounds, problems)."""
+    # Told to end, it still kills what it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     faults = registry.load()
     outcomes = []
     site: Site | None = None
