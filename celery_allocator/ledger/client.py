@@ -226,6 +226,7 @@ class Ledger:
         }
         return wire.submitted(asked, verdict, reply, Submitted, Available)
 
+    @wire.reads("the allocation")
     def start(
         self, allocation_id: str, token: int, worker: str, incarnation: str, nonce: str, repeatable: bool
     ) -> Allocation:
@@ -260,6 +261,7 @@ class Ledger:
             return Released(False, f"{verdict}: {_text(reply[1])}")
         return Released(True, outcome, _grants(reply[1]))
 
+    @wire.reads("the allocation")
     def cancel(self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True) -> Cancelled:
         """End an allocation that has not started, or one made by hand. A running task is left alone."""
         reply = self._run("cancel", allocation_id, outcome, "1" if publishes else "0")
@@ -331,13 +333,14 @@ class Ledger:
         nodes = wire.cluster(self.pool, self._run("snapshot", name)).nodes
         return nodes[0] if nodes else None
 
+    @wire.reads("a node")
     def room(self) -> Available:
         """What is free on the device that has most, by GPU memory, then cores; zeros if none takes work."""
         return Available(*(int(amount) for amount in self._run("room")))
 
     def verify(self) -> list[str]:
         """Recompute everything from the allocations; each difference as a sentence. Empty when the ledger is right."""
-        return [line.decode() for line in self._run("verify")]
+        return [line.decode(errors="backslashreplace") for line in self._run("verify")]
 
     def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""
@@ -359,6 +362,7 @@ class Ledger:
         cores = wire.core_map(inventory.cpu_cores)
         return _grants(self._run("register_node", name, _ms(lease_s), cores, inventory.ram_mb, *args))
 
+    @wire.reads("the worker that serves the device")
     def register_worker(
         self,
         worker: str,
@@ -420,6 +424,7 @@ class Ledger:
         """Grant on a node or device again. Raises :class:`UnknownTargetError`."""
         return self._cordon(target, "ready", publishes)[0]
 
+    @wire.reads("a worker")
     def tick(self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True) -> Ticked:
         """One step of maintenance (see ``tick.lua``); with ``lock_s``, at most once in that time over all callers.
 
@@ -451,6 +456,7 @@ class Ledger:
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))
 
+    @wire.reads("an allocation")
     def _cordon(self, target: str, state: str, publishes: bool) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
         reply = self._run("cordon", target, state, "1" if publishes else "0")
         if reply[0] != b"ok":
@@ -471,13 +477,15 @@ def _ms(seconds: float | None) -> int | str:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
+@wire.reads("a task that has ended")
 def _obituary(row: Any) -> Obituary:
     allocation_id, task_id, name, outcome = (field.decode() for field in row[:4])
     return Obituary(allocation_id, task_id, name, outcome, row[4])
 
 
+@wire.reads("an allocation or the device that was granted")
 def _grants(rows: Any) -> tuple[Grant, ...]:
     return tuple(Grant(row[0].decode(), int(row[1]), row[2].decode(), row[3]) for row in rows)

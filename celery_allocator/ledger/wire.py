@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from celery_allocator.errors import AllocatorError, LedgerError
 from celery_allocator.model import (
     Allocation,
     ClusterState,
@@ -21,6 +23,36 @@ KIND_CODES = {Kind.TASK: "t", Kind.MANUAL: "m"}
 _KINDS = {code: kind for kind, code in KIND_CODES.items()}
 
 S = TypeVar("S")
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What reading a record raises that does not hold what the scripts write: text for a number, an unknown word, no UTF-8.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+def reads(what: str) -> Callable[[F], F]:
+    """Let a function that reads a reply raise :class:`LedgerError`, saying ``what`` is damaged, where it is."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except AllocatorError:
+                raise
+            except _DAMAGE as error:
+                raise _damaged(what, "", error) from error
+
+        return guarded  # type: ignore[return-value]
+
+    return decorate
+
+
+def _damaged(what: str, name: Any, error: Exception) -> LedgerError:
+    shown = name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
+    return LedgerError(
+        f"the record of {what}{shown and ' ' + shown} in the ledger is damaged ({error}). Somebody else wrote to its "
+        "keys; `celery-allocator verify` tells what is wrong"
+    )
 
 
 def core_map(cores: Iterable[int]) -> str:
@@ -46,7 +78,14 @@ def core_ids(text: bytes) -> tuple[int, ...]:
 
 
 def allocation(row: list[Any]) -> Allocation:
-    """One allocation from the list that ``_describe.lua`` writes."""
+    """One allocation from the list that ``_describe.lua`` writes. Raises :class:`LedgerError` naming a damaged one."""
+    try:
+        return _allocation(row)
+    except _DAMAGE as error:
+        raise _damaged("allocation", row[-1], error) from error
+
+
+def _allocation(row: list[Any]) -> Allocation:
     (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss) = (
         row[:18]
     )
@@ -79,6 +118,7 @@ def allocation(row: list[Any]) -> Allocation:
     )
 
 
+@reads("the device that was granted")
 def submitted(
     base: dict[str, Any], verdict: str, reply: list[Any], whole: Callable[..., S], free: Callable[..., Any]
 ) -> S:
@@ -116,6 +156,7 @@ def submitted(
     return whole(Allocation(**base, state=State.DELAYED, submitted_at=at), free(0, 0, 0))
 
 
+@reads("a node or a worker")
 def cluster(pool: str, reply: list[Any]) -> ClusterState:
     """The reply of ``snapshot``."""
     now, (delayed, waiting, granted, held), node_rows, worker_rows = reply
@@ -143,6 +184,13 @@ def cluster(pool: str, reply: list[Any]) -> ClusterState:
 
 
 def _node(row: list[Any]) -> NodeState:
+    try:
+        return _sound_node(row)
+    except _DAMAGE as error:
+        raise _damaged("node", row[0], error) from error
+
+
+def _sound_node(row: list[Any]) -> NodeState:
     name, lease, own, free_map, ram, ram_free, state, device_rows = row
     node = name.decode()
     # A core that was withdrawn from the node while held stands as "0" in the map and "-" in `own`.
