@@ -21,8 +21,8 @@ from tests.fault import registry
 from tests.fault.crew import Outcome, strike
 from tests.fault.registry import Fault
 
-#: Faults that one site serves at most, so that several sites have something to do.
-_CHUNK = 6
+#: Faults that one site serves at most, so that several sites have something to do; and in runs of many rounds.
+_CHUNK, _LONG_CHUNK = 6, 2
 HEADINGS = ("fault", "rounds", "tasks", "lost", "run twice under one grant", "overlapping", "leaked slots",
             "median recovery", "worst recovery")  # fmt: skip
 
@@ -37,12 +37,13 @@ def chosen(faults: dict[str, Fault], only: tuple[str, ...], groups: tuple[str, .
     ]
 
 
-def crews(faults: list[Fault]) -> list[list[str]]:
+def crews(faults: list[Fault], rounds: int = 1) -> list[list[str]]:
     """Names of faults that share a site, some at a time."""
     by_site: dict[Any, list[str]] = {}
     for fault in faults:
         by_site.setdefault((fault.site, fault.layout), []).append(fault.name)
-    return [names[i : i + _CHUNK] for names in by_site.values() for i in range(0, len(names), _CHUNK)]
+    size = _CHUNK if rounds < 10 else _LONG_CHUNK
+    return [names[i : i + size] for names in by_site.values() for i in range(0, len(names), size)]
 
 
 def row(outcome: Outcome) -> list[str]:
@@ -111,7 +112,8 @@ def main(
         bar = progress.add_task("rounds", total=rounds * len(faults))
         news = manager.Queue()
         work = [
-            pool.submit(strike, names, rounds, Path(folder) / str(i), news) for i, names in enumerate(crews(faults))
+            pool.submit(strike, names, rounds, Path(folder) / str(i), news)
+            for i, names in enumerate(crews(faults, rounds))
         ]
         left = set(work)
         while left:
