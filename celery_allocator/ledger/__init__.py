@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from celery_allocator.ledger.client import (
+from celery_allocator.ledger.client import Ledger, new_allocation_id
+from celery_allocator.ledger.connection import connect, resolve_url
+from celery_allocator.ledger.replies import (
     Available,
     Cancelled,
     Grant,
-    Ledger,
     Mailbox,
     Obituary,
     Options,
     Released,
     Submitted,
     Ticked,
-    new_allocation_id,
 )
-from celery_allocator.ledger.connection import connect, resolve_url
 
 __all__ = [
     "Available",

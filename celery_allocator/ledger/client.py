@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -25,7 +24,18 @@ from celery_allocator.errors import (
     UnknownTargetError,
     UnsatisfiableError,
 )
-from celery_allocator.ledger import keys, scripts, wire
+from celery_allocator.ledger import keys, replies, scripts, wire
+from celery_allocator.ledger.replies import (
+    Available,
+    Cancelled,
+    Grant,
+    Mailbox,
+    Obituary,
+    Options,
+    Released,
+    Submitted,
+    Ticked,
+)
 from celery_allocator.model import (
     Allocation,
     ClusterState,
@@ -36,97 +46,6 @@ from celery_allocator.model import (
     Strategy,
     label,
 )
-
-
-@dataclass(frozen=True)
-class Options:
-    """Constants of a ledger client, from the settings."""
-
-    events_maxlen: int = 100_000
-    start_deadline_s: float = 10.0
-    max_losses: int = 3
-    runtime_decay: float = 0.2
-    ttl_s: float = 3600.0
-
-
-@dataclass(frozen=True)
-class Available:
-    """What is left beside an allocation: on its device and node once granted, on the roomiest device while it waits."""
-
-    gpu_memory_mb: int
-    cpu_cores: int
-    ram_mb: int
-
-
-@dataclass(frozen=True)
-class Grant:
-    """A task that may start now: its message is to be published to ``queue``."""
-
-    allocation_id: str
-    token: int
-    queue: str
-    message: bytes
-
-
-@dataclass(frozen=True)
-class Mailbox:
-    """A list of the ledger's own server that a worker's broker reads. Delivered is ``head``, the token, the message."""
-
-    key: str
-    head: str
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """Reply of :meth:`Ledger.submit`. ``known``: the id had been submitted before and nothing was changed.
-
-    ``delivered``: the message lies in its device's mailbox already and need not be published.
-    """
-
-    allocation: Allocation
-    available: Available
-    known: bool = False
-    delivered: bool = False
-
-
-@dataclass(frozen=True)
-class Released:
-    """Reply of :meth:`Ledger.release`. ``done`` is False when there was nothing (any more) to release."""
-
-    done: bool
-    reason: str
-    grants: tuple[Grant, ...] = ()
-
-
-@dataclass(frozen=True)
-class Obituary:
-    """A task that ended without running to its end; whoever writes its result then settles it."""
-
-    allocation_id: str
-    task_id: str
-    task_name: str
-    outcome: str  # "lost", "expired", "cancelled"
-    message: bytes
-
-
-@dataclass(frozen=True)
-class Cancelled:
-    """Reply of :meth:`Ledger.cancel`. ``state``: what it was in, or ``gone``; a task's ``running`` is left alone."""
-
-    done: bool
-    state: str
-    obituary: Obituary | None = None
-    grants: tuple[Grant, ...] = ()
-
-
-@dataclass(frozen=True)
-class Ticked:
-    """Reply of :meth:`Ledger.tick`. ``ran`` is False when somebody else ticked a moment ago."""
-
-    ran: bool
-    grants: tuple[Grant, ...] = ()
-    obituaries: tuple[Obituary, ...] = ()
-    lost_workers: tuple[str, ...] = ()
 
 
 def new_allocation_id() -> str:
@@ -259,7 +178,7 @@ class Ledger:
         verdict = reply[0].decode()
         if verdict != "ok":
             return Released(False, f"{verdict}: {_text(reply[1])}")
-        return Released(True, outcome, _grants(reply[1]))
+        return Released(True, outcome, replies.grants(reply[1]))
 
     @wire.reads("the allocation")
     def cancel(self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True) -> Cancelled:
@@ -269,7 +188,7 @@ class Ledger:
             return Cancelled(False, reply[0].decode())
         _, state, task_id, name, message, grants = reply
         obituary = Obituary(allocation_id, task_id.decode(), name.decode(), outcome, message) if message else None
-        return Cancelled(True, state.decode(), obituary, _grants(grants))
+        return Cancelled(True, state.decode(), obituary, replies.grants(grants))
 
     def renew(self, allocation_id: str, ttl_s: float, token: int | None = None) -> Allocation:
         """Let an allocation made by hand live ``ttl_s`` seconds from now.
@@ -360,7 +279,7 @@ class Ledger:
             args += [device_id, device.memory_mb, uuid, model, device.index, near]
         name = label("node", inventory.node, without="/ ")
         cores = wire.core_map(inventory.cpu_cores)
-        return _grants(self._run("register_node", name, _ms(lease_s), cores, inventory.ram_mb, *args))
+        return replies.grants(self._run("register_node", name, _ms(lease_s), cores, inventory.ram_mb, *args))
 
     @wire.reads("the worker that serves the device")
     def register_worker(
@@ -395,7 +314,7 @@ class Ledger:
             error = DeviceBusyError(key, reply[1].decode(), reply[2].decode(), int(reply[3]) / 1000)
             error.pid, error.born, error.node = int(reply[4] or 0), float(reply[5] or 0), reply[6].decode()
             raise error
-        return _grants(reply[1])
+        return replies.grants(reply[1])
 
     def heartbeat(self, worker: str, incarnation: str, lease_s: float) -> bool:
         """Renew a worker's lease and its node's; False if this incarnation is not registered (any more)."""
@@ -404,12 +323,12 @@ class Ledger:
     def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
         """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""
         reply = self._run("unregister_worker", worker, incarnation, "1")
-        return _grants(reply[0]) if reply else ()
+        return replies.grants(reply[0]) if reply else ()
 
     def unregister_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
         """A worker leaves. What it still runs counts as lost."""
         reply = self._run("unregister_worker", worker, incarnation, "0")
-        return _grants(reply[0]) if reply else ()
+        return replies.grants(reply[0]) if reply else ()
 
     def cordon(
         self, target: str, *, drain: bool = False, publishes: bool = True
@@ -434,8 +353,8 @@ class Ledger:
         reply = self._run("tick", lock, batch, "1" if publishes else "0")
         if not reply:
             return Ticked(False)
-        obituaries = tuple(_obituary(row) for row in reply[1])
-        return Ticked(True, _grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
+        obituaries = tuple(replies.obituary(row) for row in reply[1])
+        return Ticked(True, replies.grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
 
     # --- plumbing
 
@@ -462,7 +381,7 @@ class Ledger:
         if reply[0] != b"ok":
             known = ", ".join(f"{d.key}" for d in self.snapshot().devices) or "none"
             raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
-        return _grants(reply[1]), tuple(i.decode() for i in reply[2])
+        return replies.grants(reply[1]), tuple(i.decode() for i in reply[2])
 
     def _submitted_before(self, allocation_id: str, state: str) -> Submitted:
         try:
@@ -478,14 +397,3 @@ def _ms(seconds: float | None) -> int | str:
 
 def _text(value: Any) -> str:
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
-
-
-@wire.reads("a task that has ended")
-def _obituary(row: Any) -> Obituary:
-    allocation_id, task_id, name, outcome = (field.decode() for field in row[:4])
-    return Obituary(allocation_id, task_id, name, outcome, row[4])
-
-
-@wire.reads("an allocation or the device that was granted")
-def _grants(rows: Any) -> tuple[Grant, ...]:
-    return tuple(Grant(row[0].decode(), int(row[1]), row[2].decode(), row[3]) for row in rows)

@@ -12,7 +12,8 @@ from redis.retry import Retry
 from celery_allocator.embedded import EmbeddedServer, default_directory
 from celery_allocator.errors import LedgerSchemaError, LedgerUnavailable, SettingsError
 from celery_allocator.ledger import keys
-from celery_allocator.ledger.client import Ledger, Options
+from celery_allocator.ledger.client import Ledger
+from celery_allocator.ledger.replies import Options
 from celery_allocator.settings import Settings
 
 #: Seconds to wait for a connection and for a reply. A script takes far less than a millisecond.

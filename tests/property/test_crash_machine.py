@@ -27,8 +27,7 @@ from hypothesis.stateful import (
 )
 
 from celery_allocator.errors import StaleTokenError
-from celery_allocator.ledger import Grant, Ledger, Options
-from celery_allocator.ledger.client import Obituary
+from celery_allocator.ledger import Grant, Ledger, Obituary, Options
 from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, State
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.redis_server import RedisServer

@@ -1,0 +1,113 @@
+"""What the ledger's methods answer with, and the constants they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from celery_allocator.ledger import wire
+from celery_allocator.model import Allocation
+
+
+@dataclass(frozen=True)
+class Options:
+    """Constants of a ledger client, from the settings."""
+
+    events_maxlen: int = 100_000
+    start_deadline_s: float = 10.0
+    max_losses: int = 3
+    runtime_decay: float = 0.2
+    ttl_s: float = 3600.0
+
+
+@dataclass(frozen=True)
+class Available:
+    """What is left beside an allocation: on its device and node once granted, on the roomiest device while it waits."""
+
+    gpu_memory_mb: int
+    cpu_cores: int
+    ram_mb: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """A task that may start now: its message is to be published to ``queue``."""
+
+    allocation_id: str
+    token: int
+    queue: str
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """A list of the ledger's own server that a worker's broker reads. Delivered is ``head``, the token, the message."""
+
+    key: str
+    head: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """Reply of :meth:`Ledger.submit`. ``known``: the id had been submitted before and nothing was changed.
+
+    ``delivered``: the message lies in its device's mailbox already and need not be published.
+    """
+
+    allocation: Allocation
+    available: Available
+    known: bool = False
+    delivered: bool = False
+
+
+@dataclass(frozen=True)
+class Released:
+    """Reply of :meth:`Ledger.release`. ``done`` is False when there was nothing (any more) to release."""
+
+    done: bool
+    reason: str
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True)
+class Obituary:
+    """A task that ended without running to its end; whoever writes its result then settles it."""
+
+    allocation_id: str
+    task_id: str
+    task_name: str
+    outcome: str  # "lost", "expired", "cancelled"
+    message: bytes
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """Reply of :meth:`Ledger.cancel`. ``state``: what it was in, or ``gone``; a task's ``running`` is left alone."""
+
+    done: bool
+    state: str
+    obituary: Obituary | None = None
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Reply of :meth:`Ledger.tick`. ``ran`` is False when somebody else ticked a moment ago."""
+
+    ran: bool
+    grants: tuple[Grant, ...] = ()
+    obituaries: tuple[Obituary, ...] = ()
+    lost_workers: tuple[str, ...] = ()
+
+
+@wire.reads("a task that has ended")
+def obituary(row: Any) -> Obituary:
+    """One row of a script's reply. Raises :class:`LedgerError` when it is damaged."""
+    allocation_id, task_id, name, outcome = (field.decode() for field in row[:4])
+    return Obituary(allocation_id, task_id, name, outcome, row[4])
+
+
+@wire.reads("an allocation or the device that was granted")
+def grants(rows: Any) -> tuple[Grant, ...]:
+    """The grants in a script's reply. Raises :class:`LedgerError` when they are damaged."""
+    return tuple(Grant(row[0].decode(), int(row[1]), row[2].decode(), row[3]) for row in rows)
