@@ -6,41 +6,32 @@ Times cross this line as seconds since the epoch on the ledger's own clock; insi
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
-
-import redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_allocator.errors import (
     AllocationNotFound,
-    DeviceBusyError,
-    LabelError,
-    LedgerError,
-    LedgerUnavailable,
     StaleTokenError,
     UnknownTargetError,
     UnsatisfiableError,
 )
-from celery_allocator.ledger import keys, replies, scripts, wire
+from celery_allocator.ledger import keys, replies, wire
+from celery_allocator.ledger.access import ms
+from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
 from celery_allocator.ledger.replies import (
     Available,
     Cancelled,
     Grant,
-    Mailbox,
     Obituary,
-    Options,
     Released,
     Submitted,
     Ticked,
 )
+from celery_allocator.ledger.serving import Serving
 from celery_allocator.model import (
     Allocation,
     ClusterState,
     Kind,
-    NodeInventory,
     NodeState,
     Requirements,
     Strategy,
@@ -53,39 +44,12 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger:
-    """One pool's ledger on one Redis or Valkey server.
+class Ledger(Serving):
+    """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
-    ``client`` must be the ledger's own (``decode_responses=False``), made after any fork. ``clock`` gives seconds since
-    the epoch for simulations; without it the server's clock is used. Every method raises
-    :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached.
+    Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot
+    serve for now, and :class:`~celery_allocator.errors.LedgerError` when it refuses.
     """
-
-    def __init__(
-        self,
-        client: redis.Redis,
-        pool: str = "default",
-        clock: Callable[[], float] | None = None,
-        options: Options | None = None,
-    ) -> None:
-        self.client = client
-        self.pool = pool
-        self.options = options or Options()
-        self._clock = clock
-        self._prefix = keys.prefix(pool)
-        self._common = (
-            self.options.events_maxlen,
-            int(self.options.start_deadline_s * 1000),
-            self.options.max_losses,
-        )
-
-    @property
-    def url(self) -> str:
-        """Where the ledger is, without its password, for messages."""
-        kwargs = self.client.connection_pool.connection_kwargs
-        if "path" in kwargs:
-            return f"unix://{kwargs['path']}"
-        return f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
 
     # --- the life of an allocation
 
@@ -122,9 +86,9 @@ class Ledger:
             strategy.value,
             wire.KIND_CODES[kind],
             message,
-            _ms(eta_at),
-            _ms(expires_at),
-            _ms(self.options.ttl_s if ttl_s is None else ttl_s),
+            ms(eta_at),
+            ms(expires_at),
+            ms(self.options.ttl_s if ttl_s is None else ttl_s),
             on_never,
         )
         verdict = reply[0].decode()
@@ -195,7 +159,7 @@ class Ledger:
 
         Raises :class:`AllocationNotFound` if it has ended (or belongs to a task), :class:`StaleTokenError`.
         """
-        reply = self._run("renew", allocation_id, _ms(ttl_s), "" if token is None else token)
+        reply = self._run("renew", allocation_id, ms(ttl_s), "" if token is None else token)
         verdict = reply[0].decode()
         if verdict == "stale":
             raise StaleTokenError(f"{allocation_id}: token {token} is not the live one ({_text(reply[1])})")
@@ -267,68 +231,7 @@ class Ledger:
         entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), start, "+", count)
         return [(i.decode(), {k.decode(): v.decode() for k, v in fields.items()}) for i, fields in entries]
 
-    # --- nodes, devices, workers
-
-    def register_node(self, inventory: NodeInventory, lease_s: float) -> tuple[Grant, ...]:
-        """Tell what a node has (new, again or changed) and extend its lease."""
-        args: list[Any] = []
-        for device in inventory.devices:
-            near = wire.ranges(device.cpu_affinity)
-            device_id = label("device", device.device_id, without="/ ")
-            uuid, model = label("UUID", device.uuid, empty=True), label("model", device.model, empty=True)
-            args += [device_id, device.memory_mb, uuid, model, device.index, near]
-        name = label("node", inventory.node, without="/ ")
-        cores = wire.core_map(inventory.cpu_cores)
-        return replies.grants(self._run("register_node", name, _ms(lease_s), cores, inventory.ram_mb, *args))
-
-    @wire.reads("the worker that serves the device")
-    def register_worker(
-        self,
-        worker: str,
-        incarnation: str,
-        node: str,
-        device_id: str,
-        *,
-        slots: int,
-        queue: str,
-        lease_s: float,
-        pid: int = 0,
-        born: float = 0.0,
-        takeover: str = "",
-        mailbox: Mailbox | None = None,
-    ) -> tuple[Grant, ...]:
-        """A worker begins to serve a device of a registered node.
-
-        ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
-        caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the scripts may put
-        granted messages themselves. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
-        """
-        key = f"{node}/{device_id}"
-        box = (mailbox.key, mailbox.head) if mailbox else ("", "")
-        who, life = label("worker", worker), label("incarnation", incarnation)
-        args = (who, life, key, slots, label("queue", queue), _ms(lease_s), pid, born, takeover, *box)
-        reply = self._run("register_worker", *args)
-        if reply[0] == b"unknown_device":
-            raise UnknownTargetError(f"no device {key!r} is registered")
-        if reply[0] == b"busy":
-            error = DeviceBusyError(key, reply[1].decode(), reply[2].decode(), int(reply[3]) / 1000)
-            error.pid, error.born, error.node = int(reply[4] or 0), float(reply[5] or 0), reply[6].decode()
-            raise error
-        return replies.grants(reply[1])
-
-    def heartbeat(self, worker: str, incarnation: str, lease_s: float) -> bool:
-        """Renew a worker's lease and its node's; False if this incarnation is not registered (any more)."""
-        return bool(self._run("heartbeat", worker, incarnation, _ms(lease_s)))
-
-    def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
-        """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""
-        reply = self._run("unregister_worker", worker, incarnation, "1")
-        return replies.grants(reply[0]) if reply else ()
-
-    def unregister_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
-        """A worker leaves. What it still runs counts as lost."""
-        reply = self._run("unregister_worker", worker, incarnation, "0")
-        return replies.grants(reply[0]) if reply else ()
+    # --- operators and maintenance
 
     def cordon(
         self, target: str, *, drain: bool = False, publishes: bool = True
@@ -344,33 +247,23 @@ class Ledger:
         return self._cordon(target, "ready", publishes)[0]
 
     @wire.reads("a worker")
-    def tick(self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True) -> Ticked:
+    def tick(
+        self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True, away_s: float = 0.0
+    ) -> Ticked:
         """One step of maintenance (see ``tick.lua``); with ``lock_s``, at most once in that time over all callers.
 
         ``publishes``: the caller publishes the grants and writes the results of the obituaries; else others will.
+        ``away_s``: seconds for which the caller could not reach the server; where nobody else could either, leases are
+        put off by as much.
         """
         lock = 0 if lock_s is None else max(1, int(lock_s * 1000))
-        reply = self._run("tick", lock, batch, "1" if publishes else "0")
+        reply = self._run("tick", lock, batch, "1" if publishes else "0", ms(away_s), SHORTEST_PAUSE_MS)
         if not reply:
             return Ticked(False)
         obituaries = tuple(replies.obituary(row) for row in reply[1])
         return Ticked(True, replies.grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
 
     # --- plumbing
-
-    def _run(self, name: str, *args: Any) -> Any:
-        now = "" if self._clock is None else round(self._clock() * 1000)
-        return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
-
-    def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return function(*args)
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise LedgerUnavailable(f"the ledger at {self.url} cannot be reached: {error}") from error
-        except RedisError as error:  # no permission, out of memory, a read-only replica, a failing disk
-            raise LedgerError(f"the ledger at {self.url} refuses: {error}") from error
-        except UnicodeEncodeError as error:  # an id from a command line whose bytes are not text
-            raise LabelError("name", error.object, "is not text that can be recorded") from error
 
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))
@@ -389,10 +282,6 @@ class Ledger:
         except AllocationNotFound:
             raise AllocationNotFound(f"{allocation_id} was submitted before and has ended ({state})") from None
         return Submitted(allocation, Available(0, 0, 0), known=True)
-
-
-def _ms(seconds: float | None) -> int | str:
-    return "" if seconds is None else round(seconds * 1000)
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,10 @@ class Options:
     runtime_decay: float = 0.2
     ttl_s: float = 3600.0
 
+    def common(self) -> tuple[int, int, int]:
+        """What every script is given (see ``_base.lua``)."""
+        return self.events_maxlen, int(self.start_deadline_s * 1000), self.max_losses
+
 
 @dataclass(frozen=True)
 class Available:

@@ -3,12 +3,13 @@
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
 
 -- Take need from dkey for allocation id. n: its node as `load_node` read it, changed along. token: one drawn already, or
--- nil. Returns token, core list text, device (queue, uuid, free, mailbox). The caller has checked that it fits.
-local function claim(id, dkey, need, n, token)
+-- nil. cores: those it holds already, or nil to pick some. Returns token, core list text, device (queue, uuid, free,
+-- mailbox). The caller has checked that it fits.
+local function claim(id, dkey, need, n, token, cores)
   local v = call("HMGET", K.dev .. dkey, "near", "queue", "uuid", "box", "head")
   local fleet = fleet_of(n)
   local at = find_in(fleet, dkey)
-  local cores = pick_cores(n.map, need.c, v[1])
+  cores = cores or pick_cores(n.map, need.c, v[1])
   local free, sfree = fleet[at + 2] - need.g, fleet[at + 3]
   if need.kind == "t" then sfree = sfree - 1 end
   n.c, n.r = n.c - need.c, n.r - need.r
@@ -82,6 +83,12 @@ local function withdraw(id, a)
     call("ZREM", K.granted, id)
   end
   return n
+end
+
+local function index_task(id, tid)
+  if call("HSETNX", K.tasks, tid, id) == 0 then
+    call("HSET", K.tasks, tid, call("HGET", K.tasks, tid) .. "," .. id)
+  end
 end
 
 local function unindex_task(id, tid)

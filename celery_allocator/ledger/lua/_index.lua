@@ -1,4 +1,4 @@
--- Library: the index of devices. Touches: dev, node, index, order.
+-- Library: the index of devices. Touches: dev, node, index, order, meta (read).
 -- A device that may take work is in exactly one of two indexes: "sched" (its worker has a free slot) or "idle" (no
 -- worker, or no free slot: only allocations made by hand may use it). Member: eight-digit registration order, "|",
 -- node/device. Score of a GPU: free memory · 8192 + free cores of the node, so that a range query yields best fit: least
@@ -86,6 +86,13 @@ local function load_device(dkey)
     box = v[12] or "", head = v[13] or "" }
 end
 
+-- What a device takes: tasks ("w"), only allocations made by hand ("h"), or nothing ("x"). While the ledger is paused (see
+-- _epoch) no device takes anything.
+local function mode_of(d)
+  if d.live ~= "1" or d.st ~= "ready" or call("HEXISTS", K.meta, "paused") == 1 then return "x" end
+  return (d.worker ~= "" and d.open == "1") and "w" or "h"
+end
+
 -- Reindex and store one device after its fields changed.
 local function store_device(dkey, d)
   local n = load_node(node_of(dkey))
@@ -95,12 +102,17 @@ local function store_device(dkey, d)
     at = #fleet + 1
     fleet[at], fleet[at + 1], fleet[at + 2], fleet[at + 3] = d.ord .. "|" .. dkey, "x", d.free, d.sfree
   end
-  local mode = "x"
-  if d.live == "1" and d.st == "ready" then mode = (d.worker ~= "" and d.open == "1") and "w" or "h" end
-  reindex(fleet, at, mode, d.free, d.sfree, n.c, false)
+  reindex(fleet, at, mode_of(d), d.free, d.sfree, n.c, false)
   call("HSET", n.key, "fleet", cmsgpack.pack(fleet))
   call("HSET", K.dev .. dkey, "worker", d.worker, "st", d.st, "live", d.live, "slots", d.slots, "inc", d.inc,
     "queue", d.queue, "open", d.open, "box", d.box, "head", d.head)
+end
+
+-- Call `visit(dkey)` for every device there is.
+local function each_device(visit)
+  for _, node in ipairs(call("SMEMBERS", K.known)) do
+    for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do visit(node .. "/" .. device) end
+  end
 end
 
 -- Count a device among the capacity classes that "could it ever fit?" is asked of; "" when it is withdrawn.

@@ -1,4 +1,5 @@
 -- End an allocation that has not started (delayed, waiting or granted), or one made by hand.
+-- flags: allow-oom
 -- uses: base events cores index place line claim pass
 -- KEYS: prefix. ARGV from 5: id, outcome ("cancelled"), publish ("1"|"0", as in release).
 -- A task is buried: its result (REVOKED) is still to be written by the caller or the next tick, then settled.

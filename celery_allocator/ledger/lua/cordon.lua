@@ -1,4 +1,5 @@
 -- Stop or resume granting on a node or one device.
+-- flags: allow-oom
 -- uses: base events cores index place line claim pass
 -- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining), publish ("1"|"0", as in release).
 -- draining also takes back what was granted there and has not started.

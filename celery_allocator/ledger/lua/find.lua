@@ -1,4 +1,5 @@
 -- Read allocations.
+-- flags: no-writes
 -- uses: base line describe
 -- KEYS: prefix. ARGV from 5: what (id|task|waiting|delayed|held), then an id, a task id, or offset and count.
 -- Reply: list of described allocations. Touches: nothing (reads alloc, tasks, waiting, delayed, held).

@@ -1,10 +1,12 @@
 -- Renew a worker's lease and its node's.
+-- flags: allow-oom
 -- uses: base
 -- KEYS: prefix. ARGV from 5: worker, incarnation, lease ms.
--- Reply: 1, or 0 if this incarnation is not registered (any more). Touches: workers, nodes, worker (read).
-local w = call("HMGET", K.worker .. ARGV[5], "inc", "dkey")
+-- Reply: 1; 2: the server has changed since this worker last reported what it runs, so it is to report; 0: this
+-- incarnation is not registered (any more). Touches: workers, nodes, worker, meta (reads).
+local w = call("HMGET", K.worker .. ARGV[5], "inc", "dkey", "run")
 if w[1] ~= ARGV[6] then return 0 end
 local lease = now + tonumber(ARGV[7])
 call("ZADD", K.workers, "XX", lease, ARGV[5])
 call("ZADD", K.nodes, "GT", lease, node_of(w[2]))
-return 1
+return w[3] == call("HGET", K.meta, "run") and 1 or 2

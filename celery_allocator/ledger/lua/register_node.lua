@@ -1,4 +1,5 @@
 -- Tell the ledger what a node has (new, again, or changed) and extend its lease.
+-- flags: allow-oom
 -- uses: base events cores index place line claim pass
 -- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB,
 --   then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").

@@ -1,15 +1,20 @@
 -- A worker begins to serve a device.
--- uses: base events cores index place line claim pass loss
+-- flags: allow-oom
+-- uses: base events cores index place line claim pass loss epoch
 -- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
 --   takeover (the incarnation whose process the caller knows to be gone, or ""), mailbox (a list, or ""), what goes before
---   token and message there.
+--   token and message there, reports ("1": the ids that follow are all that it runs; "0": it does not tell).
+-- What the ledger thinks runs there and the worker does not report has ended without the ledger hearing of it: it is
+-- buried, so that its result is written if nobody has. A grant that has not started is published again at once: its message
+-- may have gone with the server.
 -- One worker per device: another one with a live lease is an error for the caller, unless its process is known to be gone.
 -- Reply: {"ok", grants, lost ids} | {"busy", worker, incarnation, lease left ms, pid, start time, node} | {"unknown_device"}
 -- Touches: workers, worker, dev, nodes, events and all that loss and pass touch.
 local worker, inc, dkey, slots = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local d = load_device(dkey)
 if not d then return { "unknown_device" } end
-local lost = {}
+local lost, kept = {}, {}
+for i = 17, #ARGV do kept[ARGV[i]] = true end
 local function in_the_way(name, their_inc)
   if name == "" or their_inc == inc or their_inc == ARGV[13] then return nil end
   local left = (tonumber(call("ZSCORE", K.workers, name) or 0)) - now
@@ -21,13 +26,27 @@ local old = call("HMGET", K.worker .. worker, "inc", "dkey")
 local namesake = old[1]
 local busy = in_the_way(d.worker, d.inc) or in_the_way(worker, namesake or inc)
 if busy then return busy end
-if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost) end
-if namesake and (namesake ~= inc or old[2] ~= dkey) then drop_worker(worker, lost) end
-call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now)
+if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost, kept) end
+if namesake and (namesake ~= inc or old[2] ~= dkey) then drop_worker(worker, lost, kept) end
+call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now,
+  "run", call("HGET", K.meta, "run") or "")
 call("ZADD", K.workers, now + tonumber(ARGV[10]), worker)
 call("ZADD", K.nodes, "GT", now + tonumber(ARGV[10]), node_of(dkey))
 d = load_device(dkey)
--- The same incarnation again (its consumer restarted): what it holds counts against its slots.
+for _, id in ipairs(ARGV[16] == "1" and call("SMEMBERS", K.on .. dkey) or {}) do
+  local a = load_alloc(id)
+  if a and a.state == "granted" then
+    call("ZADD", K.granted, now, id)
+  elseif a and need_of(a.shape).kind == "t" and not kept[id] then
+    withdraw(id, a)
+    event("released", id, a.tid, "name", a.name, "device", dkey, "token", a.tok, "outcome", "unreported")
+    unindex_task(id, a.tid)
+    -- A retry of it lives on under the same task id, and will write the result.
+    if call("HEXISTS", K.tasks, a.tid) == 1 then forget(id, a, "unreported") else bury(id, a, "unreported") end
+  end
+end
+d = load_device(dkey)
+-- What it holds counts against its slots.
 local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
 d.box, d.head = ARGV[14], ARGV[15]
@@ -36,5 +55,6 @@ local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")
 set_class(dkey, d.mem .. ":" .. count_free(n[1]) .. ":" .. n[2])
 event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc)
 local grants = {}
+resume_if_reported(grants)
 pass_all(grants)
 return { "ok", grants, lost }

@@ -1,8 +1,10 @@
 -- Give back what an allocation holds, once, and grant what now fits.
--- uses: base events cores index place line claim pass
+-- flags: allow-oom
+-- uses: base events cores index place line claim pass loss
 -- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, decay of the run-time mean, publish ("1": the caller
 --   publishes the grants; "0": it cannot, so they are due at once for the next tick).
--- outcome "requeue" puts the task back into line under its old place instead of ending it.
+-- outcome "requeue" puts the task back into line under its old place instead of ending it. "lost": its process died, and it
+-- may be repeated as often as LOSSES says; then it is buried, so that a result is written.
 -- Reply: {"ok", grants} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state}. grant: {id, token, queue, message}
 -- Touches: runtimes, events and all that claim and pass touch.
 local id, token, outcome, decay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -12,8 +14,11 @@ if a.state == "released" then return { "gone", "buried" } end
 if a.state ~= "granted" and a.state ~= "running" then return { "not_held", a.state } end
 if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
 
-local n = withdraw(id, a)
-if outcome == "requeue" then
+local lost = outcome == "lost" and {}
+local n = not lost and withdraw(id, a)
+if lost then
+  n = lose(id, a, lost)
+elseif outcome == "requeue" then
   event("requeued", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok)
   requeue(id, a)
 else
@@ -30,7 +35,7 @@ else
 end
 local grants = {}
 -- What goes back into line may fit anywhere; what is freed, only here.
-if outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
+if lost or outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
 if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
 if ARGV[9] == "0" then leave_to_tick(grants) end
 return { "ok", grants }

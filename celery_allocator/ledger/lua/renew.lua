@@ -1,4 +1,5 @@
 -- Extend the life of an allocation made by hand, and the lease of the node it is on.
+-- flags: allow-oom
 -- uses: base events
 -- KEYS: prefix. ARGV from 5: id, TTL ms, token or "" (any).
 -- Reply: {"ok"} | {"gone"} | {"stale", live token} | {"not_manual"}

@@ -1,4 +1,5 @@
 -- The results of ended tasks have been written: forget their records.
+-- flags: allow-oom
 -- uses: base events
 -- KEYS: prefix. ARGV from 5: ids.
 -- Reply: how many were forgotten. Touches: obits, alloc, tomb, events.

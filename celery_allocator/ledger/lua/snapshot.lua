@@ -1,4 +1,5 @@
 -- The whole pool, or one of its nodes, at one instant.
+-- flags: no-writes
 -- uses: base index
 -- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
 -- Reply: {now, counts {delayed, waiting, granted, held}, nodes, workers}.

@@ -1,4 +1,5 @@
 -- A worker is about to run a granted task: the gate. Succeeds once per grant.
+-- flags: allow-oom
 -- uses: base events line describe
 -- KEYS: prefix. ARGV from 5: id, token, worker, incarnation, nonce (one per delivery), repeatable ("1"|"0").
 -- Reply: {"ok", <described allocation>} | {"stale", reason}. The same nonce again (the reply was lost) is "ok" again.

@@ -38,9 +38,7 @@ end
 -- What is recorded whatever becomes of it, besides its fields.
 local function index()
   if expires ~= "" then call("ZADD", K.expires, expires, id) end
-  if call("HSETNX", K.tasks, tid, id) == 0 then
-    call("HSET", K.tasks, tid, call("HGET", K.tasks, tid) .. "," .. id)
-  end
+  index_task(id, tid)
 end
 
 local function fields(seq)

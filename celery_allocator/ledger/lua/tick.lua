@@ -1,6 +1,8 @@
 -- Maintenance, about once a second by whoever comes first.
--- uses: base events cores index place line claim pass loss
--- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results).
+-- flags: allow-oom
+-- uses: base events cores index place line claim pass loss leases epoch
+-- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
+--   for which the caller could not reach the server, shortest pause ms.
 -- Wakes delayed tasks, ends expired ones, ends allocations by hand whose TTL is over, drops workers and nodes whose
 -- lease is over, lists grants that have not started in time (to be published again under the same token: the gate
 -- makes that safe) and ended tasks whose result nobody has written.
@@ -8,6 +10,11 @@
 -- Touches: everything.
 if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
 local batch = tonumber(ARGV[6])
+enter_run(tonumber(ARGV[9]))
+-- Where the caller could not reach the server and nobody else ticked either, nobody could renew: that time does not count.
+local alive = tonumber(call("HGET", K.meta, "alive") or now)
+put_off(math.min(tonumber(ARGV[8]), now - alive), alive)
+call("HSET", K.meta, "alive", now)
 local grants, lost, gone, freed, moved = {}, {}, {}, {}, false
 
 -- Dead workers first, so that what they held is placed before what comes due now.
@@ -58,6 +65,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, ba
   end
 end
 if moved then pass_all(grants) end
+resume_if_reported(grants)
 for _, node in ipairs(freed) do close_idle_node(node) end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do
   local a = load_alloc(id)

@@ -1,4 +1,5 @@
 -- A worker stops serving its device. Unstarted grants go back into line; what still runs is lost with it.
+-- flags: allow-oom
 -- uses: base events cores index place line claim pass loss
 -- KEYS: prefix. ARGV from 5: worker, incarnation, closing ("1": it runs its tasks to their end first, so only new
 --   grants stop and unstarted ones are withdrawn; "0": it is leaving now).
@@ -13,7 +14,7 @@ if ARGV[7] == "1" then
   if call("HGET", K.dev .. w[2], "worker") == worker then
     for _, id in ipairs(call("SMEMBERS", K.on .. w[2])) do
       local a = load_alloc(id)
-      if a.state == "granted" then
+      if a and a.state == "granted" then
         take_back(id, a)
       end
     end

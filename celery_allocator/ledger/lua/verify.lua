@@ -1,4 +1,5 @@
 -- Recompute everything from the allocations and report each difference.
+-- flags: no-writes
 -- uses: base cores index line
 -- KEYS: prefix. ARGV: the common ones only.
 -- Reply: list of sentences; empty when the ledger is right. Touches: nothing (reads all).

@@ -1,0 +1,99 @@
+"""The way to one pool's ledger: its client, its constants, and what the server's refusals mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from celery_allocator.errors import LabelError, LedgerError, LedgerUnavailable
+from celery_allocator.ledger import keys, scripts
+from celery_allocator.ledger.announcer import Announcer
+from celery_allocator.ledger.replies import Options
+
+#: A server that says one of these cannot serve now and may soon: loading, failing over, full, without its disk.
+_FOR_NOW = (ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
+_FOR_NOW_WORDS = (
+    "OOM",
+    "READONLY",
+    "NOREPLICAS",
+    "BUSY",
+    "MISCONF",
+    "CLUSTERDOWN",
+    "MASTERDOWN",
+    "TRYAGAIN",
+    "LOADING",
+)
+
+
+class Access:
+    """One pool's ledger on one Redis or Valkey server.
+
+    ``client`` must be the ledger's own (``decode_responses=False``), made after any fork. ``clock`` gives seconds since
+    the epoch for simulations; without it the server's clock is used. ``announcer`` is what the client's new connections
+    ask first.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        pool: str = "default",
+        clock: Callable[[], float] | None = None,
+        options: Options | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
+        self.client = client
+        self.pool = pool
+        self.options = options or Options()
+        self._clock = clock
+        self._announcer = announcer
+        self._prefix = keys.prefix(pool)
+        self._common = self.options.common()
+
+    @property
+    def url(self) -> str:
+        """Where the ledger is, without its password, for messages."""
+        kwargs = self.client.connection_pool.connection_kwargs
+        if "path" in kwargs:
+            return f"unix://{kwargs['path']}"
+        return f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
+
+    @property
+    def run_id(self) -> str:
+        """Which run of the server this client last connected to; empty before the first connection."""
+        return self._announcer.run_id if self._announcer else ""
+
+    def _run(self, name: str, *args: Any) -> Any:
+        now = "" if self._clock is None else round(self._clock() * 1000)
+        return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
+
+    def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return function(*args)
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise LedgerUnavailable(f"the ledger at {self.url} cannot be reached: {error}") from error
+        except RedisError as error:
+            if isinstance(error, _FOR_NOW) or str(error).startswith(_FOR_NOW_WORDS):
+                if isinstance(error, ReadOnlyError):  # this connection leads to what is a replica now
+                    self.client.connection_pool.disconnect(inuse_connections=False)
+                raise LedgerUnavailable(f"the ledger at {self.url} cannot serve now: {error}") from error
+            # No permission, an unknown command, …: nothing that passes.
+            raise LedgerError(f"the ledger at {self.url} refuses: {error}") from error
+        except UnicodeEncodeError as error:  # an id from a command line whose bytes are not text
+            raise LabelError("name", error.object, "is not text that can be recorded") from error
+
+
+def ms(seconds: float | None) -> int | str:
+    """Seconds as the scripts take them: whole milliseconds, ``""`` for ``None``."""
+    return "" if seconds is None else round(seconds * 1000)

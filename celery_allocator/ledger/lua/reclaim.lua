@@ -1,0 +1,52 @@
+-- A worker says that it runs a task: make that so again, unless it has become somebody else's or ended.
+-- flags: allow-oom
+-- uses: base events cores index line claim
+-- KEYS: prefix. ARGV from 5: id, token, node/device, cores held ("0,1"), worker, nonce, repeatable ("1"|"0"), started ms,
+--   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost).
+-- What waits again, or was granted again and has not started, is taken back from there and runs on under its old token: so
+-- a worker that was thought dead, or whose start the server forgot, keeps what nobody else has begun.
+-- Reply: {"ok"} | {"stale", reason}: then the worker has to stop it. Touches: alloc, tasks, meta, delayed, expires and all
+-- that claim, withdraw and dequeue touch.
+local id, token, dkey, worker = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[9]
+local a = load_alloc(id)
+if a and a.state == "running" then
+  if tonumber(a.tok) ~= token or a.dev ~= dkey then return { "stale", "it runs on " .. a.dev .. " under token " .. a.tok } end
+  call("HSET", K.alloc .. id, "worker", worker)
+  return { "ok" }
+end
+if a and a.state == "released" then return { "stale", "it has ended" } end
+local tomb = not a and call("GET", K.tomb .. id)
+if tomb then return { "stale", "it has ended: " .. tomb } end
+
+local need = { g = tonumber(ARGV[15]), c = tonumber(ARGV[16]), r = tonumber(ARGV[17]), kind = "t" }
+local cores = core_list(ARGV[8])
+if a and a.state == "granted" then
+  withdraw(id, a)
+elseif a and a.state == "waiting" then
+  dequeue(id, a.shape)
+elseif a then
+  call("ZREM", K.delayed, id)
+end
+local n = load_node(node_of(dkey))
+local free = n and find_in(fleet_of(n), dkey) and fleet_of(n)[find_in(fleet_of(n), dkey) + 2]
+local reason = not free and dkey .. " is not known" or free < need.g and "its memory was given to others"
+for _, core in ipairs(cores) do
+  if not reason and string.sub(n.map, core + 1, core + 1) == "0" then reason = "core " .. core .. " was given to others" end
+end
+if reason then
+  if a then requeue(id, a) end
+  return { "stale", reason }
+end
+if token > tonumber(call("HGET", K.meta, "seq") or 0) then call("HSET", K.meta, "seq", token) end
+local _, _, d = claim(id, dkey, need, n, token, cores)
+if not a then
+  local shape = ARGV[15] .. ":" .. ARGV[16] .. ":" .. ARGV[17] .. ":t"
+  call("HSET", K.alloc .. id, "tid", ARGV[13], "name", ARGV[14], "shape", shape, "prio", ARGV[18], "strat", ARGV[19],
+    "msg", ARGV[20], "c_ms", ARGV[12], "score", line_score(tonumber(ARGV[18]), token))
+  index_task(id, ARGV[13])
+end
+call("HSET", K.alloc .. id, "state", "running", "tok", token, "dev", dkey, "cores", ARGV[8], "queue", d.queue, "uuid", d.uuid,
+  "g_ms", ARGV[12], "s_ms", ARGV[12], "worker", worker, "nonce", ARGV[10], "late", ARGV[11])
+if a and a.exp then call("ZREM", K.expires, id) end
+event("reclaimed", id, ARGV[13], "name", ARGV[14], "device", dkey, "token", token, "from", a and a.state or "nothing")
+return { "ok" }

@@ -1,0 +1,125 @@
+"""The ledger as workers use it: nodes, devices, leases, and the report of what runs."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import Any
+
+from celery_allocator.errors import DeviceBusyError, UnknownTargetError
+from celery_allocator.ledger import replies, wire
+from celery_allocator.ledger.access import Access, ms
+from celery_allocator.ledger.replies import Grant, Mailbox
+from celery_allocator.model import Allocation, NodeInventory, label
+
+
+class Beat(enum.IntEnum):
+    """Reply of :meth:`Serving.heartbeat`; true while the lease stands."""
+
+    LOST = 0  # this incarnation is not registered (any more)
+    KEPT = 1
+    REPORT = 2  # the server has changed since: it asks what this worker runs
+
+
+class Serving(Access):
+    """The methods of workers."""
+
+    def register_node(self, inventory: NodeInventory, lease_s: float) -> tuple[Grant, ...]:
+        """Tell what a node has (new, again or changed) and extend its lease."""
+        args: list[Any] = []
+        for device in inventory.devices:
+            near = wire.ranges(device.cpu_affinity)
+            device_id = label("device", device.device_id, without="/ ")
+            uuid, model = label("UUID", device.uuid, empty=True), label("model", device.model, empty=True)
+            args += [device_id, device.memory_mb, uuid, model, device.index, near]
+        name = label("node", inventory.node, without="/ ")
+        cores = wire.core_map(inventory.cpu_cores)
+        return replies.grants(self._run("register_node", name, ms(lease_s), cores, inventory.ram_mb, *args))
+
+    @wire.reads("the worker that serves the device")
+    def register_worker(
+        self,
+        worker: str,
+        incarnation: str,
+        node: str,
+        device_id: str,
+        *,
+        slots: int,
+        queue: str,
+        lease_s: float,
+        pid: int = 0,
+        born: float = 0.0,
+        takeover: str = "",
+        mailbox: Mailbox | None = None,
+        runs: Iterable[str] | None = None,
+    ) -> tuple[Grant, ...]:
+        """A worker begins to serve a device of a registered node.
+
+        ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
+        caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the scripts may put
+        granted messages themselves. ``runs``: ids of all allocations that it runs; what else counts as running there
+        has ended. ``None``: it does not tell. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
+        """
+        key = f"{node}/{device_id}"
+        box = (mailbox.key, mailbox.head) if mailbox else ("", "")
+        who, life = label("worker", worker), label("incarnation", incarnation)
+        args = (who, life, key, slots, label("queue", queue), ms(lease_s), pid, born, takeover, *box)
+        report = ("0",) if runs is None else ("1", *runs)
+        reply = self._run("register_worker", *args, *report)
+        if reply[0] == b"unknown_device":
+            raise UnknownTargetError(f"no device {key!r} is registered")
+        if reply[0] == b"busy":
+            error = DeviceBusyError(key, reply[1].decode(), reply[2].decode(), int(reply[3]) / 1000)
+            error.pid, error.born, error.node = int(reply[4] or 0), float(reply[5] or 0), reply[6].decode()
+            raise error
+        return replies.grants(reply[1])
+
+    def heartbeat(self, worker: str, incarnation: str, lease_s: float) -> Beat:
+        """Renew a worker's lease and its node's."""
+        return Beat(int(self._run("heartbeat", worker, incarnation, ms(lease_s))))
+
+    def rejoin(self, worker: str, run_id: str, lease_s: float) -> bool:
+        """A worker is about to report what it runs. ``run_id``: the run of the server that it last reported to.
+
+        True if granting was paused for a lease, because the server has lost what it was told.
+        """
+        return bool(self._run("rejoin", worker, run_id, ms(lease_s)))
+
+    def reclaim(
+        self, allocation: Allocation, worker: str, *, nonce: str = "", repeatable: bool = False, message: bytes = b""
+    ) -> str | None:
+        """A worker runs this: make it so in the ledger again. Returns why not, or ``None`` if the claim stands.
+
+        ``message`` is recorded where the ledger has lost it.
+        """
+        req = allocation.requirements
+        reply = self._run(
+            "reclaim",
+            allocation.allocation_id,
+            allocation.token,
+            f"{allocation.node}/{allocation.device_id}",
+            ",".join(str(core) for core in allocation.cpu_cores),
+            worker,
+            nonce,
+            "1" if repeatable else "0",
+            ms(allocation.started_at or allocation.submitted_at),
+            allocation.task_id,
+            allocation.task_name,
+            req.gpu_memory_mb,
+            req.cpu_cores,
+            req.ram_mb,
+            req.priority,
+            allocation.strategy.value,
+            message,
+        )
+        return None if reply[0] == b"ok" else str(reply[1].decode(errors="backslashreplace"))
+
+    def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
+        """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""
+        reply = self._run("unregister_worker", worker, incarnation, "1")
+        return replies.grants(reply[0]) if reply else ()
+
+    def unregister_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
+        """A worker leaves. What it still runs counts as lost."""
+        reply = self._run("unregister_worker", worker, incarnation, "0")
+        return replies.grants(reply[0]) if reply else ()
