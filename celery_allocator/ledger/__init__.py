@@ -15,9 +15,11 @@ from celery_allocator.ledger.replies import (
     Submitted,
     Ticked,
 )
+from celery_allocator.ledger.serving import Beat
 
 __all__ = [
     "Available",
+    "Beat",
     "Cancelled",
     "Grant",
     "Ledger",

@@ -24,9 +24,10 @@ from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.inventory import discover
 from celery_allocator.isolation import device_environment
 from celery_allocator.ledger.connection import check_schema, durability_warnings
-from celery_allocator.model import CPU_DEVICE
+from celery_allocator.model import CPU_DEVICE, NodeInventory
 from celery_allocator.plugin.envelope import own_header
-from celery_allocator.plugin.keeper import WorkerKeeper, device_id_of
+from celery_allocator.plugin.fence import guard
+from celery_allocator.plugin.keeper import WorkerKeeper
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
 from celery_allocator.plugin.session import Keeper, Session, session
@@ -42,6 +43,23 @@ _EXPLICIT_QUEUES = "_allocator_explicit_queues"
 def queue_name(pool: str, node: str, device_id: str) -> str:
     """Name of a device's queue: ``allocator.<pool>.<node>.<device>``."""
     return f"allocator.{pool}.{node}.{device_id}"
+
+
+def device_id_of(which: str, inventory: NodeInventory) -> str:
+    """The device that ``--gpu`` names: an index, a UUID, a device id, or ``none`` for CPU-only work.
+
+    Raises :class:`LookupError` listing the devices there are.
+    """
+    if which.strip().lower() in ("none", CPU_DEVICE):
+        return CPU_DEVICE
+    device = inventory.device(which.strip())
+    if device is None:
+        known = ", ".join(f"{d.index} ({d.uuid}, {d.memory_mb} MB)" for d in inventory.devices)
+        raise LookupError(
+            f"--gpu {which}: {inventory.node} has no such GPU. It has: {known or 'none'}. "
+            "Use an index, a UUID, or 'none' for CPU-only work; ALLOCATOR_DEVICES=sim:2x24576 simulates two"
+        )
+    return device.device_id
 
 
 def on_celeryd_init(sender: Any = None, instance: Any = None, options: Any = None, **_: Any) -> None:
@@ -133,7 +151,7 @@ class AllocatorStep(bootsteps.StartStopStep):
         while True:
             try:
                 _check_server(session(parent.app))
-                self.keeper.register(parent.controller.concurrency)
+                self.keeper.register(parent.controller.concurrency, parent.pool)
             except LedgerUnavailable as error:
                 # As Celery does when its broker is down: say so and try again, until told to stop.
                 logger.error("%s; trying again in %s s", error, _RETRY_S)  # noqa: TRY400
@@ -146,7 +164,8 @@ class AllocatorStep(bootsteps.StartStopStep):
                 return
 
     def stop(self, parent: Any) -> None:
-        """Nothing: a restart of the consumer keeps the registration."""
+        """The consumer starts again, or ends: it has dropped what no child had been given. The registration stays."""
+        self.keeper.give_back(pool_stopped=False)
 
     def shutdown(self, parent: Any) -> None:
         """Leave the ledger."""
@@ -174,6 +193,7 @@ def adopt(task: Any) -> None:
         task.Strategy = _GATE
     elif task.Strategy != _GATE:
         logger.warning("task %s has a Strategy of its own: the allocator cannot check its deliveries", task.name)
+    guard(task)
     cls = symbol_by_name(task.Request)
     if cls is Request:
         task.Request = AllocatorRequest

@@ -15,6 +15,10 @@ from kombu.utils import json
 
 #: Header in which the plugin carries the allocation's id, its requirements and, once started, its grant.
 HEADER = "allocator"
+#: What is added to that header after it was sent, and is no part of the message.
+_ON_THE_WAY = ("queue", "token", "nonce", "grant")
+#: What of a received message's properties its sender chose; the rest is its transport's.
+_PROPERTIES = ("correlation_id", "reply_to", "priority")
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,20 @@ class Envelope:
         # What the JSON reader raises on anything else, and what kombu's readers of times, decimals and UUIDs do.
         except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ValueError(f"not a message of this version of celery-allocator: {error!r}") from error
+
+    @classmethod
+    def of(cls, message: Any) -> Envelope:
+        """From a message as a worker received it. Raises ``LookupError`` or ``TypeError`` if it is not one of ours."""
+        own = {key: value for key, value in message.headers[HEADER].items() if key not in _ON_THE_WAY}
+        body = message.body
+        return cls(
+            body.encode() if isinstance(body, str) else bytes(body),
+            message.content_type,
+            message.content_encoding,
+            {**message.headers, HEADER: own},
+            {key: message.properties[key] for key in _PROPERTIES if message.properties.get(key) is not None},
+            message.properties.get("delivery_mode"),
+        )
 
 
 def _check_texts(*values: Any) -> None:

@@ -17,7 +17,7 @@ from celery.worker.strategy import default as default_strategy
 
 from celery_allocator.errors import LedgerUnavailable, StaleTokenError
 from celery_allocator.plugin.envelope import HEADER, own_header
-from celery_allocator.plugin.running import GRANT
+from celery_allocator.plugin.running import FENCE, GRANT
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,13 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
             ack(logger, connection_errors)
             return None
         except LedgerUnavailable as error:
-            logger.warning("%s; asking again for %s in %s s", error, allocation_id, _RETRY_S)
+            logger.info("%s; asking again for %s in %s s", error, allocation_id, _RETRY_S)
             consumer.timer.call_after(_RETRY_S, handle, (message, body, ack, reject, callbacks))
             return None
         ack(logger, connection_errors)
         # The ETA was the ledger's to keep; the worker's own clock has no say in it any more.
         message.headers["eta"] = None
-        message.headers[HEADER] = {**header, GRANT: allocation.to_wire()}
+        message.headers[HEADER] = {**header, GRANT: {**allocation.to_wire(), FENCE: keeper.fence.losses}}
         try:
             return plain(message, body, _settled, _settled, callbacks, **options)
         except BaseException:

@@ -1,36 +1,50 @@
 """The request: hears of every ending of a task in the worker's main process, and has the keeper release it.
 
 No set of signals covers every ending; Celery's ``Request`` does. What each hook means is in the worker: after
-``on_success`` (and a failure that the child returned) the child is alive and idle; after any other failure its process
-is dead or dying, and its GPU memory is free only when it is gone.
+``on_success`` (and a failure that the child returned) the child is alive and idle; after the loss of a process or a
+time limit it is dead or dying, and its GPU memory is free only when it is gone.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.running import GRANT
-from celery_allocator.plugin.session import session
+from celery_allocator.plugin.session import Keeper, session
 
-_LOST = "lost"
+logger = logging.getLogger(__name__)
+
+#: What main is told of when the process of a task is gone or going. Anything else was returned by a child that lives.
+_PROCESS_LOST = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
 
 class AllocationHooks:
     """Mixed into a request class: release on every ending. Requests without an allocation pass through."""
 
     _claim: Allocation | None = None
-    _ending = "ended"
+    #: Outcome to release with; ``None``: the claim stays until this worker has left, and is lost with it.
+    _ending: str | None = "ended"
+    _process_lost = False
+    #: Why this worker may not run it any more; its process is being killed.
+    stale = ""
+    #: It has gone back into line, so it must not begin here.
+    given_back = False
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)  # type: ignore[call-arg]
         grant = own_header(self._request_dict).get(GRANT)  # type: ignore[attr-defined]
         if grant:
             self._claim = Allocation.from_wire(grant)
+            if self._keeper is not None:
+                self._keeper.holds(self._claim, self)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Celery derives a class per task that overrides on_success without calling ours: wrap what it defines.
@@ -46,21 +60,39 @@ class AllocationHooks:
 
             cls.on_success = on_success  # type: ignore[attr-defined]
 
+    def revoked(self) -> bool:
+        """Asked before the pool is given the task."""
+        if self.stale or self.given_back:
+            task_ready(self)
+            return True
+        return bool(super().revoked())  # type: ignore[misc]
+
+    def on_accepted(self, pid: int, time_accepted: float) -> Any:
+        """A child has begun it."""
+        if self._claim is not None and self._keeper is not None:
+            self._keeper.begun(pid)
+        return super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """The child returned a failure (``return_ok``), or was lost."""
+        """The child returned a failure (``return_ok``), could not begin it, or was lost."""
+        if self.stale:  # killed by the keeper: what becomes of the task is for its new holder, or the ledger, to say
+            task_ready(self)
+            return None
+        self._process_lost = not return_ok and isinstance(_error_of(exc_info), _PROCESS_LOST)
         try:
             survivable = exc_info if self._claim is None else _without_memory_error(exc_info)
             return super().on_failure(  # type: ignore[misc]
                 survivable, send_failed_event=send_failed_event, return_ok=return_ok
             )
         finally:
-            if return_ok:
-                self._child_idle(by_child=True)
-            else:
+            if self._process_lost:
                 self._child_dying()
+            else:
+                self._child_idle(by_child=return_ok)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """A time limit passed; after the hard one the child is killed."""
+        self._process_lost = not soft
         try:
             return super().on_timeout(soft, timeout)  # type: ignore[misc]
         finally:
@@ -68,9 +100,12 @@ class AllocationHooks:
                 self._child_dying()
 
     def reject(self, requeue: bool = False) -> Any:
-        """Celery gives the message back: for the ledger that is a return to the line, once the process is gone."""
+        """Celery gives the message back: for the ledger that is a return to the line, once the process is gone.
+
+        For a lost process that counts as a loss, so that a task which kills its process does not go on for good.
+        """
         if not self.acknowledged:  # type: ignore[attr-defined]
-            self._ending = "requeue" if requeue else "rejected"
+            self._ending = ("lost" if self._process_lost else "requeue") if requeue else "rejected"
             if self._never_accepted:
                 self._child_idle()
         return super().reject(requeue)  # type: ignore[misc]
@@ -88,22 +123,28 @@ class AllocationHooks:
     def _announce_cancelled(self, *args: Any, **kwargs: Any) -> Any:
         # A cold shutdown, or a broker that was lost. What may be repeated goes back into line; the rest stays claimed
         # until the worker has left, and then counts as lost with it: its result says so.
-        self._ending = "requeue" if self.task.acks_late else _LOST  # type: ignore[attr-defined]
+        self._ending = "requeue" if self.task.acks_late else None  # type: ignore[attr-defined]
         return super()._announce_cancelled(*args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def _keeper(self) -> Keeper | None:
+        return session(self._app).keeper  # type: ignore[attr-defined]
 
     @property
     def _never_accepted(self) -> bool:
         return self.worker_pid is None  # type: ignore[attr-defined]
 
     def _child_idle(self, by_child: bool = False) -> None:
-        keeper = session(self._app).keeper  # type: ignore[attr-defined]
-        if self._claim is not None and keeper is not None:
-            keeper.ended(self._claim, self._ending, by_child=by_child)
+        if self._claim is not None and self._keeper is not None and not self.stale:
+            self._keeper.ended(self._claim, self._ending or "ended", by_child=by_child)
 
     def _child_dying(self) -> None:
-        keeper = session(self._app).keeper  # type: ignore[attr-defined]
-        if self._claim is not None and keeper is not None and self._ending != _LOST:
-            keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
+        if self._claim is not None and self._keeper is not None and not self.stale and self._ending is not None:
+            self._keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
+
+
+def _error_of(exc_info: Any) -> Any:
+    return getattr(exc_info.exception, "exc", exc_info.exception)
 
 
 def _without_memory_error(exc_info: Any) -> Any:
@@ -111,7 +152,7 @@ def _without_memory_error(exc_info: Any) -> Any:
 
     The result has been written with the real one by then. CuPy's out-of-memory error is a MemoryError.
     """
-    error = getattr(exc_info.exception, "exc", exc_info.exception)
+    error = _error_of(exc_info)
     if not isinstance(error, MemoryError):
         return exc_info
     renamed = copy.copy(exc_info)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Key of the started allocation inside the plugin's header.
 GRANT = "grant"
+#: Key in it of how often the worker had lost its lease by then (see ``fence.py``).
+FENCE = "fence"
 
 _OUTCOMES = {
     states.SUCCESS: "success",
@@ -50,6 +52,13 @@ def of_request(request: Any) -> Allocation | None:
     header = getattr(request, HEADER, None)
     grant = header.get(GRANT) if isinstance(header, dict) else None
     return Allocation.from_wire(grant) if grant else None
+
+
+def fence_of(request: Any) -> int | None:
+    """How often its worker had lost its lease when the task passed the gate; ``None`` outside of an allocated task."""
+    header = getattr(request, HEADER, None)
+    grant = header.get(GRANT) if isinstance(header, dict) else None
+    return int(grant[FENCE]) if grant and FENCE in grant else None
 
 
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:

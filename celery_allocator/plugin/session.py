@@ -16,16 +16,34 @@ _ATTRIBUTE = "_allocator_session"
 _lock = threading.Lock()
 
 
+class Fence(Protocol):
+    """What gate and children need of the fence (see ``fence.py``)."""
+
+    @property
+    def losses(self) -> int:
+        """How often this worker's lease was lost."""
+
+    def stands(self, losses: int) -> bool:
+        """Whether the lease stands, and was not lost since."""
+
+
 class Keeper(Protocol):
-    """What gate and request need of the keeper (see ``keeper.py``)."""
+    """What bootsteps, gate and request need of the keeper (see ``keeper.py``)."""
 
     queue: str
 
-    def register(self, slots: int) -> None:
+    @property
+    def fence(self) -> Fence:
+        """Until when the lease stands, for children."""
+
+    def register(self, slots: int, pool: Any) -> None:
         """Begin to serve the device."""
 
     def close(self) -> None:
         """Ask for no more grants."""
+
+    def give_back(self, *, pool_stopped: bool) -> None:
+        """What no child has been given goes back into line."""
 
     def leave(self) -> None:
         """Leave the ledger."""
@@ -35,6 +53,12 @@ class Keeper(Protocol):
 
     def start(self, allocation_id: str, token: int, nonce: str, repeatable: bool) -> Allocation:
         """Pass the gate."""
+
+    def holds(self, allocation: Allocation, request: Any) -> None:
+        """A request was made for a task that has passed the gate."""
+
+    def begun(self, pid: int) -> None:
+        """A child has begun a task."""
 
     def ended(self, allocation: Allocation, outcome: str, *, by_child: bool = False) -> None:
         """The task ended and nothing runs any more; ``by_child``: in a child, which has released it already."""

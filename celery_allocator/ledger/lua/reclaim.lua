@@ -29,7 +29,8 @@ elseif a then
 end
 local n = load_node(node_of(dkey))
 local free = n and find_in(fleet_of(n), dkey) and fleet_of(n)[find_in(fleet_of(n), dkey) + 2]
-local reason = not free and dkey .. " is not known" or free < need.g and "its memory was given to others"
+local reason = not free and dkey .. " is not known" or free < need.g and "its GPU memory was given to others"
+  or n.r < need.r and "its RAM was given to others"
 for _, core in ipairs(cores) do
   if not reason and string.sub(n.map, core + 1, core + 1) == "0" then reason = "core " .. core .. " was given to others" end
 end

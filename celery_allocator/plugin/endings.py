@@ -1,0 +1,82 @@
+"""Tasks that have ended, until the ledger knows: given back at once, or when a process is really gone.
+
+Nothing is forgotten while the ledger cannot be reached; every release is kept and made again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from celery_allocator.ledger import Grant, Ledger
+from celery_allocator.model import Allocation
+from celery_allocator.plugin.processes import is_gone
+
+#: Seconds between looks at whether a task whose process lives on has been given back by that process itself.
+_ASK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """An allocation to be released: at once, or when process ``pid`` (started at ``born``) is gone."""
+
+    allocation: Allocation
+    outcome: str
+    pid: int | None = None
+    born: float | None = None
+
+
+class Endings:
+    """Thread-safe. ``settled`` is called with each allocation that is given back."""
+
+    def __init__(self, settled: Callable[[Allocation], None]) -> None:
+        self._settled = settled
+        self._lock = threading.Lock()
+        self._pending: list[Ending] = []
+        self._ask_at = 0.0
+
+    def add(self, ending: Ending) -> None:
+        """One more."""
+        with self._lock:
+            self._pending.append(ending)
+
+    def __contains__(self, allocation: Allocation) -> bool:
+        with self._lock:
+            return any(ending.allocation == allocation for ending in self._pending)
+
+    def settle(self, ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None]) -> bool:
+        """Release what can be; True while a process is still to be waited for. Raises :class:`LedgerError`."""
+        with self._lock:
+            endings, self._pending = self._pending, []
+        try:
+            waiting = self._settle(endings, ledger, publish)
+        except BaseException:
+            waiting = endings  # to release twice is harmless
+            raise
+        finally:
+            with self._lock:
+                self._pending = waiting + self._pending
+        return bool(waiting)
+
+    def _settle(
+        self, endings: list[Ending], ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None]
+    ) -> list[Ending]:
+        ready = [ending for ending in endings if ending.pid is None or is_gone(ending.pid, ending.born)]
+        waiting = [ending for ending in endings if ending not in ready]
+        # A process that was to be ended and lives on may have given back itself, at the end of its task.
+        asked = waiting if waiting and time.monotonic() >= self._ask_at else []
+        if asked:
+            self._ask_at = time.monotonic() + _ASK_S
+        # Nearly always the child has released already: one call tells for all of them.
+        held = ledger.still_held([ending.allocation.allocation_id for ending in [*ready, *asked]])
+        for ending in ready:
+            if ending.allocation.allocation_id in held:
+                publish(ledger.release(ending.allocation.allocation_id, ending.allocation.token, ending.outcome).grants)
+            self._settled(ending.allocation)
+        for ending in asked:
+            if ending.allocation.allocation_id not in held:
+                waiting.remove(ending)
+                self._settled(ending.allocation)
+        return waiting

@@ -1,0 +1,153 @@
+"""A worker's report to the ledger: what it serves, and what it runs.
+
+Made when it begins, when its consumer has started again, when the server behind the ledger has changed, and when its
+lease was lost. What the ledger has forgotten is claimed again; what has become somebody else's is stopped here first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import Any
+
+from celery import Celery
+
+from celery_allocator.errors import DeviceBusyError
+from celery_allocator.ledger import Ledger, Mailbox
+from celery_allocator.model import NodeInventory
+from celery_allocator.plugin.endings import Endings
+from celery_allocator.plugin.envelope import Envelope
+from celery_allocator.plugin.holdings import Holding, Holdings
+from celery_allocator.plugin.processes import born, is_gone, kill
+from celery_allocator.plugin.publish import publish_grants
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at a process that is about to be gone.
+_WATCH_S = 0.1
+#: Seconds between tries while a predecessor's lease runs out.
+_BUSY_S = 1.0
+
+
+class Reporter:
+    """Registers one worker, with what it runs."""
+
+    def __init__(
+        self, app: Celery, worker: str, inventory: NodeInventory, device_id: str, queue: str, lease_s: float
+    ) -> None:
+        self.app = app
+        self.worker = worker
+        self.inventory = inventory
+        self.device_id = device_id
+        self.queue = queue
+        self.slots = 0
+        self.mailbox: Mailbox | None = None
+        #: The run of the server that was last reported to.
+        self.run_id = ""
+        self._lease_s = lease_s
+
+    def report(
+        self, ledger: Ledger, incarnation: str, holdings: Holdings, endings: Endings, stopping: threading.Event
+    ) -> int:
+        """Report, and serve the device from now on. Returns how many tasks turned out not to be this worker's any more.
+
+        A namesake or predecessor on the same device whose process is gone is taken over at once; one whose process
+        cannot be seen from here is waited for until its lease is over. Raises :class:`DeviceBusyError` when another
+        live worker serves the device, :class:`LedgerError`.
+        """
+        run_id = ledger.run_id
+        if ledger.rejoin(self.worker, self.run_id, self._lease_s):
+            logger.warning("the ledger has lost what it was told: granting pauses until the workers have reported")
+        publish_grants(self.app, ledger.register_node(self.inventory, self._lease_s))
+        stale = self._claim_again(ledger, holdings, endings)
+        takeover = ""
+        while True:
+            runs = [held.allocation.allocation_id for held in holdings.all()] + holdings.unanswered()
+            try:
+                grants = ledger.register_worker(
+                    self.worker,
+                    incarnation,
+                    self.inventory.node,
+                    self.device_id,
+                    slots=self.slots,
+                    queue=self.queue,
+                    lease_s=self._lease_s,
+                    pid=os.getpid(),
+                    born=born(os.getpid()) or 0.0,
+                    takeover=takeover,
+                    mailbox=self.mailbox,
+                    runs=runs,
+                )
+            except DeviceBusyError as busy:
+                local = busy.node == self.inventory.node and busy.pid > 0
+                if local and is_gone(busy.pid, busy.born):
+                    takeover = busy.incarnation
+                    continue
+                if local or busy.holder != self.worker or stopping.is_set():
+                    raise
+                logger.warning("%s; waiting for the lease of its predecessor to run out", busy)
+                stopping.wait(min(busy.lease_left_s + 0.05, _BUSY_S))
+                continue
+            self.run_id = run_id
+            publish_grants(self.app, grants)
+            return stale
+
+    def _claim_again(self, ledger: Ledger, holdings: Holdings, endings: Endings) -> int:
+        """Have the ledger count what runs here; stop what it counts as somebody else's, and wait until that is gone."""
+        stopped: list[tuple[int, float | None]] = []
+        stale = 0
+        for holding in holdings.all():
+            request = holding.request()
+            reason = ledger.reclaim(
+                holding.allocation,
+                self.worker,
+                repeatable=bool(request is not None and request.task.acks_late),
+                message=_message_of(request),
+            )
+            if reason is None:
+                continue
+            stale += 1
+            holdings.drop(holding.allocation)
+            if request is not None and holding.allocation not in endings:
+                stopped += _stop(holding, request, reason)
+        while stopped := [(pid, since) for pid, since in stopped if not is_gone(pid, since)]:
+            time.sleep(_WATCH_S)
+        return stale
+
+
+def _stop(holding: Holding, request: Any, reason: str) -> list[tuple[int, float | None]]:
+    """End the process that runs a task whose grant is not this worker's any more. Returns its pid and start time."""
+    name, task_id, pid = holding.allocation.task_name, holding.allocation.task_id, request.worker_pid
+    request.stale = reason
+    if pid is None:  # lies in the pool: the fence keeps it from beginning
+        logger.error("task %s[%s] will not begin here: the lease of this worker ran out, and %s", name, task_id, reason)
+        return []
+    if pid == os.getpid():
+        logger.error(
+            "task %s[%s] runs on without a grant (the lease of this worker ran out, and %s): this pool has no process "
+            "of its own for it that could be ended",
+            name,
+            task_id,
+            reason,
+        )
+        return []
+    logger.error(
+        "task %s[%s] is stopped (process %d killed): the lease of this worker ran out, and %s",
+        name,
+        task_id,
+        pid,
+        reason,
+    )
+    since = born(pid)
+    kill(pid)
+    return [(pid, since)]
+
+
+def _message_of(request: Any) -> bytes:
+    """The message of a request as the ledger keeps it; empty if it is not to be had any more."""
+    try:
+        return Envelope.of(request.message).pack()
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return b""
