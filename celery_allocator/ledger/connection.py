@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import redis
@@ -12,12 +13,13 @@ from redis.retry import Retry
 from celery_allocator.embedded import EmbeddedServer, default_directory
 from celery_allocator.errors import LedgerSchemaError, LedgerUnavailable, SettingsError
 from celery_allocator.ledger import keys
+from celery_allocator.ledger.announcer import Announcer
 from celery_allocator.ledger.client import Ledger
 from celery_allocator.ledger.replies import Options
 from celery_allocator.settings import Settings
 
 #: Seconds to wait for a connection and for a reply. A script takes far less than a millisecond.
-SOCKET_TIMEOUT_S = 10.0
+SOCKET_TIMEOUT_S = 5.0
 
 
 def resolve_url(settings: Settings, broker_url: str | None = None, result_backend: str | None = None) -> str | None:
@@ -47,9 +49,23 @@ def connect(
     url = resolve_url(settings, broker_url, result_backend)
     if url is None:
         url = EmbeddedServer(default_directory(settings)).ensure()
+    options = Options(
+        events_maxlen=settings.events_maxlen,
+        start_deadline_s=settings.start_deadline_s,
+        max_losses=settings.max_losses,
+        runtime_decay=settings.runtime_decay,
+        ttl_s=settings.ttl_s,
+    )
+    announcer = Announcer(settings.pool, options)
+
+    def on_connect(connection: Any) -> None:
+        connection.on_connect()
+        announcer(connection)
+
     try:
         client = redis.Redis.from_url(
             url,
+            redis_connect_func=on_connect,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=SOCKET_TIMEOUT_S,
             # Every script may be repeated safely, so a cut connection is retried at once.
@@ -60,17 +76,7 @@ def connect(
         raise SettingsError(
             f"the ledger's URL (allocator_backend_url, or the app's broker) is malformed: {error}"
         ) from error
-    return Ledger(
-        client,
-        settings.pool,
-        options=Options(
-            events_maxlen=settings.events_maxlen,
-            start_deadline_s=settings.start_deadline_s,
-            max_losses=settings.max_losses,
-            runtime_decay=settings.runtime_decay,
-            ttl_s=settings.ttl_s,
-        ),
-    )
+    return Ledger(client, settings.pool, options=options, announcer=announcer)
 
 
 def check_schema(ledger: Ledger) -> None:

@@ -1,0 +1,220 @@
+"""The server behind the ledger changes: nothing is granted before the workers have reported, and nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import redis
+
+from celery_allocator.errors import LedgerSchemaError
+from celery_allocator.ledger import Beat, Options, keys
+from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS, Announcer
+from celery_allocator.ledger.client import Ledger
+from celery_allocator.model import Allocation, State
+from tests.support.ledger_pool import LEASE_S, LedgerPool
+
+PAUSE_S = SHORTEST_PAUSE_MS / 1000
+
+
+def change_server(cluster: LedgerPool) -> None:
+    """As if the run of the server that last wrote had been another one."""
+    cluster.ledger.tick()
+    cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "meta"), "run", "a" * 40)
+
+
+def forget(cluster: LedgerPool, allocation: Allocation) -> None:
+    """As if what was written about it had not reached the replica: its grant, or all of it."""
+    cluster.ledger.release(allocation.allocation_id, allocation.token, "forgotten")
+    cluster.ledger.client.delete(keys.key(cluster.ledger.pool, "tomb", allocation.allocation_id))
+
+
+def report(cluster: LedgerPool, device: str = "gpu_0", runs: tuple[str, ...] = (), **options: object) -> None:
+    cluster.worker("n1", device, runs=runs, **options)
+
+
+def test_tokens_leap_and_granting_pauses_until_every_worker_has_reported(cluster: LedgerPool) -> None:
+    cluster.node()
+    running = cluster.running(2_000)
+    change_server(cluster)
+    cluster.ledger.tick()
+    waiting = cluster.submit(2_000).allocation
+    assert waiting.state is State.WAITING
+    assert cluster.ledger.heartbeat("w.n1.gpu_0", "one", LEASE_S) is Beat.REPORT
+    cluster.at += PAUSE_S + 0.1
+    report(cluster, "gpu_0", (running.allocation_id,))
+    cluster.ledger.tick()
+    assert cluster.ledger.get("a2").state is State.WAITING, "the worker for CPU work has not reported"
+    assert cluster.ledger.heartbeat("w.n1.gpu_0", "one", LEASE_S) is Beat.KEPT
+    (grant,) = cluster.worker("n1", "cpu", runs=())
+    assert grant.allocation_id == "a2"
+    assert grant.token > running.token + 1_000_000
+    assert [e for e in cluster.happened() if e in ("epoch", "paused", "resumed")] == ["epoch", "paused", "resumed"]
+
+
+def test_the_pause_lasts_its_shortest_time_though_all_have_reported(cluster: LedgerPool) -> None:
+    cluster.node()
+    change_server(cluster)
+    cluster.ledger.tick()
+    report(cluster, "gpu_0")
+    report(cluster, "cpu")
+    cluster.submit(2_000)
+    cluster.at += PAUSE_S - 0.1
+    assert cluster.ledger.tick().grants == ()
+    cluster.at += 0.2
+    assert [g.allocation_id for g in cluster.ledger.tick().grants] == ["a1"]
+
+
+def test_a_worker_that_never_reports_holds_granting_up_for_its_lease(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.node("n2")
+    change_server(cluster)
+    cluster.ledger.tick()
+    for device in ("gpu_0", "cpu"):
+        cluster.worker("n1", device, runs=(), lease_s=1000)
+        cluster.ledger.register_worker(
+            f"w.n2.{device}", "one", "n2", device, slots=4, queue="q", lease_s=LEASE_S, runs=None
+        )
+    cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "worker", "w.n2.gpu_0"), "run", "a" * 40)
+    cluster.submit(2_000)
+    cluster.at += LEASE_S - 1
+    assert cluster.ledger.tick().grants == ()
+    cluster.at += 2
+    assert [g.allocation_id for g in cluster.ledger.tick().grants] == ["a1"]
+
+
+@pytest.mark.parametrize("left", ["granted", "nothing"])
+def test_what_runs_is_claimed_again_where_the_server_forgot_its_start(cluster: LedgerPool, left: str) -> None:
+    cluster.node()
+    granted = cluster.submit(2_000, 2, 500).allocation
+    running = dataclasses.replace(granted, started_at=cluster.at, state=State.RUNNING)
+    if left == "nothing":
+        forget(cluster, granted)
+    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True, message=b"message") is None
+    found = cluster.ledger.get(running.allocation_id)
+    assert (found.state, found.token, found.cpu_cores) == (State.RUNNING, running.token, running.cpu_cores)
+    assert cluster.device("n1/gpu_0").memory_free_mb == 8_000
+    assert cluster.ledger.find(running.task_id) == (found,)
+    assert cluster.ledger.release(running.allocation_id, running.token, "success").done
+
+
+def test_what_waits_again_is_claimed_back_from_the_line(cluster: LedgerPool) -> None:
+    cluster.node(slots=1)
+    running = cluster.running(2_000, repeatable=True)
+    cluster.at += LEASE_S
+    cluster.ledger.tick()
+    assert cluster.ledger.get("a1").state is State.WAITING
+    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True) is None
+    cluster.node(slots=None)
+    report(cluster, "gpu_0", ("a1",), incarnation="two", slots=1)
+    found = cluster.ledger.get("a1")
+    assert (found.state, found.token, found.worker) == (State.RUNNING, running.token, "w.n1.gpu_0")
+    assert cluster.device("n1/gpu_0").slots_free == 0
+
+
+def test_what_has_moved_on_is_not_claimed_back(cluster: LedgerPool) -> None:
+    cluster.node()
+    moved = cluster.running(2_000, repeatable=True)
+    ended = cluster.running(2_000)
+    cluster.ledger.release(ended.allocation_id, ended.token, "success")
+    cluster.ledger.release(moved.allocation_id, moved.token, "requeue")
+    again = cluster.start(cluster.ledger.get(moved.allocation_id), nonce="delivery 2")
+    assert "runs" in (cluster.ledger.reclaim(moved, "w.n1.gpu_0") or "")
+    assert "has ended" in (cluster.ledger.reclaim(ended, "w.n1.gpu_0") or "")
+    assert cluster.ledger.get(moved.allocation_id).token == again.token
+
+
+@pytest.mark.parametrize("what", ["GPU memory", "core", "RAM"])
+def test_what_was_given_to_others_is_not_claimed_back(cluster: LedgerPool, what: str) -> None:
+    cluster.node(ram=1_000)
+    granted = cluster.submit(6_000, 5, 600).allocation
+    forget(cluster, granted)
+    cluster.by_hand(**{"GPU memory": {"gpu": 6_000}, "core": {"cores": 5}, "RAM": {"ram": 600}}[what])  # type: ignore[arg-type]
+    assert what in (cluster.ledger.reclaim(granted, "w.n1.gpu_0", message=b"message") or "")
+    assert cluster.ledger.find(granted.task_id) == ()
+
+
+def test_what_a_worker_does_not_report_has_ended_and_its_result_is_to_be_written(cluster: LedgerPool) -> None:
+    cluster.node()
+    known, unknown = cluster.running(2_000), cluster.running(2_000)
+    unstarted = cluster.submit(2_000).allocation
+    report(cluster, "gpu_0", (known.allocation_id,))
+    ticked = cluster.ledger.tick()
+    assert [(o.allocation_id, o.outcome) for o in ticked.obituaries] == [(unknown.allocation_id, "unreported")]
+    assert [g.allocation_id for g in ticked.grants] == [unstarted.allocation_id], "its message may have gone"
+    assert [a.allocation_id for a in cluster.ledger.held()] == [known.allocation_id, unstarted.allocation_id]
+
+
+def test_the_result_of_an_unreported_task_is_its_retrys(cluster: LedgerPool) -> None:
+    cluster.node()
+    first = cluster.running(2_000, task_id="t")
+    cluster.submit(2_000, task_id="t")
+    report(cluster, "gpu_0")
+    assert cluster.ledger.tick().obituaries == ()
+    assert [a.allocation_id for a in cluster.ledger.find("t")] == ["a2"]
+    assert first.allocation_id == "a1"
+
+
+def test_time_without_a_server_does_not_count_against_leases(cluster: LedgerPool) -> None:
+    cluster.node()
+    running = cluster.running(2_000)
+    cluster.by_hand(1_000, ttl_s=70)
+    cluster.ledger.tick()
+    cluster.at += LEASE_S * 10
+    ticked = cluster.ledger.tick(away_s=LEASE_S * 10)
+    assert (ticked.lost_workers, ticked.obituaries) == ((), ())
+    assert {a.allocation_id for a in cluster.ledger.held()} == {running.allocation_id, "a2"}
+
+
+def test_a_caller_that_alone_was_cut_off_puts_no_lease_off(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.running(2_000)
+    cluster.ledger.tick()
+    cluster.at += LEASE_S - 1
+    cluster.ledger.tick()
+    cluster.at += 2
+    assert set(cluster.ledger.tick(away_s=LEASE_S).lost_workers) == set()
+    cluster.at += 1.5
+    assert "w.n1.gpu_0" in cluster.ledger.tick().lost_workers, "others ticked until 2 s ago: by no more is it put off"
+
+
+def test_a_ledger_that_was_lost_waits_a_lease_for_its_workers(cluster: LedgerPool) -> None:
+    cluster.ledger.tick()
+    assert cluster.ledger.rejoin("w.n1.gpu_0", "b" * 40, LEASE_S)
+    assert not cluster.ledger.rejoin("w.n1.cpu", "b" * 40, LEASE_S), "once for each run of the server"
+    cluster.node()
+    cluster.submit(2_000)
+    assert cluster.ledger.tick().grants == ()
+    cluster.at += LEASE_S + 1
+    for device in ("gpu_0", "cpu"):
+        cluster.ledger.heartbeat(f"w.n1.{device}", "one", LEASE_S)
+    assert [g.allocation_id for g in cluster.ledger.tick().grants] == ["a1"]
+
+
+def test_a_lost_process_counts_until_it_was_lost_too_often(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.submit(2_000)
+    for loss in range(3):
+        live = cluster.start(cluster.ledger.get("a1"), repeatable=True, nonce=f"delivery {loss}")
+        assert (live.losses, cluster.ledger.release("a1", live.token, "lost").done) == (loss, True)
+    assert [(o.allocation_id, o.outcome) for o in cluster.ledger.tick().obituaries] == [("a1", "lost")]
+    assert cluster.ledger.held() == ()
+
+
+def test_every_connection_asks_and_another_schema_is_refused(ledger_client: redis.Redis, pool: str) -> None:
+    options = Options()
+    announcer = Announcer(pool, options)
+    connection = ledger_client.connection_pool.make_connection()
+    connection.connect()
+    try:
+        announcer(connection)
+        run_id = ledger_client.info("server")["run_id"]
+        assert announcer.run_id == run_id
+        assert ledger_client.hget(keys.key(pool, "meta"), "run") == run_id.encode()
+        ledger_client.hset(keys.key(pool, "meta"), "schema", keys.SCHEMA + 1)
+        with pytest.raises(LedgerSchemaError, match=f"schema {keys.SCHEMA + 1}"):
+            announcer(connection)
+    finally:
+        connection.disconnect()
+    ledger_client.delete(keys.key(pool, "meta"))
+    assert Ledger(ledger_client, pool, options=options, announcer=announcer).run_id == run_id
