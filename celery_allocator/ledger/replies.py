@@ -80,8 +80,12 @@ class Obituary:
     allocation_id: str
     task_id: str
     task_name: str
-    outcome: str  # "lost", "expired", "cancelled"
+    outcome: str  # "lost", "unreported", "parked", "expired", "cancelled"
     message: bytes
+    #: How often it was granted again after it had lost its process or worker.
+    losses: int = 0
+    #: Why it was parked.
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Ticked:
 def obituary(row: Any) -> Obituary:
     """One row of a script's reply. Raises :class:`LedgerError` when it is damaged."""
     allocation_id, task_id, name, outcome = (field.decode() for field in row[:4])
-    return Obituary(allocation_id, task_id, name, outcome, row[4])
+    return Obituary(allocation_id, task_id, name, outcome, row[4], int(row[5]), row[6].decode(errors="replace"))
 
 
 @wire.reads("an allocation or the device that was granted")

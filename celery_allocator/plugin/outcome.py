@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
-from celery import Celery
+from celery import Celery, states
 from celery.app.task import Context
 from kombu import serialization
 from kombu.compression import decompress
+from kombu.exceptions import DecodeError
 
 from celery_allocator.ledger import Obituary
 from celery_allocator.plugin.envelope import Envelope
@@ -23,6 +24,7 @@ from celery_allocator.plugin.session import session
 logger = logging.getLogger(__name__)
 
 _REASONS = {"cancelled": "revoked", "expired": "expired"}
+_UNREPORTED = "the ledger had it running on a worker that does not know it; it may have ended while the server was away"
 #: Never opened here, whatever the app accepts: messages come from the ledger.
 _REFUSED = frozenset({"application/x-python-serialize"})
 
@@ -61,20 +63,52 @@ def cancel_tasks(app: Celery, task_ids: Iterable[str]) -> list[str]:
 def _write(app: Celery, obituary: Obituary) -> None:
     if not obituary.message:
         return
-    request = _context(app, Envelope.unpack(obituary.message))
+    request = _context(app, obituary)
     stores = not request.ignore_result
     if obituary.outcome in _REASONS:
         app.backend.mark_as_revoked(obituary.task_id, _REASONS[obituary.outcome], request=request, store_result=stores)
         return
-    error = WorkerLostError(
-        f"the worker that ran {obituary.task_name} was lost, and the task may not be repeated "
-        "(acks_late is not set) or was lost too often"
+    # It may have run to its end, and its process or worker been lost before the ledger heard of it.
+    if stores and _has_ended(app, obituary.task_id):
+        logger.info("task %s has a result already; it was %s afterwards", obituary.task_id, obituary.outcome)
+        return
+    app.backend.mark_as_failure(obituary.task_id, _error(obituary), request=request, store_result=stores)
+
+
+def _error(obituary: Obituary) -> Any:
+    """What the result says."""
+    name = obituary.task_name
+    if obituary.outcome == "parked":
+        return DecodeError(
+            f"the message of {name} cannot be read ({obituary.reason}). It is kept in the ledger: "
+            f"celery-allocator parked shows it as {obituary.allocation_id}"
+        )
+    if obituary.outcome == "unreported":
+        return WorkerLostError(f"{name} was lost: {_UNREPORTED}")
+    if obituary.losses:
+        return WorkerLostError(
+            f"{name} lost its process or worker {obituary.losses + 1} times, and is not repeated more than "
+            f"{obituary.losses} times (allocator_max_losses)"
+        )
+    return WorkerLostError(
+        f"the process or worker that ran {name} was lost, and the task may not be repeated: acks_late is not set"
     )
-    app.backend.mark_as_failure(obituary.task_id, error, request=request, store_result=stores)
 
 
-def _context(app: Celery, envelope: Envelope) -> Context:
+def _has_ended(app: Celery, task_id: str) -> bool:
+    as_uri = getattr(app.backend, "as_uri", None)
+    if callable(as_uri) and as_uri() == "rpc://":  # results lie on the caller's queue: nobody else can look
+        return False
+    return app.backend.get_state(task_id) in states.READY_STATES
+
+
+def _context(app: Celery, obituary: Obituary) -> Context:
     """The task's request as its worker would have had it, as far as the message tells."""
+    try:
+        envelope = Envelope.unpack(obituary.message)
+    except ValueError as error:  # the caller is told all the same, if without callbacks
+        logger.error("the message of task %s cannot be read: %s", obituary.task_id, error)  # noqa: TRY400
+        return Context({"id": obituary.task_id, "task": obituary.task_name})
     accept = serialization.prepare_accept_content(app.conf.accept_content) - _REFUSED
     embedded: dict[str, Any] = {}
     compression = envelope.headers.get("compression")

@@ -6,7 +6,8 @@
 -- Wakes delayed tasks, ends expired ones, ends allocations by hand whose TTL is over, drops workers and nodes whose
 -- lease is over, lists grants that have not started in time (to be published again under the same token: the gate
 -- makes that safe) and ended tasks whose result nobody has written.
--- Reply: {} if the lock is taken, else {grants, obituaries, lost workers}. obituary: {id, task id, name, outcome, message}
+-- Reply: {} if the lock is taken, else {grants, obituaries, lost workers}. obituary: {id, task id, name, outcome, message,
+--   losses, reason}
 -- Touches: everything.
 if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
 local batch = tonumber(ARGV[6])
@@ -84,8 +85,8 @@ if ARGV[7] == "1" then
     if not deliver(load_device(v[5]), v[1], v[3] or "") then grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" } end
   end
   for _, id in ipairs(call("ZRANGE", K.obits, 0, batch - 1)) do
-    local v = call("HMGET", K.alloc .. id, "tid", "name", "outcome", "msg")
-    obits[#obits + 1] = { id, v[1] or "", v[2] or "", v[3] or "", v[4] or "" }
+    local v = call("HMGET", K.alloc .. id, "tid", "name", "outcome", "msg", "loss", "reason")
+    obits[#obits + 1] = { id, v[1] or "", v[2] or "", v[3] or "", v[4] or "", v[5] or "0", v[6] or "" }
   end
 else
   leave_to_tick(grants)
