@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_allocator.errors import LabelError, LedgerError, LedgerUnavailable
-from celery_allocator.ledger import keys, scripts
+from celery_allocator.ledger import keys, scripts, servers
 from celery_allocator.ledger.announcer import Announcer
 from celery_allocator.ledger.replies import Options
 
@@ -64,10 +64,7 @@ class Access:
     @property
     def url(self) -> str:
         """Where the ledger is, without its password, for messages."""
-        kwargs = self.client.connection_pool.connection_kwargs
-        if "path" in kwargs:
-            return f"unix://{kwargs['path']}"
-        return f"redis://{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}/{kwargs.get('db', 0)}"
+        return servers.describe(self.client)
 
     @property
     def run_id(self) -> str:

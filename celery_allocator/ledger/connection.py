@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from celery_allocator.embedded import EmbeddedServer, default_directory
 from celery_allocator.errors import LedgerSchemaError, LedgerUnavailable, SettingsError
-from celery_allocator.ledger import keys
+from celery_allocator.ledger import keys, servers
 from celery_allocator.ledger.announcer import Announcer
 from celery_allocator.ledger.client import Ledger
 from celery_allocator.ledger.replies import Options
 from celery_allocator.settings import Settings
-
-#: Seconds to wait for a connection and for a reply. A script takes far less than a millisecond.
-SOCKET_TIMEOUT_S = 5.0
 
 
 def resolve_url(settings: Settings, broker_url: str | None = None, result_backend: str | None = None) -> str | None:
@@ -27,26 +23,32 @@ def resolve_url(settings: Settings, broker_url: str | None = None, result_backen
     for candidate in (settings.backend_url, broker_url, result_backend):
         if not candidate:
             continue
-        url = _as_redis_url(candidate)
-        if url is not None:
-            return url
+        if servers.is_server_url(candidate):
+            return candidate
         if candidate == settings.backend_url:
             scheme = urlsplit(candidate).scheme
             raise SettingsError(
-                f"allocator_backend_url has the scheme {scheme!r}: the ledger needs redis://, rediss:// or unix://"
+                f"allocator_backend_url has the scheme {scheme!r}: the ledger needs one of "
+                f"{', '.join(f'{name}://' for name in servers.SCHEMES)}"
             )
     return None
 
 
 def connect(
-    settings: Settings | None = None, broker_url: str | None = None, result_backend: str | None = None
+    settings: Settings | None = None,
+    broker_url: str | None = None,
+    result_backend: str | None = None,
+    *,
+    celery_options: Callable[[str], tuple[Mapping[str, Any], Any]] | None = None,
 ) -> Ledger:
     """A ledger client for these settings; starts the embedded server when nothing else is configured.
 
-    The client connects lazily and must not be shared across a fork.
+    ``celery_options`` gives, for the URL chosen, the app's transport options (``master_name``, ``sentinel_kwargs``) and
+    its ``use_ssl``. The client connects lazily and must not be shared across a fork.
     """
     settings = settings or Settings.load()
     url = resolve_url(settings, broker_url, result_backend)
+    transport_options, use_ssl = celery_options(url) if celery_options and url else ({}, None)
     if url is None:
         url = EmbeddedServer(default_directory(settings)).ensure()
     options = Options(
@@ -57,25 +59,13 @@ def connect(
         ttl_s=settings.ttl_s,
     )
     announcer = Announcer(settings.pool, options)
-
-    def on_connect(connection: Any) -> None:
-        connection.on_connect()
-        announcer(connection)
-
-    try:
-        client = redis.Redis.from_url(
-            url,
-            redis_connect_func=on_connect,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            socket_connect_timeout=SOCKET_TIMEOUT_S,
-            # Every script may be repeated safely, so a cut connection is retried at once.
-            retry=Retry(ExponentialBackoff(cap=1.0, base=0.05), 3),
-            health_check_interval=30,
-        )
-    except ValueError as error:  # does not repeat the URL, which may hold a password
-        raise SettingsError(
-            f"the ledger's URL (allocator_backend_url, or the app's broker) is malformed: {error}"
-        ) from error
+    client = servers.open_client(
+        url,
+        key=keys.prefix(settings.pool),
+        on_connect=announcer,
+        transport_options=transport_options,
+        use_ssl=use_ssl,
+    )
     return Ledger(client, settings.pool, options=options, announcer=announcer)
 
 
@@ -125,14 +115,3 @@ def _config(client: redis.Redis, name: str) -> str | None:
     except ResponseError:  # managed services forbid CONFIG
         return None
     return str(reply.get(name)) if isinstance(reply, dict) and name in reply else None
-
-
-def _as_redis_url(url: str) -> str | None:
-    parts = urlsplit(url)
-    if parts.scheme in ("redis", "rediss", "unix"):
-        return url
-    if parts.scheme == "redis+socket":  # kombu's and Celery's form
-        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-        secret = f":{parts.password}@" if parts.password else ""
-        return f"unix://{secret}{parts.path}?db={database}"
-    return None

@@ -17,6 +17,8 @@ from celery_allocator.ledger import keys
 #: A library's function: on one line, or from ``local function`` to ``end`` at the start of a line.
 _FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re.MULTILINE | re.DOTALL)
 _USES = re.compile(r"^-- uses:((?: \w+)+)$", re.MULTILINE)
+#: What the server is told of an operation (``allow-oom``, ``no-writes``), separated by commas.
+_FLAGS = re.compile(r"^-- flags: ([a-z,-]+)$", re.MULTILINE)
 
 #: What every operation's header must say, besides one sentence of purpose.
 HEADER = ("-- uses:", "-- KEYS:", "Reply:", "Touches:")
@@ -29,6 +31,8 @@ class Script:
     name: str
     source: str
     sha: str
+    #: It writes nothing, so that a user who may only read can run it.
+    reads: bool
 
 
 def operations() -> list[str]:
@@ -48,14 +52,19 @@ def load(name: str) -> Script:
     """An operation joined with the libraries its header names (in that order), keys rendered.
 
     Functions that it does not come to call are left out: the server makes every function of a script anew at each call.
+    The first line tells the server (Redis 7.0, Valkey 7.2) the script's flags; without one it would let scripts write
+    until the memory is full in the middle of one.
     """
     body = read(name)
     uses = _USES.search(body)
     if uses is None:
         raise ValueError(f"{name}.lua lacks a '-- uses:' line")
     parts = [read(f"_{library}") for library in uses.group(1).split()]
-    source = keys.render(_reached("\n".join(parts), body) + body)
-    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    flags = _FLAGS.search(body)
+    first = f"#!lua flags={flags.group(1)}\n" if flags else "#!lua\n"
+    source = first + keys.render(_reached("\n".join(parts), body) + body)
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    return Script(name, source, sha, flags is not None and "no-writes" in flags.group(1).split(","))
 
 
 def _reached(library: str, body: str) -> str:
@@ -72,10 +81,13 @@ def _reached(library: str, body: str) -> str:
 
 
 def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
-    """Run an operation. A server that does not know the script (restart, ``SCRIPT FLUSH``, failover) is told it."""
+    """Run an operation. A server that does not know the script (restart, ``SCRIPT FLUSH``, failover) is told it.
+
+    It is told by running its source, which it keeps: a right to load scripts is not needed.
+    """
     script = load(name)
+    by_hash, by_source = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
     try:
-        return client.execute_command("EVALSHA", script.sha, 1, prefix, *args)
+        return client.execute_command(by_hash, script.sha, 1, prefix, *args)
     except NoScriptError:
-        client.script_load(script.source)
-        return client.execute_command("EVALSHA", script.sha, 1, prefix, *args)
+        return client.execute_command(by_source, script.source, 1, prefix, *args)

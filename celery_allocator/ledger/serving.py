@@ -51,21 +51,22 @@ class Serving(Access):
         born: float = 0.0,
         takeover: str = "",
         mailbox: Mailbox | None = None,
-        runs: Iterable[str] | None = None,
+        report: int = 0,
+        runs: Iterable[str] = (),
     ) -> tuple[Grant, ...]:
         """A worker begins to serve a device of a registered node.
 
         ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
         caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the scripts may put
-        granted messages themselves. ``runs``: ids of all allocations that it runs; what else counts as running there
-        has ended. ``None``: it does not tell. Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
+        granted messages themselves. ``report``: number of the report that this is part of (see :meth:`rejoin`);
+        with it, ``runs`` are the ids of all that the worker runs, and what else counts as running there has ended.
+        Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
         """
         key = f"{node}/{device_id}"
         box = (mailbox.key, mailbox.head) if mailbox else ("", "")
         who, life = label("worker", worker), label("incarnation", incarnation)
         args = (who, life, key, slots, label("queue", queue), ms(lease_s), pid, born, takeover, *box)
-        report = ("0",) if runs is None else ("1", *runs)
-        reply = self._run("register_worker", *args, *report)
+        reply = self._run("register_worker", *args, report, *runs)
         if reply[0] == b"unknown_device":
             raise UnknownTargetError(f"no device {key!r} is registered")
         if reply[0] == b"busy":
@@ -78,15 +79,17 @@ class Serving(Access):
         """Renew a worker's lease and its node's."""
         return Beat(int(self._run("heartbeat", worker, incarnation, ms(lease_s))))
 
-    def rejoin(self, worker: str, run_id: str, lease_s: float) -> bool:
+    def rejoin(self, worker: str, run_id: str, lease_s: float) -> tuple[int, bool]:
         """A worker is about to report what it runs. ``run_id``: the run of the server that it last reported to.
 
-        True if granting was paused for a lease, because the server has lost what it was told.
+        Returns the report's number, and whether granting was paused for a lease, because the server has lost what it
+        was told. Whatever of a report arrives after a later one has no effect.
         """
-        return bool(self._run("rejoin", worker, run_id, ms(lease_s)))
+        number, paused = self._run("rejoin", worker, run_id, ms(lease_s))
+        return int(number), bool(paused)
 
     def reclaim(
-        self, allocation: Allocation, worker: str, *, nonce: str = "", repeatable: bool = False, message: bytes = b""
+        self, allocation: Allocation, worker: str, *, repeatable: bool = False, message: bytes = b"", report: int = 0
     ) -> str | None:
         """A worker runs this: make it so in the ledger again. Returns why not, or ``None`` if the claim stands.
 
@@ -100,7 +103,7 @@ class Serving(Access):
             f"{allocation.node}/{allocation.device_id}",
             ",".join(str(core) for core in allocation.cpu_cores),
             worker,
-            nonce,
+            "",  # no delivery will pass the gate for it again
             "1" if repeatable else "0",
             ms(allocation.started_at or allocation.submitted_at),
             allocation.task_id,
@@ -111,6 +114,7 @@ class Serving(Access):
             req.priority,
             allocation.strategy.value,
             message,
+            report,
         )
         return None if reply[0] == b"ok" else str(reply[1].decode(errors="backslashreplace"))
 

@@ -58,10 +58,11 @@ class Reporter:
         live worker serves the device, :class:`LedgerError`.
         """
         run_id = ledger.run_id
-        if ledger.rejoin(self.worker, self.run_id, self._lease_s):
+        number, paused = ledger.rejoin(self.worker, self.run_id, self._lease_s)
+        if paused:
             logger.warning("the ledger has lost what it was told: granting pauses until the workers have reported")
         publish_grants(self.app, ledger.register_node(self.inventory, self._lease_s))
-        stale = self._claim_again(ledger, holdings, endings)
+        stale = self._claim_again(ledger, number, holdings, endings)
         takeover = ""
         while True:
             runs = [held.allocation.allocation_id for held in holdings.all()] + holdings.unanswered()
@@ -78,6 +79,7 @@ class Reporter:
                     born=born(os.getpid()) or 0.0,
                     takeover=takeover,
                     mailbox=self.mailbox,
+                    report=number,
                     runs=runs,
                 )
             except DeviceBusyError as busy:
@@ -94,7 +96,7 @@ class Reporter:
             publish_grants(self.app, grants)
             return stale
 
-    def _claim_again(self, ledger: Ledger, holdings: Holdings, endings: Endings) -> int:
+    def _claim_again(self, ledger: Ledger, number: int, holdings: Holdings, endings: Endings) -> int:
         """Have the ledger count what runs here; stop what it counts as somebody else's, and wait until that is gone."""
         stopped: list[tuple[int, float | None]] = []
         stale = 0
@@ -105,6 +107,7 @@ class Reporter:
                 self.worker,
                 repeatable=bool(request is not None and request.task.acks_late),
                 message=_message_of(request),
+                report=number,
             )
             if reason is None:
                 continue

@@ -8,11 +8,12 @@ import pytest
 import redis
 
 from celery_allocator.errors import LedgerSchemaError
-from celery_allocator.ledger import Beat, Options, keys
+from celery_allocator.ledger import Beat, Grant, Options, keys
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS, Announcer
 from celery_allocator.ledger.client import Ledger
 from celery_allocator.model import Allocation, State
 from tests.support.ledger_pool import LEASE_S, LedgerPool
+from tests.support.waiting import wait_until
 
 PAUSE_S = SHORTEST_PAUSE_MS / 1000
 
@@ -29,8 +30,11 @@ def forget(cluster: LedgerPool, allocation: Allocation) -> None:
     cluster.ledger.client.delete(keys.key(cluster.ledger.pool, "tomb", allocation.allocation_id))
 
 
-def report(cluster: LedgerPool, device: str = "gpu_0", runs: tuple[str, ...] = (), **options: object) -> None:
-    cluster.worker("n1", device, runs=runs, **options)
+def report(
+    cluster: LedgerPool, device: str = "gpu_0", runs: tuple[str, ...] = (), **options: object
+) -> tuple[Grant, ...]:
+    number, _ = cluster.ledger.rejoin(f"w.n1.{device}", "", LEASE_S)
+    return cluster.worker("n1", device, report=number, runs=runs, **options)
 
 
 def test_tokens_leap_and_granting_pauses_until_every_worker_has_reported(cluster: LedgerPool) -> None:
@@ -46,7 +50,7 @@ def test_tokens_leap_and_granting_pauses_until_every_worker_has_reported(cluster
     cluster.ledger.tick()
     assert cluster.ledger.get("a2").state is State.WAITING, "the worker for CPU work has not reported"
     assert cluster.ledger.heartbeat("w.n1.gpu_0", "one", LEASE_S) is Beat.KEPT
-    (grant,) = cluster.worker("n1", "cpu", runs=())
+    (grant,) = report(cluster, "cpu")
     assert grant.allocation_id == "a2"
     assert grant.token > running.token + 1_000_000
     assert [e for e in cluster.happened() if e in ("epoch", "paused", "resumed")] == ["epoch", "paused", "resumed"]
@@ -71,10 +75,8 @@ def test_a_worker_that_never_reports_holds_granting_up_for_its_lease(cluster: Le
     change_server(cluster)
     cluster.ledger.tick()
     for device in ("gpu_0", "cpu"):
-        cluster.worker("n1", device, runs=(), lease_s=1000)
-        cluster.ledger.register_worker(
-            f"w.n2.{device}", "one", "n2", device, slots=4, queue="q", lease_s=LEASE_S, runs=None
-        )
+        report(cluster, device, lease_s=1000)
+        cluster.worker("n2", device)
     cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "worker", "w.n2.gpu_0"), "run", "a" * 40)
     cluster.submit(2_000)
     cluster.at += LEASE_S - 1
@@ -180,8 +182,8 @@ def test_a_caller_that_alone_was_cut_off_puts_no_lease_off(cluster: LedgerPool) 
 
 def test_a_ledger_that_was_lost_waits_a_lease_for_its_workers(cluster: LedgerPool) -> None:
     cluster.ledger.tick()
-    assert cluster.ledger.rejoin("w.n1.gpu_0", "b" * 40, LEASE_S)
-    assert not cluster.ledger.rejoin("w.n1.cpu", "b" * 40, LEASE_S), "once for each run of the server"
+    assert cluster.ledger.rejoin("w.n1.gpu_0", "b" * 40, LEASE_S)[1]
+    assert not cluster.ledger.rejoin("w.n1.cpu", "b" * 40, LEASE_S)[1], "once for each run of the server"
     cluster.node()
     cluster.submit(2_000)
     assert cluster.ledger.tick().grants == ()
@@ -189,6 +191,33 @@ def test_a_ledger_that_was_lost_waits_a_lease_for_its_workers(cluster: LedgerPoo
     for device in ("gpu_0", "cpu"):
         cluster.ledger.heartbeat(f"w.n1.{device}", "one", LEASE_S)
     assert [g.allocation_id for g in cluster.ledger.tick().grants] == ["a1"]
+
+
+def test_what_arrives_of_a_report_after_a_later_one_has_no_effect(cluster: LedgerPool) -> None:
+    cluster.node()
+    number, _ = cluster.ledger.rejoin("w.n1.gpu_0", "", LEASE_S)
+    ended = cluster.running(2_000)
+    report(cluster, "gpu_0", (ended.allocation_id,))
+    forget(cluster, ended)
+    begun = cluster.running(2_000)
+    assert "later report" in (cluster.ledger.reclaim(ended, "w.n1.gpu_0", message=b"message", report=number) or "")
+    cluster.worker("n1", "gpu_0", report=number, runs=(ended.allocation_id,))
+    assert [a.allocation_id for a in cluster.ledger.held()] == [begun.allocation_id]
+    assert cluster.ledger.tick().obituaries == ()
+
+
+def test_a_tick_that_was_long_on_its_way_puts_leases_off(ledger_client: redis.Redis, pool: str) -> None:
+    """It was sent before its caller could have noticed that the server was away."""
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.ledger = Ledger(ledger_client, pool)
+    cluster.node(lease_s=0.2)
+    cluster.ledger.tick()
+    assert cluster.ledger._met is not None
+    cluster.ledger._met -= 60  # as if sent a minute ago
+    ledger_client.hincrby(keys.key(pool, "meta"), "alive", -60_000)
+    wait_until(lambda: not any(w.lease_left_s > 0 for w in cluster.ledger.snapshot().workers), 5, "the leases to end")
+    assert cluster.ledger.tick().lost_workers == ()
+    assert all(w.lease_left_s > 50 for w in cluster.ledger.snapshot().workers)
 
 
 def test_a_lost_process_counts_until_it_was_lost_too_often(cluster: LedgerPool) -> None:

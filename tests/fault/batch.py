@@ -101,6 +101,13 @@ class Batch:
         """Wait until these have results."""
         self.until(lambda: all(self._look(self.sent[task_id]) for task_id in task_ids), "victims to end", timeout)
 
+    def drain(self) -> None:
+        """End the load, and wait until nothing of it is left: what holds goes on."""
+        self._stop.set()
+        self._load.join(60)
+        load = [task.task_id for task in self.sent.values() if not task.victim and task.accepted]
+        self.ended(*load)
+
     # --- for the runner
 
     def run(self) -> Verdict:

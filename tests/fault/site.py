@@ -61,6 +61,11 @@ class Site:
         self.broker = RabbitMQServer(self.directory / "broker").start()
         return self.broker.add_vhost("site")
 
+    @property
+    def ledger_url(self) -> str:
+        """Where producer and workers find the ledger; empty if it is on the server of the results."""
+        return ""
+
     def worker_env(self, name: str) -> Mapping[str, str]:
         """More environment for one worker, for instance a proxy's URL."""
         return {}
@@ -97,7 +102,13 @@ class Site:
         try:
             url = self.start_servers()
             self.cluster = Cluster(
-                url, self.backend, self.directory / "workers", host=host, config=config, module=MODULE
+                url,
+                self.backend,
+                self.directory / "workers",
+                host=host,
+                config=config,
+                module=MODULE,
+                ledger_url=self.ledger_url,
             )
             self.cluster.start(*(self.spec(*worker) for worker in layout.workers))
             wait_until(self.complete, _MEND_S, lambda: f"every worker to be registered:\n{self.cluster.logs()}")

@@ -69,12 +69,15 @@ class Cluster:
     workers: dict[str, CeleryTestWorker] = field(default_factory=dict)
     #: The producer's application module, with ``make_app(**config)``.
     module: str = MODULE
+    #: Where the ledger is, if it is not on the server of the results.
+    ledger_url: str = ""
 
     def __post_init__(self) -> None:
         # Clusters may share a broker: each has its own queue for plain tasks.
         self.config = {"task_default_queue": f"plain-{self.pool}", **self.config}
         self.client: redis.Redis = redis.Redis.from_url(self.backend.url, socket_timeout=2 * SOON_S)
-        self.ledger = Ledger(self.client, self.pool)
+        self._ledger_client = redis.Redis.from_url(self.ledger_url, socket_timeout=SOON_S) if self.ledger_url else None
+        self.ledger = Ledger(self._ledger_client or self.client, self.pool)
         self.app = self.make_app()
 
     def make_app(self, **config: Any) -> Celery:
@@ -82,7 +85,7 @@ class Cluster:
         made: Celery = import_module(self.module).make_app(
             broker_url=self.broker_url,
             result_backend=self.backend.url,
-            allocator_backend_url=self.backend.url,
+            allocator_backend_url=self.ledger_url or self.backend.url,
             allocator_pool=self.pool,
             **{**self.config, **config},
         )
@@ -93,7 +96,7 @@ class Cluster:
         urls = {
             "CELERY_BROKER_URL": self.broker_url,
             "CELERY_RESULT_BACKEND": self.backend.url,
-            "ALLOCATOR_BACKEND_URL": self.backend.url,
+            "ALLOCATOR_BACKEND_URL": self.ledger_url or self.backend.url,
             "ALLOCATOR_POOL": self.pool,
             "ZOO_CONFIG": json.dumps(self.config),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -119,6 +122,8 @@ class Cluster:
         gc.collect()
         self.app.close()
         self.client.close()
+        if self._ledger_client is not None:
+            self._ledger_client.close()
 
     # --- what tests ask
 
@@ -188,7 +193,7 @@ class Cluster:
         assert_empty(self.ledger)
 
     def _unsettled(self) -> int:
-        return int(self.client.exists(f"{{allocator:{self.pool}}}:obits"))
+        return int((self._ledger_client or self.client).exists(f"{{allocator:{self.pool}}}:obits"))
 
     def describe(self) -> str:
         """Every live allocation, one per line."""

@@ -2,12 +2,17 @@
 -- flags: allow-oom
 -- uses: base events cores index line claim
 -- KEYS: prefix. ARGV from 5: id, token, node/device, cores held ("0,1"), worker, nonce, repeatable ("1"|"0"), started ms,
---   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost).
+--   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost), number
+--   of the report (0: none).
 -- What waits again, or was granted again and has not started, is taken back from there and runs on under its old token: so
 -- a worker that was thought dead, or whose start the server forgot, keeps what nobody else has begun.
 -- Reply: {"ok"} | {"stale", reason}: then the worker has to stop it. Touches: alloc, tasks, meta, delayed, expires and all
 -- that claim, withdraw and dequeue touch.
 local id, token, dkey, worker = ARGV[5], tonumber(ARGV[6]), ARGV[7], ARGV[9]
+local report = tonumber(ARGV[21])
+if report > 0 and report <= tonumber(call("HGET", K.worker .. worker, "report") or 0) then
+  return { "stale", "a later report has been made" }
+end
 local a = load_alloc(id)
 if a and a.state == "running" then
   if tonumber(a.tok) ~= token or a.dev ~= dkey then return { "stale", "it runs on " .. a.dev .. " under token " .. a.tok } end

@@ -3,7 +3,7 @@
 -- uses: base events cores index place line claim pass loss epoch
 -- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
 --   takeover (the incarnation whose process the caller knows to be gone, or ""), mailbox (a list, or ""), what goes before
---   token and message there, reports ("1": the ids that follow are all that it runs; "0": it does not tell).
+--   token and message there, number of the report ("0": it does not tell what it runs), then the ids of all that it runs.
 -- What the ledger thinks runs there and the worker does not report has ended without the ledger hearing of it: it is
 -- buried, so that its result is written if nobody has. A grant that has not started is published again at once: its message
 -- may have gone with the server.
@@ -22,18 +22,21 @@ local function in_the_way(name, their_inc)
   local w = call("HMGET", K.worker .. name, "pid", "born", "dkey")
   return { "busy", name, their_inc, left, w[1] or "", w[2] or "", w[3] and node_of(w[3]) or "" }
 end
-local old = call("HMGET", K.worker .. worker, "inc", "dkey")
+local old = call("HMGET", K.worker .. worker, "inc", "dkey", "report")
+local report = tonumber(ARGV[16])
+-- Delivered late, after the caller had asked again: what it runs now is not what this says.
+if report > 0 and report <= tonumber(old[3] or 0) then return { "ok", {}, {} } end
 local namesake = old[1]
 local busy = in_the_way(d.worker, d.inc) or in_the_way(worker, namesake or inc)
 if busy then return busy end
 if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost, kept) end
 if namesake and (namesake ~= inc or old[2] ~= dkey) then drop_worker(worker, lost, kept) end
 call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now,
-  "run", call("HGET", K.meta, "run") or "")
+  "run", call("HGET", K.meta, "run") or "", "report", report)
 call("ZADD", K.workers, now + tonumber(ARGV[10]), worker)
 call("ZADD", K.nodes, "GT", now + tonumber(ARGV[10]), node_of(dkey))
 d = load_device(dkey)
-for _, id in ipairs(ARGV[16] == "1" and call("SMEMBERS", K.on .. dkey) or {}) do
+for _, id in ipairs(report > 0 and call("SMEMBERS", K.on .. dkey) or {}) do
   local a = load_alloc(id)
   if a and a.state == "granted" then
     call("ZADD", K.granted, now, id)

@@ -2,19 +2,23 @@
 -- flags: allow-oom
 -- uses: base events cores index place line claim pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
---   for which the caller could not reach the server, shortest pause ms.
+--   for which the caller could not reach the server, shortest pause ms, when the caller sent this by the server's clock
+--   (as it knows it from the last reply) or "".
 -- Wakes delayed tasks, ends expired ones, ends allocations by hand whose TTL is over, drops workers and nodes whose
 -- lease is over, lists grants that have not started in time (to be published again under the same token: the gate
 -- makes that safe) and ended tasks whose result nobody has written.
--- Reply: {} if the lock is taken, else {grants, obituaries, lost workers}. obituary: {id, task id, name, outcome, message,
+-- Reply: {} if the lock is taken, else {grants, obituaries, lost workers, now}. obituary: {id, task id, name, outcome, message,
 --   losses, reason}
 -- Touches: everything.
+local LATE = 2000
 if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
 local batch = tonumber(ARGV[6])
 enter_run(tonumber(ARGV[9]))
 -- Where the caller could not reach the server and nobody else ticked either, nobody could renew: that time does not count.
+-- A call that was long on its way says the same: it was sent before its caller could have noticed.
 local alive = tonumber(call("HGET", K.meta, "alive") or now)
-put_off(math.min(tonumber(ARGV[8]), now - alive), alive)
+local late = ARGV[10] ~= "" and now - ARGV[10] or 0
+put_off(math.min(math.max(tonumber(ARGV[8]), late > LATE and late or 0), now - alive), alive)
 call("HSET", K.meta, "alive", now)
 local grants, lost, gone, freed, moved = {}, {}, {}, {}, false
 
@@ -91,4 +95,4 @@ if ARGV[7] == "1" then
 else
   leave_to_tick(grants)
 end
-return { grants, obits, gone }
+return { grants, obits, gone, now }

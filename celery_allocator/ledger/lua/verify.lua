@@ -36,8 +36,7 @@ for _, node in ipairs(call("SMEMBERS", K.known)) do
     end
     eq(dkey .. " free memory", d.free, d.mem - mem)
     eq(dkey .. " free slots", d.sfree, d.slots - slots)
-    local mode = "x"
-    if d.live == "1" and d.st == "ready" then mode = (d.worker ~= "" and d.open == "1") and "w" or "h" end
+    local mode = mode_of(d)
     local fleet = fleet_of(load_node(node))
     eq(dkey .. " mode", fleet[find_in(fleet, dkey) + 1], mode)
     local ix, kind = index_of(mode, d.sfree), kind_of(dkey)
