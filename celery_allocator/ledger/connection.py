@@ -28,7 +28,7 @@ def resolve_url(settings: Settings, broker_url: str | None = None, result_backen
         if candidate == settings.backend_url:
             scheme = urlsplit(candidate).scheme
             raise SettingsError(
-                f"allocator_backend_url has the scheme {scheme!r}: the ledger needs one of "
+                f"allocator_backend_url has the scheme {scheme!r}: the ledger needs "
                 f"{', '.join(f'{name}://' for name in servers.SCHEMES)}"
             )
     return None

@@ -14,8 +14,10 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
+from redis.sentinel import SentinelConnectionPool
 
 from celery_allocator.ledger import Ledger, Mailbox
+from celery_allocator.ledger.servers import is_cluster
 from celery_allocator.plugin.envelope import head
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ def find_mailbox(app: Celery, ledger: Ledger, queue: str) -> Mailbox | None:
         with app.connection_for_read() as connection:
             channel = connection.default_channel
             client = getattr(channel, "client", None)
-            if connection.transport.driver_type != "redis" or client is None:
+            if connection.transport.driver_type != "redis" or client is None or is_cluster(ledger.client):
                 return None
             if _place_of(client) != _place_of(ledger.client):
                 return None
@@ -37,6 +39,11 @@ def find_mailbox(app: Celery, ledger: Ledger, queue: str) -> Mailbox | None:
         return None
 
 
-def _place_of(client: redis.Redis) -> tuple[Any, int]:
-    """Which run of which server, and which of its databases."""
-    return client.info("server")["run_id"], int(client.connection_pool.connection_kwargs.get("db") or 0)
+def _place_of(client: redis.Redis) -> tuple[Any, int, bool]:
+    """Which run of which server, which of its databases, and whether Sentinel finds it: both then fail over together."""
+    pool = client.connection_pool
+    return (
+        client.info("server")["run_id"],
+        int(pool.connection_kwargs.get("db") or 0),
+        isinstance(pool, SentinelConnectionPool),
+    )

@@ -92,7 +92,7 @@ class Session:
         if self._ledger is None or self._pid != pid:
             with _lock:
                 if self._ledger is None or self._pid != pid:
-                    self._ledger = connect(self.settings, *self._urls())
+                    self._ledger = self.connect(self.settings)
                     self._pid = pid
         return self._ledger
 
@@ -101,15 +101,30 @@ class Session:
         """Whether nothing is configured, so that the ledger is this host's embedded server."""
         return resolve_url(self.settings, *self._urls()) is None
 
+    def connect(self, settings: Settings) -> Ledger:
+        """A new client of the ledger that these settings and the app's broker and result backend give."""
+        return connect(settings, *self._urls(), celery_options=self._celery_options)
+
     def _urls(self) -> tuple[str | None, str | None]:
         conf: Any = self._app.conf
         broker = conf.broker_write_url or conf.broker_url
         if isinstance(broker, (list, tuple)):
-            broker = broker[0] if broker else None
-        # Celery takes several brokers in one string, parted by semicolons; the first one is the one in use.
+            sentinels = [url for url in broker if url.startswith("sentinel:")]
+            broker = ";".join(sentinels) if sentinels else broker[0] if broker else None
         backend = conf.result_backend
-        first = broker.split(";")[0] if isinstance(broker, str) else None
-        return first, backend if isinstance(backend, str) else None
+        # Celery takes several brokers in one string, parted by semicolons. The first one is the one in use, but several
+        # Sentinels are one broker.
+        if isinstance(broker, str) and not broker.startswith("sentinel:"):
+            broker = broker.split(";")[0]
+        return broker, backend if isinstance(backend, str) else None
+
+    def _celery_options(self, url: str) -> tuple[dict[str, Any], Any]:
+        """The transport's options and ``use_ssl`` that the app has for the server behind ``url``."""
+        conf: Any = self._app.conf
+        broker, backend = self._urls()
+        if url == backend and url != broker:
+            return dict(conf.result_backend_transport_options or {}), conf.redis_backend_use_ssl
+        return dict(conf.broker_transport_options or {}), conf.broker_use_ssl if url == broker else None
 
 
 def session(app: Celery) -> Session:

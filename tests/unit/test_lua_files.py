@@ -52,6 +52,14 @@ def test_an_operation_opens_with_its_header(name: str) -> None:
     assert not text.startswith("-- uses"), "a sentence of purpose comes first"
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_server_is_told_the_flags_of_an_operation(name: str) -> None:
+    declared = re.search(r"^-- flags: (.+)$", scripts.read(name), re.MULTILINE)
+    first = scripts.load(name).source.partition("\n")[0]
+    assert first == (f"#!lua flags={declared.group(1)}" if declared else "#!lua")
+    assert scripts.load(name).reads == (declared is not None and declared.group(1) == "no-writes")
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_library_says_what_it_is(name: str) -> None:
     assert scripts.read(f"_{name}").startswith("-- Library: ")
@@ -92,7 +100,7 @@ def test_the_libraries_used_are_the_ones_declared(name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_no_unknown_global_is_read(name: str) -> None:
     """A misspelled name is a global, which the server refuses, but only when that line runs."""
-    source = code(scripts.load(name).source)
+    source = code(scripts.load(name).source.partition("\n")[2])  # the first line has the script's flags
     local_names = set(re.findall(r"\blocal (?:function )?([\w, ]+)", source))
     bound = {part.strip() for names in local_names for part in names.split(",")}
     bound |= {p.strip() for params in re.findall(r"function[^(\n]*\(([^)]*)\)", source) for p in params.split(",")}

@@ -98,8 +98,8 @@ class Console:
     def _connect(self, settings: Settings) -> Ledger:
         if self.app is None or self._backend_url is not None:
             return connect(settings)
-        ledger = plugin_session(self.app).ledger
-        return ledger if ledger.pool == settings.pool else Ledger(ledger.client, settings.pool, options=ledger.options)
+        of_app = plugin_session(self.app)
+        return of_app.ledger if of_app.settings.pool == settings.pool else of_app.connect(settings)
 
 
 def open_console(ctx: click.Context, app: str | None, backend_url: str | None, pool: str | None) -> None:
