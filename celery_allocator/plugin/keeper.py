@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 _WATCH_S = 0.1
 #: Seconds between looks at what children have ended, at most.
 _LOOK_S = 1.0
+#: Seconds without any answer of the ledger, beyond a tick's, that count as an outage.
+_AWAY_S = 2.0
 #: Seconds a leaving worker waits for killed children to be gone before it gives their resources back.
 _LEAVE_S = 10.0
 
@@ -230,9 +232,11 @@ class WorkerKeeper:
             self._closed = False
 
     def _tick(self, lock: bool = True) -> None:
+        # Also an outage that the client's own retries have bridged is one; others have not been heard either, perhaps.
+        away = time.monotonic() - self._heard
         ticked = self._ledger.tick(
             lock_s=self._settings.tick_s * 0.9 if lock else None,
-            away_s=time.monotonic() - self._heard if self._outage else 0.0,
+            away_s=away if away > self._settings.tick_s + _AWAY_S else 0.0,
         )
         for worker in ticked.lost_workers:
             logger.error("worker %s is gone: its lease ran out; its tasks are granted again or failed", worker)

@@ -40,7 +40,7 @@ def find_mailbox(app: Celery, ledger: Ledger, queue: str) -> Mailbox | None:
 
 
 def _place_of(client: redis.Redis) -> tuple[Any, int, bool]:
-    """Which run of which server, which of its databases, and whether Sentinel finds it: both then fail over together."""
+    """Which run of which server, which database, and whether Sentinel finds it (then both fail over together)."""
     pool = client.connection_pool
     return (
         client.info("server")["run_id"],
