@@ -49,6 +49,8 @@ EVENTS = {
     "closing": "A worker is shutting down: it finishes what it runs and gets nothing new.",
     "left": "A worker left in order.",
     "worker_lost": "A worker's lease ran out: what it ran is lost.",
+    "parked": "Its message cannot be read: kept for an operator, and its result says so. `from`: the state it was in.",
+    "discarded": "An operator forgot a parked message.",
     "epoch": "The server behind the ledger is another than before (restart, failover). `away_ms`: time without one.",
     "paused": "Nothing is granted before every worker has reported what it runs, and not before `until`.",
     "resumed": "All have reported: granting goes on.",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from celery_allocator.errors import UnsatisfiableError
+from redis.exceptions import NoPermissionError
+
+from celery_allocator.errors import LedgerError, UnsatisfiableError
 from celery_allocator.inventory import discover
 from celery_allocator.ledger import Ledger, connect
 from celery_allocator.model import NodeInventory, NodeState
@@ -49,7 +51,12 @@ class Session:
 
         Never takes the maintenance lock: who takes it is expected to publish Celery messages, which nobody here can.
         """
-        self.ledger.tick(publishes=False)
+        try:
+            self.ledger.tick(publishes=False)
+        except LedgerError as error:
+            if not isinstance(error.__cause__, NoPermissionError):
+                raise
+            # A user of the server who may only read: others do the upkeep.
 
     def offer_host(self, lease_s: float) -> bool:
         """Register this host for ``lease_s`` seconds, unless workers serve it: then it is theirs to describe.

@@ -12,6 +12,7 @@ from typing import Any
 
 from celery_allocator.errors import (
     AllocationNotFound,
+    PoolFullError,
     StaleTokenError,
     UnknownTargetError,
     UnsatisfiableError,
@@ -19,6 +20,7 @@ from celery_allocator.errors import (
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
+from celery_allocator.ledger.mending import Mending
 from celery_allocator.ledger.replies import (
     Available,
     Cancelled,
@@ -45,7 +47,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving):
+class Ledger(Serving, Mending):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot
@@ -72,7 +74,8 @@ class Ledger(Serving):
         """Submit one allocation; it comes back granted, waiting or delayed. Safe to repeat under the same id.
 
         Raises :class:`UnsatisfiableError` (with ``on_never="raise"``) if no known device could ever hold it; where no
-        device is known yet, it waits. Raises :class:`LabelError` for an id or a name that cannot be recorded.
+        device is known yet, it waits. Raises :class:`LabelError` for an id or a name that cannot be recorded,
+        :class:`PoolFullError` if it would have to wait and as many wait as may.
         """
         req = requirements
         reply = self._run(
@@ -91,6 +94,7 @@ class Ledger(Serving):
             ms(expires_at),
             ms(self.options.ttl_s if ttl_s is None else ttl_s),
             on_never,
+            self.options.max_waiting,
         )
         verdict = reply[0].decode()
         if verdict == "known":
@@ -98,6 +102,8 @@ class Ledger(Serving):
         if verdict == "never":
             dimension = reply[1].decode()
             raise UnsatisfiableError(dimension, getattr(req, dimension), int(reply[2]))
+        if verdict == "full":
+            raise PoolFullError(self.pool, int(reply[1]), self.options.max_waiting)
         asked = {
             "allocation_id": allocation_id,
             "task_id": task_id,
@@ -221,10 +227,6 @@ class Ledger(Serving):
     def room(self) -> Available:
         """What is free on the device that has most, by GPU memory, then cores; zeros if none takes work."""
         return Available(*(int(amount) for amount in self._run("room")))
-
-    def verify(self) -> list[str]:
-        """Recompute everything from the allocations; each difference as a sentence. Empty when the ledger is right."""
-        return [line.decode(errors="backslashreplace") for line in self._run("verify")]
 
     def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""

@@ -57,6 +57,7 @@ def connect(
         max_losses=settings.max_losses,
         runtime_decay=settings.runtime_decay,
         ttl_s=settings.ttl_s,
+        max_waiting=settings.max_waiting,
     )
     announcer = Announcer(settings.pool, options)
     client = servers.open_client(

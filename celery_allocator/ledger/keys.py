@@ -27,6 +27,11 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "granted": ("granted", "zset", "task allocations granted and not started; score = when to publish again, in ms"),
     "manual": ("manual", "zset", "allocations made by hand; score = end of their TTL, in ms"),
     "obits": ("obits", "zset", "tasks that ended without running to their end and whose result is still to be written"),
+    "parked": (
+        "parked",
+        "zset",
+        "allocations whose message cannot be read, for an operator; score = when, in ms",
+    ),
     "nodes": ("nodes", "zset", "nodes; score = end of their lease, in ms"),
     "known": ("known", "set", "every node ever registered and not forgotten"),
     "node": ("node:", "hash family", "one node: its core map, RAM, and what is free on each of its devices"),

@@ -18,6 +18,7 @@ class Options:
     max_losses: int = 3
     runtime_decay: float = 0.2
     ttl_s: float = 3600.0
+    max_waiting: int = 100_000
 
     def common(self) -> tuple[int, int, int]:
         """What every script is given (see ``_base.lua``)."""
@@ -86,6 +87,18 @@ class Obituary:
     losses: int = 0
     #: Why it was parked.
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A message that cannot be read. ``parked_at``: seconds since the epoch."""
+
+    allocation_id: str
+    task_id: str
+    task_name: str
+    reason: str
+    parked_at: float
+    message: bytes
 
 
 @dataclass(frozen=True)

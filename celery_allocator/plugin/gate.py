@@ -13,10 +13,13 @@ import logging
 import uuid
 from typing import Any
 
+from celery.exceptions import InvalidTaskError
 from celery.worker.strategy import default as default_strategy
+from kombu.exceptions import ContentDisallowed, DecodeError
 
 from celery_allocator.errors import LedgerUnavailable, StaleTokenError
 from celery_allocator.plugin.envelope import HEADER, own_header
+from celery_allocator.plugin.publish import park
 from celery_allocator.plugin.running import FENCE, GRANT
 from celery_allocator.plugin.session import session
 
@@ -61,6 +64,9 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
         message.headers[HEADER] = {**header, GRANT: {**allocation.to_wire(), FENCE: keeper.fence.losses}}
         try:
             return plain(message, body, _settled, _settled, callbacks, **options)
+        except (DecodeError, ContentDisallowed, InvalidTaskError) as error:
+            park(app, allocation_id, allocation.token, f"{type(error).__name__}: {error}")
+            return None
         except BaseException:
             keeper.ended(allocation, "rejected")
             raise

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 
 import psutil
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery.exceptions import Reject, SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
+from kombu.exceptions import DecodeError
 
-from celery_allocator.model import State
-from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.ledger import Grant, new_allocation_id
+from celery_allocator.model import Requirements, State, Strategy
+from celery_allocator.plugin.envelope import HEADER, Envelope
+from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin.router import requirements_header
 from tests.support.cluster import SOON_S, Cluster
 
 #: Seconds that no test waits for: what sleeps that long is to be ended by force.
@@ -42,6 +47,37 @@ def test_a_child_that_dies_takes_the_task_back_into_line(cluster: Cluster) -> No
     assert result.get(timeout=2 * REAPED_S) == 3
     grants = [e["token"] for _, e in cluster.ledger.events(count=100_000) if e["task"] == result.id and "token" in e]
     assert len(set(grants)) == 3
+
+
+def test_a_body_that_cannot_be_read(cluster: Cluster) -> None:
+    """The worker cannot even make a request of it: parked, and its caller is told."""
+    task_id = str(uuid.uuid4())
+    header = requirements_header(new_allocation_id(), Requirements(512, 1, 64), Strategy.BEST_FIT)
+    headers = {HEADER: header, "id": task_id, "task": "zoo.fail", "lang": "py", "argsrepr": "()", "kwargsrepr": "{}"}
+    message = Envelope(b"\xff not JSON", "application/json", "utf-8", headers, {}, 2).pack()
+    _place(cluster, header["id"], task_id, message)
+    with pytest.raises(DecodeError, match="cannot be read"):
+        cluster.app.AsyncResult(task_id).get(timeout=SOON_S)
+    (parked,) = cluster.ledger.parked()
+    assert (parked.task_id, parked.message) == (task_id, message)
+    cluster.ledger.unpark(parked.allocation_id, requeue=False)
+
+
+def test_a_message_that_nobody_can_publish(cluster: Cluster) -> None:
+    """Somebody wrote to the ledger's keys: the task is parked before any worker sees it."""
+    task_id, allocation_id = str(uuid.uuid4()), new_allocation_id()
+    _place(cluster, allocation_id, task_id, b"no message at all")
+    with pytest.raises(DecodeError, match="cannot be read"):
+        cluster.app.AsyncResult(task_id).get(timeout=SOON_S)
+    assert [p.allocation_id for p in cluster.ledger.parked()] == [allocation_id]
+    cluster.ledger.unpark(allocation_id, requeue=False)
+
+
+def _place(cluster: Cluster, allocation_id: str, task_id: str, message: bytes) -> None:
+    submitted = cluster.ledger.submit(allocation_id, task_id, "zoo.fail", Requirements(512, 1, 64), message=message)
+    granted = submitted.allocation
+    if not submitted.delivered:
+        publish_grants(cluster.app, [Grant(allocation_id, granted.token, str(granted.queue), message)])
 
 
 def test_the_hard_time_limit(cluster: Cluster) -> None:

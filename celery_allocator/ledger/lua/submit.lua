@@ -1,10 +1,10 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
 -- uses: base events cores index place line claim room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
---   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait).
+--   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most.
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
 --   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
---   | {"never", dimension, largest} | {"known", state} when the id was submitted before (a repeated call changes nothing).
+--   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
 local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
@@ -57,6 +57,12 @@ if not delayed and call("EXISTS", K.line .. shape) == 0 then dkey, node = place(
 if not dkey and ARGV[18] == "raise" then
   local dimension, largest = never(call("HKEYS", K.classes))
   if dimension then return { "never", dimension, largest } end
+end
+
+-- What would wait must find room in line. A retry of a task that is known does not: it stands in for what it replaces.
+if not dkey and call("HEXISTS", K.tasks, tid) == 0 then
+  local count = call("ZCARD", K.waiting) + call("ZCARD", K.delayed)
+  if count >= tonumber(ARGV[19]) then return { "full", count } end
 end
 
 local seq = call("HINCRBY", K.meta, "seq", 1)
