@@ -144,8 +144,10 @@ end
 
 -- Put a granted task's message into its device's mailbox, if it has one: a list of this very server that the broker's
 -- worker reads. True if that was done; else (also where this user may not write there) the caller of the script publishes.
+-- What does not begin and end as a message does (see envelope.py) would end the worker that reads it: whoever publishes
+-- finds that out, and parks it.
 local function deliver(d, token, message)
-  if d.box == "" or message == "" then return false end
+  if d.box == "" or string.byte(message, 1) ~= 44 or string.byte(message, -1) ~= 125 then return false end
   local reply = redis.pcall("LPUSH", d.box, d.head .. token .. message)
   return type(reply) == "number"
 end
