@@ -1,0 +1,265 @@
+"""``configs/redis-acl.conf``: each user can do its work, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from celery_allocator.errors import LedgerError, LedgerUnavailable
+from celery_allocator.ledger import Ledger, connect, scripts
+from celery_allocator.model import NodeInventory, Requirements, State
+from celery_allocator.settings import Settings
+from tests.security.acl_server import USERS, AclServer, broker_selectors, users
+from tests.support.processes import ROOT, clean_environment
+from tests.support.redis_server import RedisServer
+from tests.support.workers import WorkerFleet
+
+#: What redis-py's connections say, and how scripts are called.
+CONNECTION = {"ping", "select", "client|setinfo", "cluster|slots"}
+READING, WRITING = {"evalsha_ro", "eval_ro"}, {"evalsha", "eval"}
+#: What is called without a script.
+DIRECT = {"worker": {"hsetnx", "hget", "zmscore", "info"}, "operator": {"xrange"}, "dashboard": {"xrange"}}
+WRITERS = ("producer", "worker", "operator")
+
+
+def commands_of(names: list[str]) -> set[str]:
+    """What these scripts call on the ledger's own keys (LPUSH is for a broker's queue)."""
+    called = {c for name in names for c in re.findall(r'call\("(\w+)"', scripts.load(name).source)}
+    return {command.lower() for command in called} - {"lpush"}
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_a_user_has_the_rights_that_it_needs_and_no_other(user: str) -> None:
+    line = users()[user]
+    operations = scripts.operations()
+    if user == "dashboard":
+        called = READING | commands_of([name for name in operations if scripts.load(name).reads])
+        keys = "%R~{allocator:*}:*"
+    else:
+        called = READING | WRITING | commands_of(operations)
+        keys = "~{allocator:*}:*"
+    assert set(re.findall(r" \+(\S+)", line)) == CONNECTION | called | DIRECT.get(user, set())
+    assert re.sub(r" \+\S+", "", line) == (f"user {user} on >CHANGE-ME-{user} resetkeys resetchannels -@all {keys}")
+
+
+@pytest.fixture(scope="module")
+def acl_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AclServer]:
+    server = AclServer(tmp_path_factory.mktemp("acl")).start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def nothing_refused(acl_server: AclServer) -> Iterator[None]:
+    """The server's own log is the witness: an error that somebody swallowed stands there too."""
+    with acl_server.client() as admin:
+        admin.acl_log_reset()
+        yield
+        assert acl_server.refused() == []
+
+
+@contextlib.contextmanager
+def ledger_of(server: AclServer, user: str, pool: str) -> Iterator[Ledger]:
+    ledger = connect(Settings(backend_url=server.url_of(user), pool=pool))
+    with ledger.client:
+        yield ledger
+
+
+def environment(server: AclServer, user: str, pool: str, broker: str, backend: str, **conf: object) -> dict[str, str]:
+    return {
+        "PYTHONPATH": str(ROOT),
+        "CELERY_BROKER_URL": broker,
+        "CELERY_RESULT_BACKEND": backend,
+        "ALLOCATOR_BACKEND_URL": server.url_of(user),
+        "ALLOCATOR_POOL": pool,
+        "ALLOCATOR_NODE": "host1",
+        "ALLOCATOR_DEVICES": "sim:1x8192",
+        "ALLOCATOR_CPU_CORES": "2",
+        "ALLOCATOR_RAM_MB": "4096",
+        "ZOO_CONFIG": json.dumps({"task_default_queue": f"plain-{pool}", **conf}),
+    }
+
+
+def python(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", *args]
+    return subprocess.run(argv, env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_worker_and_producer_and_operator(
+    acl_server: AclServer, redis_server: RedisServer, workers: WorkerFleet, pool: str, nothing_refused: None
+) -> None:
+    def env(user: str) -> dict[str, str]:
+        return environment(acl_server, user, pool, redis_server.url, redis_server.url)
+
+    workers.start("tests.support.allocator_app", "--gpu", "0", "--concurrency", "2", env=env("worker"))
+    produced = python(env("producer"), "tests.security.produce")
+    assert produced.returncode == 0, produced.stderr + workers.output()
+    assert json.loads(produced.stdout) == {"sum": 3, "revoked": True}
+
+    for args in (["cordon", "host1/gpu_0"], ["tick"], ["uncordon", "host1/gpu_0"], ["events"]):
+        done = python(env("operator"), "celery_allocator", *args)
+        assert done.returncode == 0, done.stderr
+    assert workers.workers[0].stop() == 0
+
+
+def test_the_dashboards_commands(acl_server: AclServer, redis_server: RedisServer, pool: str) -> None:
+    with ledger_of(acl_server, "worker", pool) as ledger:
+        ledger.register_node(NodeInventory("host1", (0, 1), 4096), lease_s=600)
+        ledger.submit("a1", "t1", "name", Requirements(cpu_cores=1))
+    env = environment(acl_server, "dashboard", pool, redis_server.url, redis_server.url)
+    for args, words in [(["status"], "host1"), (["queue"], "a1"), (["events"], "waiting a1"), (["verify"], "")]:
+        shown = python(env, "celery_allocator", *args)
+        assert shown.returncode == 0, shown.stderr
+        assert words in shown.stdout
+    refused = python(env, "celery_allocator", "cancel", "a1")
+    assert refused.returncode == 1
+    assert "no permissions to run the 'evalsha' command" in refused.stderr
+
+
+def test_with_the_broker_on_the_same_server(tmp_path: Path, workers: WorkerFleet, pool: str) -> None:
+    assert set(broker_selectors()) == {"producer", "worker", "operator"}
+    prefix = {"global_keyprefix": "celery:"}
+    conf = {"broker_transport_options": prefix, "result_backend_transport_options": prefix}
+    server = AclServer(tmp_path / "redis", broker=True).start()
+
+    def env(user: str) -> dict[str, str]:
+        return environment(server, user, pool, server.url_of(user), server.url_of(user), **conf)
+
+    try:
+        args = ("--gpu", "0", "--concurrency", "2", "-Q", f"plain-{pool}", "-E")
+        worker = workers.start("tests.support.allocator_app", *args, env=env("worker"))
+        produced = python(env("producer"), "tests.security.produce", "all")
+        assert produced.returncode == 0, produced.stderr + workers.output()
+        assert json.loads(produced.stdout) == {"sum": 3, "revoked": True, "plain": 5, "chord": 6, "pongs": 1}
+        assert worker.stop() == 0
+        assert server.refused() == []
+        with server.client() as admin:
+            box = admin.hget(f"{{allocator:{pool}}}:dev:host1/gpu_0", "box")
+            foreign = [key for key in admin.scan_iter() if not key.startswith((b"celery:", b"{allocator:"))]
+        assert foreign == []
+        assert box is None or box.startswith(b"celery:")
+    finally:
+        workers.close()
+        server.kill()
+
+
+#: Nobody but the administrator.
+FORBIDDEN = [
+    ["FLUSHALL"],
+    ["FLUSHDB"],
+    ["KEYS", "*"],
+    ["SCAN", "0"],
+    ["RANDOMKEY"],
+    ["CONFIG", "GET", "*"],
+    ["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"],
+    ["DEBUG", "SLEEP", "0"],
+    ["SHUTDOWN", "NOSAVE"],
+    ["SAVE"],
+    ["REPLICAOF", "NO", "ONE"],
+    ["CLUSTER", "RESET"],
+    ["ACL", "LIST"],
+    ["ACL", "SETUSER", "me", "on", "nopass", "+@all"],
+    ["CLIENT", "LIST"],
+    ["CLIENT", "KILL", "TYPE", "normal"],
+    ["MONITOR"],
+    ["SLOWLOG", "GET"],
+    ["SCRIPT", "FLUSH"],
+    ["SCRIPT", "KILL"],
+    ["FUNCTION", "FLUSH"],
+    ["MODULE", "LIST"],
+    ["SWAPDB", "0", "1"],
+    ["RENAME", "{P}meta", "{P}x"],
+    ["MIGRATE", "127.0.0.1", "1", "{P}meta", "0", "1"],
+    ["DUMP", "{P}meta"],
+    ["PUBLISH", "anything", "x"],
+    ["SUBSCRIBE", "anything"],
+    # Other prefixes, by every way there is.
+    ["GET", "other"],
+    ["HGET", "celery-task-meta-1", "x"],
+    ["HGETALL", "other"],
+    ["LRANGE", "celery", "0", "-1"],
+    ["LPUSH", "celery", "a task of my own"],
+    ["EVALSHA_RO", "0" * 40, "1", "other"],
+    ["EVAL_RO", "return redis.call('HGET', 'other', 'x')", "0"],
+    ["EVAL", "return redis.call('SET', 'other', 'x')", "0"],
+    ["EVAL", "return redis.call('FLUSHALL')", "0"],
+    ["EVAL", "return redis.call('CONFIG', 'GET', '*')", "0"],
+]
+#: Nor the dashboard, what the others may.
+CHANGES = [
+    ["SET", "{P}tick", "1"],
+    ["DEL", "{P}meta"],
+    ["HSET", "{P}meta", "seq", "0"],
+    ["ZADD", "{P}waiting", "0", "x"],
+    ["XADD", "{P}events", "*", "op", "made up"],
+    ["EVALSHA", "0" * 40, "1", "{P}"],
+    ["EVAL", "return 1", "0"],
+    ["EVAL", "return redis.call('DEL', KEYS[1])", "1", "{P}meta"],
+    ["EVAL_RO", "return redis.call('DEL', KEYS[1])", "1", "{P}meta"],
+    ["INFO"],
+    ["SCRIPT", "LOAD", "return 1"],
+]
+
+
+REFUSED = re.compile(r"[Nn]o permissions|Write commands are not allowed|command is not allowed from script")
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_nothing_else_is_allowed(acl_server: AclServer, user: str, pool: str) -> None:
+    with acl_server.client() as admin, redis.Redis.from_url(acl_server.url_of(user)) as client:
+        admin.hset(f"{{allocator:{pool}}}:meta", "seq", "1")
+        before = admin.dbsize()
+        went_through = []
+        for command in FORBIDDEN + (CHANGES if user == "dashboard" else []):
+            try:
+                client.execute_command(*(part.replace("{P}", f"{{allocator:{pool}}}:") for part in command))
+            except redis.ResponseError as error:
+                # A script is stopped where it calls what its user may not; one that only reads may not write at all.
+                if not REFUSED.search(str(error)):
+                    went_through.append((command, str(error)))
+            else:
+                went_through.append((command, "done"))
+        assert went_through == []
+        assert admin.dbsize() == before
+
+
+@pytest.mark.parametrize("user", WRITERS)
+def test_who_writes_can_submit(acl_server: AclServer, user: str, pool: str, nothing_refused: None) -> None:
+    with ledger_of(acl_server, user, pool) as ledger:
+        ledger.submit("a1", "t1", "name", Requirements(cpu_cores=1))
+        assert [a.state for a in ledger.queue()] == [State.WAITING]
+        assert ledger.cancel("a1").done
+        assert ledger.run_id
+
+
+def test_the_dashboard_reads_also_where_the_server_forgot_the_scripts(acl_server: AclServer, pool: str) -> None:
+    with ledger_of(acl_server, "worker", pool) as worker, acl_server.client() as admin:
+        worker.submit("a1", "t1", "name", Requirements(cpu_cores=1))
+        admin.script_flush()
+        with ledger_of(acl_server, "dashboard", pool) as dashboard:
+            assert dashboard.snapshot().waiting == 1
+            assert [a.allocation_id for a in dashboard.queue()] == ["a1"]
+            assert dashboard.find("t1")[0].task_name == "name"
+            assert dashboard.verify() == []
+            assert dashboard.events()
+            with pytest.raises(LedgerError, match="evalsha"):
+                dashboard.cancel("a1")
+            with pytest.raises(LedgerError, match="evalsha"):
+                dashboard.submit("a2", "t2", "name", Requirements(cpu_cores=1))
+        assert worker.snapshot().waiting == 1
+
+
+def test_a_wrong_password_is_told_without_it(acl_server: AclServer, pool: str) -> None:
+    url = f"redis://worker:not-the-one@127.0.0.1:{acl_server.port}/0"
+    ledger = connect(Settings(backend_url=url, pool=pool))
+    with ledger.client, pytest.raises(LedgerUnavailable, match="invalid username-password") as raised:
+        ledger.snapshot()
+    assert "not-the-one" not in str(raised.value)
