@@ -7,6 +7,7 @@ the ledger is shown to ``on_connect`` right after redis-py's own handshake, befo
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlencode, urlsplit
@@ -108,8 +109,14 @@ def is_cluster(client: redis.Redis) -> bool:
 
 def _shown_to(on_connect: OnConnect) -> OnConnect:
     def connected(connection: Any) -> None:
-        connection.on_connect()  # redis-py's handshake: given a function of ours, it leaves that to us
-        on_connect(connection)
+        # A health check would reconnect a connection that fails here, and so come here again, without end.
+        interval, connection.health_check_interval = connection.health_check_interval, 0
+        try:
+            connection.on_connect()  # redis-py's handshake: given a function of ours, it leaves that to us
+            on_connect(connection)
+        finally:
+            connection.health_check_interval = interval
+        connection.next_health_check = time.monotonic() + interval
 
     return connected
 
