@@ -10,14 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import MovedError, NoPermissionError, NoScriptError, ReadOnlyError, ResponseError
 
-from celery_allocator.errors import LedgerSchemaError
+from celery_allocator.errors import LedgerError, LedgerSchemaError
 from celery_allocator.ledger import keys, scripts
 from celery_allocator.ledger.replies import Options
 
 #: Milliseconds for which granting pauses at least after the server has changed: all clients have connected again then.
 SHORTEST_PAUSE_MS = 2000
+
+#: What an older server says of a script whose first line gives its flags.
+_TOO_OLD = "user_script:1: unexpected symbol near '#'"
 
 
 class Announcer:
@@ -30,7 +33,9 @@ class Announcer:
         self._args = (1, keys.prefix(pool), "", *options.common(), keys.SCHEMA, SHORTEST_PAUSE_MS)
 
     def __call__(self, connection: Any) -> None:
-        """Ask. Raises :class:`LedgerSchemaError`; a connection error where the server is a read-only replica."""
+        """Ask. Raises :class:`LedgerSchemaError`; a connection error where the server is a read-only replica;
+        :class:`LedgerError` where it is too old, or a node of a cluster without the pool.
+        """
         script = scripts.load("announce")
         try:
             try:
@@ -43,9 +48,14 @@ class Announcer:
         except NoPermissionError:  # a user who only reads, and so need not tell
             return
         except ResponseError as error:
-            if str(error).startswith("MOVED"):  # a node of a cluster that does not hold this pool
-                return
             connection.disconnect()
+            if isinstance(error, MovedError) or str(error).startswith("MOVED"):
+                raise LedgerError(
+                    f"the server is a node of a Redis Cluster, and does not hold pool {self.pool!r}: "
+                    "set allocator_backend_url to redis+cluster://host:port,host:port"
+                ) from error
+            if _TOO_OLD in str(error):
+                raise LedgerError("the server is older than Redis 7.0 or Valkey 7.2, which the ledger needs") from error
             raise
         run_id, schema = (part.decode() if isinstance(part, bytes) else str(part) for part in reply)
         if schema != str(keys.SCHEMA):
