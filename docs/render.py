@@ -50,6 +50,8 @@ EVENTS = {
     "left": "A worker left in order.",
     "worker_lost": "A worker's lease ran out: what it ran is lost.",
     "parked": "Its message cannot be read: kept for an operator, and its result says so. `from`: the state it was in.",
+    "audit": "A worker's look at a part of the ledger found `differences`. `id` is the node that was looked at.",
+    "repaired": "An operator had everything that is counted rebuilt. `left`: contradictions that could not be mended.",
     "discarded": "An operator forgot a parked message.",
     "epoch": "The server behind the ledger is another than before (restart, failover). `away_ms`: time without one.",
     "paused": "Nothing is granted before every worker has reported what it runs, and not before `until`.",

@@ -13,6 +13,7 @@ from celery_allocator.ledger.replies import (
     Options,
     Parked,
     Released,
+    Repaired,
     Submitted,
     Ticked,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Options",
     "Parked",
     "Released",
+    "Repaired",
     "Submitted",
     "Ticked",
     "connect",

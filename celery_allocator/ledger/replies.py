@@ -102,6 +102,15 @@ class Parked:
 
 
 @dataclass(frozen=True)
+class Repaired:
+    """Reply of :meth:`Ledger.repair`: differences before, what is still wrong, and grants to be published."""
+
+    found: tuple[str, ...]
+    left: tuple[str, ...]
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True)
 class Cancelled:
     """Reply of :meth:`Ledger.cancel`. ``state``: what it was in, or ``gone``; a task's ``running`` is left alone."""
 

@@ -65,6 +65,8 @@ class WorkerKeeper:
         self._closed = False
         self._heard = time.monotonic()
         self._outage = False
+        #: Differences in the ledger that have been told of.
+        self._wrong: set[str] = set()
 
     @property
     def _ledger(self) -> Ledger:
@@ -242,6 +244,19 @@ class WorkerKeeper:
             logger.error("worker %s is gone: its lease ran out; its tasks are granted again or failed", worker)
         self._publish(ticked.grants)
         write_results(self.app, ticked.obituaries)
+        if ticked.ran:
+            self._audit()
+
+    def _audit(self) -> None:
+        """Look at a part of the ledger; what is wrong is said once for as long as it is."""
+        found = set(self._ledger.audit())
+        for difference in sorted(found - self._wrong):
+            logger.error(
+                "the ledger of pool %s contradicts itself: %s (celery-allocator verify tells all, --repair mends it)",
+                self._settings.pool,
+                difference,
+            )
+        self._wrong |= found
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish)

@@ -45,7 +45,7 @@ def run(redis_server: RedisServer, pool: str, session: Session) -> Run:
     def invoke(*args: str, code: int = 0, obj: Any = None) -> Any:
         result = CliRunner().invoke(allocator, args, env=env, prog_name="celery-allocator", obj=obj)
         assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
-        if "--json" in args:
+        if "--json" in args and code != 2:
             return json.loads(result.stdout)
         return result.stdout if code == 0 else result.stderr
 
@@ -206,6 +206,34 @@ def test_verify_tells_what_is_wrong(run: Run, session: Session) -> None:
 
     assert "host1 free RAM" in run("verify", code=1)
     assert len(run("verify", "--json", code=1)["differences"]) == 1
+
+
+def test_verify_repairs_when_it_is_told_to(run: Run, session: Session) -> None:
+    key = f"{{allocator:{session.ledger.pool}}}:node:host1"
+    session.ledger.client.hincrby(key, "rfree", -5)
+    assert "Aborted" in run("verify", "--repair", code=1), "nobody said yes"
+    assert run("verify", "--repair", "--yes") == "Repaired: 1 differences.\n"
+    assert run("verify") == "The ledger is right.\n"
+    session.ledger.client.hincrby(key, "cfree", 1)
+    assert "add --yes" in run("verify", "--repair", "--json", code=2)
+    reply = run("verify", "--repair", "--yes", "--json")
+    assert (reply["success"], bool(reply["differences"]), reply["left"]) == (True, True, [])
+
+
+def test_parked_messages_are_listed_and_decided_about(run: Run, session: Session) -> None:
+    assert run("parked") == "Nothing is parked.\n"
+    ledger = session.ledger
+    for name in ("a1", "a2"):
+        ledger.submit(name, f"task {name}", "proj.work", Requirements(cpu_cores=1), message=b"?")
+        ledger.park(name, "no JSON")
+    listed = run("parked")
+    assert "proj.work" in listed
+    assert "no JSON" in listed
+    assert [p["allocation_id"] for p in run("parked", "--json")["parked"]] == ["a1", "a2"]
+    assert run("parked", "discard", "a1") == "a1 is discarded\n"
+    assert run("parked", "requeue", "a2", "--json")["now"] == "in line again"
+    assert ledger.find("task a2")[0].state is State.WAITING
+    assert "no message of 'a1' is parked" in run("parked", "discard", "a1", code=1)
 
 
 def test_events_are_printed_once_each_and_in_order(run: Run, redis_server: RedisServer, pool: str) -> None:

@@ -35,7 +35,10 @@ needs = st.dictionaries(st.sampled_from([*FIELDS]) | text, st.integers(-2, 9) | 
 
 
 def state(ledger: Ledger) -> dict[bytes, Any]:
-    """Everything the pool holds, byte by byte, but the maintenance lock."""
-    lock = keys.key(ledger.pool, "tick").encode()
+    """Everything the pool holds, byte by byte, but for the maintenance lock and when maintenance last ran."""
+    lock, meta = (keys.key(ledger.pool, name).encode() for name in ("tick", "meta"))
     names = [name for name in ledger.client.scan_iter(f"{keys.prefix(ledger.pool)}*", count=1000) if name != lock]
-    return {name: ledger.client.dump(name) for name in sorted(names)}
+    found: dict[bytes, Any] = {name: ledger.client.dump(name) for name in sorted(names)}
+    if meta in found:
+        found[meta] = {k: v for k, v in ledger.client.hgetall(meta).items() if k not in (b"alive", b"audited")}
+    return found

@@ -8,7 +8,7 @@ import click
 
 from celery_allocator import __version__
 from celery_allocator.demo.command import demo
-from celery_allocator.surfaces.cli import allocations, operators, parked, processes, reading
+from celery_allocator.surfaces.cli import allocations, operators, parked, processes, reading, verifying
 from celery_allocator.surfaces.cli.console import Group, open_console
 
 
@@ -31,6 +31,7 @@ for _command in (
     *allocations.COMMANDS,
     *operators.COMMANDS,
     *parked.COMMANDS,
+    *verifying.COMMANDS,
     *processes.COMMANDS,
     demo,
 ):

@@ -1,4 +1,4 @@
-"""Commands that look: status, queue, events, settings, verify."""
+"""Commands that look: status, queue, events, settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kombu.utils.url import maybe_sanitize_url
 from celery_allocator.model import ClusterState, iso_utc
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
-from celery_allocator.surfaces.cli.console import EXIT_FAILED, Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 
 #: Seconds between looks for new events.
 _FOLLOW_S = 0.2
@@ -152,22 +152,6 @@ def _event(entry_id: str, fields: dict[str, str], *, as_json: bool) -> str:
     return " ".join(words)
 
 
-@click.command()
-@json_option
-@pass_console
-@click.pass_context
-def verify(ctx: click.Context, console: Console, *, as_json: bool) -> None:
-    """Recompute the whole ledger from its allocations and tell each difference."""
-    differences = console.ledger.verify()
-    if as_json:
-        print_json({"success": not differences, "differences": differences})
-    elif differences:
-        click.echo("\n".join(differences), err=True)
-    else:
-        click.echo("The ledger is right.")
-    ctx.exit(EXIT_FAILED if differences else 0)
-
-
 @click.command("settings")
 @json_option
 @pass_console
@@ -204,4 +188,4 @@ def _plain(value: Any) -> Any:
     return dict(value) if hasattr(value, "items") else value
 
 
-COMMANDS: tuple[click.Command, ...] = (status, queue, events, verify, settings_command)
+COMMANDS: tuple[click.Command, ...] = (status, queue, events, settings_command)

@@ -1,0 +1,118 @@
+-- Library: does what is counted agree with the allocations? Reads everything, writes nothing.
+
+local audit_found = {}
+-- Powers of two of free memory that order sets are made for: more than any device has.
+local BUCKETS = 64
+local function check(ok, ...) if not ok then audit_found[#audit_found + 1] = table.concat({ ... }) end end
+local function eq(what, is, should) check(is == should, what, " is ", tostring(is), ", should be ", tostring(should)) end
+
+-- One node against what its devices hold. seen: ids found on devices, added to.
+local function audit_node(node, seen)
+  local n = call("HMGET", K.node .. node, "own", "map", "cfree", "ram", "rfree", "devs")
+  if not (n[1] and n[2] and n[4] and n[6]) then
+    check(false, "the record of node ", node, " is not whole")
+    return
+  end
+  local ram, cores, fleet = 0, {}, fleet_of(load_node(node))
+  for _, device in ipairs(split(n[6])) do
+    local dkey = node .. "/" .. device
+    local at = find_in(fleet, dkey)
+    local d = at and load_device(dkey)
+    check(d, dkey, " is missing among the devices of its node")
+    local mem, slots = 0, 0
+    for _, id in ipairs(d and call("SMEMBERS", K.on .. dkey) or {}) do
+      local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "cores")
+      check(v[1] == "granted" or v[1] == "running", id, " on ", dkey, " has state ", tostring(v[1]))
+      eq(id .. " device", v[3], dkey)
+      seen[id] = true
+      if v[2] then
+        local need = need_of(v[2])
+        mem, ram = mem + need.g, ram + need.r
+        if need.kind == "t" then slots = slots + 1 end
+        local ids = core_list(v[4])
+        eq(id .. " number of cores", #ids, need.c)
+        for _, core in ipairs(ids) do
+          check(not cores[core], "core ", core, " of ", node, " is held by ", tostring(cores[core]), " and ", id)
+          cores[core] = id
+          eq("core " .. core .. " of " .. node, string.sub(n[2], core + 1, core + 1), "0")
+        end
+      end
+    end
+    if d then
+      eq(dkey .. " free memory", d.free, d.mem - mem)
+      eq(dkey .. " free slots", d.sfree, d.slots - slots)
+      local mode = mode_of(d)
+      eq(dkey .. " mode", fleet[at + 1], mode)
+      local ix, kind = index_of(mode, d.sfree), kind_of(dkey)
+      local member = d.ord .. "|" .. dkey
+      for _, name in ipairs({ "sched", "idle" }) do
+        local score = call("ZSCORE", K.index .. name, member)
+        local should = ix == name and score_of(kind, d.free, tonumber(n[3])) or nil
+        eq(dkey .. " score in " .. name, tonumber(score or nil), should)
+        local ord = call("ZSCORE", K.order .. name .. ":" .. kind .. ":" .. bucket(kind, d.free), member)
+        eq(dkey .. " order in " .. name, tonumber(ord or nil), ix == name and tonumber(d.ord) or nil)
+      end
+    end
+  end
+  eq(node .. " free RAM", tonumber(n[5]), tonumber(n[4]) - ram)
+  eq(node .. " free cores", tonumber(n[3]), count_free(n[2]))
+  for i = 1, #n[2] do
+    local c, own = string.sub(n[2], i, i), string.sub(n[1], i, i)
+    if c == "0" then check(cores[i - 1], "core ", i - 1, " of ", node, " is marked held, by nobody")
+    else eq("core " .. (i - 1) .. " of " .. node, c, own == "" and "-" or own) end
+  end
+end
+
+-- One record against every set that should name it, and those that should not.
+local function audit_record(id)
+  local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl")
+  local state, by_hand = v[1], v[8]
+  local held = state == "granted" or state == "running"
+  if not (held or state == "waiting" or state == "delayed" or state == "released") or not v[2] or not v[4] then
+    check(false, id, " has a record that is not whole (state ", tostring(state), ")")
+    return
+  end
+  local function listed(what, key, should)
+    local is = call("ZSCORE", key, id)
+    check((is and true or false) == (should and true or false), id, " (", state, ") is ", is and "" or "not ", what)
+    return is
+  end
+  listed("held", K.held, held)
+  listed("among the granted", K.granted, state == "granted")
+  if held then check(call("SISMEMBER", K.on .. v[3], id) == 1, id, " is not among what ", v[3], " holds") end
+  local score = listed("in line", K.waiting, state == "waiting")
+  if state == "waiting" then
+    eq(id .. " place in line", tonumber(score or nil), tonumber(v[7]))
+    eq(id .. " place in its shape's line", tonumber(call("ZSCORE", K.line .. v[2], id) or nil), tonumber(v[7]))
+  end
+  listed("delayed", K.delayed, state == "delayed")
+  listed("among what expires", K.expires, v[5] and (by_hand or state == "waiting" or state == "delayed" or state == "granted")
+    and call("ZSCORE", K.expires, id))
+  if state == "released" then
+    check(call("ZSCORE", K.obits, id) or call("ZSCORE", K.parked, id), id, " has ended, and nobody is to write its result")
+  else
+    local ids = "," .. (call("HGET", K.tasks, v[4]) or "") .. ","
+    check(string.find(ids, "," .. id .. ",", 1, true), id, " is not among the allocations of its task ", v[4])
+    if by_hand and state ~= "delayed" then listed("among those made by hand", K.manual, true) end
+    if v[5] and state ~= "running" then listed("among what expires", K.expires, true) end
+  end
+end
+
+-- Every id that anything names: candidates (ARGV from `first`, which the client found by SCAN) and members of sets.
+local function every_id(first)
+  local ids, seen = {}, {}
+  local function add(id)
+    if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
+  end
+  for i = first, #ARGV do add(ARGV[i]) end
+  for _, key in ipairs({ K.held, K.granted, K.waiting, K.delayed, K.expires, K.manual, K.obits, K.parked }) do
+    for _, id in ipairs(call("ZRANGE", key, 0, -1)) do add(id) end
+  end
+  for _, list in ipairs(call("HVALS", K.tasks)) do
+    for id in string.gmatch(list, "[^,]+") do add(id) end
+  end
+  each_device(function(dkey)
+    for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do add(id) end
+  end)
+  return ids
+end

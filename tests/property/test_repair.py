@@ -1,0 +1,203 @@
+"""Whatever somebody does to what is counted, verify says so and repair puts it right from the allocations' records."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_allocator.ledger import keys
+from celery_allocator.model import State
+from tests.support.ledger_checks import broken
+from tests.support.ledger_pool import LedgerPool
+
+#: What is counted, and so can be counted again. Of a node only these fields: what it has is told by its workers.
+COUNTED = (
+    "tasks",
+    "waiting",
+    "line",
+    "shapes",
+    "delayed",
+    "expires",
+    "held",
+    "granted",
+    "on",
+    "index",
+    "order",
+    "classes",
+)
+NODE_FIELDS = ("map", "cfree", "rfree", "fleet")
+
+
+def busy(client: redis.Redis) -> LedgerPool:
+    """A pool with something in every state, on two nodes."""
+    cluster = LedgerPool(client, f"test-{uuid.uuid4().hex[:12]}")
+    cluster.node("n1", gpus=(10_000, 8_000), cores=12, slots=2)
+    cluster.node("n2", gpus=(6_000,), cores=8, slots=2)
+    for _ in range(2):
+        cluster.running(2_000, 2, 500, repeatable=True)
+        cluster.submit(3_000, 1, expires_at=cluster.at + 500)
+        cluster.by_hand(1_000, 1, ttl_s=300)
+    for n in range(8):
+        cluster.submit(5_000, 1, priority=n % 3)
+    cluster.by_hand(9_500, 1, ttl_s=200)
+    for _ in range(3):
+        cluster.submit(0, 1, eta_at=cluster.at + 60, expires_at=cluster.at + 90)
+    ended = cluster.submit(1, task_id="ended").allocation
+    cluster.ledger.cancel(ended.allocation_id)
+    unread = cluster.submit(1).allocation
+    cluster.ledger.park(unread.allocation_id, "no JSON")
+    return cluster
+
+
+def everything(cluster: LedgerPool) -> list[tuple[Any, ...]]:
+    """What a caller sees of every allocation."""
+    ledger = cluster.ledger
+    seen = [
+        (a.allocation_id, a.state, a.token, a.node, a.device_id, a.cpu_cores, a.queue_position)
+        for a in (*ledger.held(), *ledger.queue(), *ledger.delayed())
+    ]
+    return sorted(seen, key=lambda row: row[0])
+
+
+def counted(cluster: LedgerPool) -> list[bytes]:
+    """Every key of what is counted, and the nodes'."""
+    prefix = keys.prefix(cluster.ledger.pool)
+    heads = tuple(f"{prefix}{keys.KEYS[name][0]}".encode() for name in (*COUNTED, "node"))
+    return sorted(k for k in cluster.ledger.client.scan_iter(f"{prefix}*", count=1000) if k.startswith(heads))
+
+
+def _field(cluster: LedgerPool, key: bytes, pick: Callable[[list[bytes]], bytes]) -> bytes:
+    fields = sorted(cluster.ledger.client.hkeys(key))
+    if b":node:" in key:
+        fields = [field for field in fields if field.decode() in NODE_FIELDS]
+    return pick(fields)
+
+
+def corrupt(cluster: LedgerPool, key: bytes, how: str, pick: Callable[[list[bytes]], bytes]) -> None:
+    client: Any = cluster.ledger.client
+    kind = client.type(key).decode()
+    node = b":node:" in key
+    if kind == "none" or (node and how != "alter"):
+        return
+    if how == "lose":
+        client.delete(key)
+    elif how == "add":
+        {
+            "zset": lambda: client.zadd(key, {"stranger": 7}),
+            "set": lambda: client.sadd(key, "stranger"),
+            "hash": lambda: client.hset(key, "stranger", "1"),
+        }[kind]()
+    elif kind == "zset":
+        member = pick(sorted(client.zrange(key, 0, -1)))
+        client.zincrby(key, 3, member) if how == "alter" else client.zrem(key, member)
+    elif kind == "set":
+        client.srem(key, pick(sorted(client.smembers(key))))
+    elif how == "alter" and node:
+        field = _field(cluster, key, pick)
+        if field == b"map":
+            client.hset(key, field, client.hget(key, field).translate(bytes.maketrans(b"01", b"10")))
+        elif field != b"fleet":
+            client.hincrby(key, field, 1)
+    elif how == "alter":
+        client.hset(key, _field(cluster, key, pick), "5")
+    else:
+        client.hdel(key, _field(cluster, key, pick))
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_repair_puts_right_what_is_counted(ledger_client: redis.Redis, seed: int) -> None:
+    draw = random.Random(seed)
+    cluster = busy(ledger_client)
+    ledger = cluster.ledger
+    assert ledger.verify() == []
+    before, state = everything(cluster), ledger.snapshot()
+    harm = []
+    for _ in range(draw.randint(1, 4)):
+        key, how = draw.choice(counted(cluster)), draw.choice(("lose", "add", "alter", "remove"))
+        harm.append((key, how))
+        corrupt(cluster, key, how, draw.choice)
+    repaired = ledger.repair()
+    assert repaired.left == (), harm
+    assert everything(cluster) == before, harm
+    assert ledger.snapshot() == state, harm
+    assert broken(ledger.snapshot(), ledger.held()) == []
+    assert [p.allocation_id for p in ledger.parked()] == ["a20"]
+    ledger.client.delete(*ledger.client.keys(f"{keys.prefix(ledger.pool)}*"))
+
+
+@pytest.mark.parametrize("how", ["lose", "add", "alter", "remove"])
+def test_each_harm_to_each_key_is_told(ledger_client: redis.Redis, how: str) -> None:
+    """But for times that nothing else says: of a grant, of its next delivery."""
+    cluster = busy(ledger_client)
+    silent = []
+    for key in counted(cluster):
+        dump = ledger_client.dump(key)
+        corrupt(cluster, key, how, lambda of: of[0])
+        changed = ledger_client.dump(key) != dump
+        if changed and not cluster.ledger.verify():
+            silent.append(key.decode().removeprefix(keys.prefix(cluster.ledger.pool)))
+        ledger_client.restore(key, 0, dump, replace=True)
+    if how == "alter":
+        silent = [name for name in silent if name not in ("held", "granted", "expires", "delayed")]
+    assert silent == []
+
+
+def test_of_two_that_hold_the_same_core_the_older_grant_stays(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    first, second = cluster.submit(1_000, 2).allocation, cluster.submit(1_000, 2).allocation
+    record = keys.key(pool, "alloc", second.allocation_id)
+    ledger_client.hset(record, "cores", "0,1")
+    assert any("is held by" in line for line in cluster.ledger.verify())
+    repaired = cluster.ledger.repair()
+    assert repaired.left == ()
+    assert [grant.allocation_id for grant in repaired.grants] == [second.allocation_id]
+    assert cluster.ledger.get(first.allocation_id).cpu_cores == (0, 1)
+    assert cluster.ledger.get(second.allocation_id).cpu_cores == (2, 3)
+
+
+def test_two_that_run_on_the_same_core_are_told_and_not_hidden(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    cluster.running(1_000, 2)
+    second = cluster.running(1_000, 2)
+    ledger_client.hset(keys.key(pool, "alloc", second.allocation_id), "cores", "0,1")
+    repaired = cluster.ledger.repair()
+    assert any("runs on n1/gpu_0 beside others" in line for line in repaired.left)
+    assert len(cluster.ledger.held()) == 2
+    cluster.ledger.release(second.allocation_id)
+    cluster.ledger.repair()
+    assert cluster.ledger.verify() == []
+
+
+def test_the_audit_of_a_tick_finds_what_is_wrong_with_a_node_in_its_turn(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    for node in ("n1", "n2", "n3"):
+        cluster.node(node)
+    cluster.running(1_000, 2)
+    assert [cluster.ledger.audit() for _ in range(3)] == [[], [], []]
+    ledger_client.hincrby(keys.key(pool, "node", "n2"), "rfree", -1)
+    found = [cluster.ledger.audit() for _ in range(3)]
+    assert sorted(map(len, found)) == [0, 0, 1]
+    assert "n2 free RAM" in str(found)
+    assert [fields["differences"] for _, fields in cluster.ledger.events() if fields["event"] == "audit"] == ["1"]
+
+
+def test_a_record_that_nothing_names_is_found_and_put_back(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node(slots=None)
+    waiting = cluster.submit(1_000).allocation
+    for name in ("waiting", "shapes", "tasks"):
+        ledger_client.delete(keys.key(pool, name))
+    ledger_client.delete(keys.key(pool, "line", "1000:1:0:t"))
+    assert any(waiting.allocation_id in line for line in cluster.ledger.verify())
+    assert cluster.ledger.repair().left == ()
+    assert [a.state for a in cluster.ledger.find(waiting.task_id)] == [State.WAITING]
