@@ -34,8 +34,9 @@ class Settings:
     # --- the ledger
     backend_url: str | None = _setting(
         None,
-        "Redis or Valkey URL of the ledger (redis://, rediss://, unix://). Unset: the app's broker or result backend "
-        "if that is Redis, else the embedded server of this user on this host.",
+        "Redis or Valkey URL of the ledger: `redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://`, "
+        "`redis+cluster://` ([all forms](../howto/ledger-server.md#urls)). Unset: the app's broker or result backend "
+        "if that is one of these, else the embedded server of this user on this host.",
     )
     pool: str = _setting("default", "Name of the pool: one pool is one ledger. Letters, digits, `_`, `-` and `.`.")
     embedded_dir: str | None = _setting(

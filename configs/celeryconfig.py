@@ -25,7 +25,8 @@ worker_max_tasks_per_child: int | None = None
 
 # --- The ledger
 
-# Redis or Valkey URL of the ledger. None: the broker or the result backend if that is Redis, else the embedded server.
+# Redis or Valkey URL of the ledger: redis://, rediss:// (TLS), unix://, redis+sentinel://, redis+cluster://. None: the
+# broker or the result backend if that is one of these, else the embedded server.
 allocator_backend_url: str | None = None
 # One pool is one ledger. Give staging and production, or two clusters on one Redis, a pool each.
 allocator_pool = "default"

@@ -27,7 +27,8 @@ class Layout:
     """What a site is made of; faults with equal layouts (and site classes) share one. Times in seconds.
 
     ``broker``: ``same`` (the ledger's own Redis), ``redis`` (another one) or ``rabbitmq``. ``workers``: name, ``--gpu``
-    and slots of each. ``options`` are further options of each worker, ``env`` and ``config`` further settings.
+    and slots of each. ``options`` are further options of each worker, ``env`` and ``config`` further settings (a tuple
+    of pairs stands for a mapping).
     """
 
     broker: str = "same"

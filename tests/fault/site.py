@@ -98,7 +98,8 @@ class Site:
         }
         # Producers must agree with workers on these, as in any installation.
         shared = {"allocator_start_deadline_s": layout.start_deadline_s, "allocator_lease_s": layout.lease_s}
-        config = {**shared, "broker_connection_retry_on_startup": True, **dict(layout.config)}
+        settings = {name: dict(value) if isinstance(value, tuple) else value for name, value in layout.config}
+        config = {**shared, "broker_connection_retry_on_startup": True, **settings}
         try:
             url = self.start_servers()
             self.cluster = Cluster(
