@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -201,3 +201,24 @@ def test_a_record_that_nothing_names_is_found_and_put_back(ledger_client: redis.
     assert any(waiting.allocation_id in line for line in cluster.ledger.verify())
     assert cluster.ledger.repair().left == ()
     assert [a.state for a in cluster.ledger.find(waiting.task_id)] == [State.WAITING]
+
+
+@pytest.mark.parametrize("method", ["verify", "repair"])
+def test_a_task_that_ends_while_records_are_counted_is_no_difference(
+    ledger_client: redis.Redis, pool: str, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """SCAN and script are two steps, and a busy ledger moves on between them."""
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    ending, staying = cluster.running(1_000, 2), cluster.running(1_000, 2)
+    scan = ledger_client.scan_iter
+
+    def scan_while_one_ends(*args: Any, **options: Any) -> Iterator[bytes]:
+        yield from scan(*args, **options)
+        cluster.ledger.release(ending.allocation_id, ending.token)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_client, "scan_iter", scan_while_one_ends)
+        found: Any = getattr(cluster.ledger, method)()
+    assert found == [] if method == "verify" else (found.found, found.left) == ((), ())
+    assert [a.allocation_id for a in cluster.ledger.held()] == [staying.allocation_id]

@@ -98,13 +98,13 @@ local function audit_record(id)
   end
 end
 
--- Every id that anything names: candidates (ARGV from `first`, which the client found by SCAN) and members of sets.
+-- Every id that anything names, and every record: those of ARGV from `first`, which the client found by SCAN. Such a record
+-- may have ended since then, which is no difference.
 local function every_id(first)
   local ids, seen = {}, {}
   local function add(id)
     if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
   end
-  for i = first, #ARGV do add(ARGV[i]) end
   for _, key in ipairs({ K.held, K.granted, K.waiting, K.delayed, K.expires, K.manual, K.obits, K.parked }) do
     for _, id in ipairs(call("ZRANGE", key, 0, -1)) do add(id) end
   end
@@ -114,5 +114,8 @@ local function every_id(first)
   each_device(function(dkey)
     for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do add(id) end
   end)
+  for i = first, #ARGV do
+    if not seen[ARGV[i]] and call("EXISTS", K.alloc .. ARGV[i]) == 1 then add(ARGV[i]) end
+  end
   return ids
 end
