@@ -25,8 +25,8 @@ local function audit_node(node, seen)
       check(v[1] == "granted" or v[1] == "running", id, " on ", dkey, " has state ", tostring(v[1]))
       eq(id .. " device", v[3], dkey)
       seen[id] = true
-      if v[2] then
-        local need = need_of(v[2])
+      local need = v[2] and need_of(v[2])
+      if need then
         mem, ram = mem + need.g, ram + need.r
         if need.kind == "t" then slots = slots + 1 end
         local ids = core_list(v[4])
@@ -68,7 +68,8 @@ local function audit_record(id)
   local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
-  if not (held or state == "waiting" or state == "delayed" or state == "released") or not v[2] or not v[4] then
+  local known = held or state == "waiting" or state == "delayed" or state == "released"
+  if not (known and v[2] and need_of(v[2]) and v[4]) then
     check(false, id, " has a record that is not whole (state ", tostring(state), ")")
     return
   end

@@ -15,9 +15,10 @@ local function dequeue(id, shape)
   if head[1] then call("ZADD", K.shapes, head[2], shape) else call("ZREM", K.shapes, shape) end
 end
 
+-- nil for what is no shape.
 local function need_of(shape)
   local g, c, r, kind = string.match(shape, "^(%d+):(%d+):(%d+):(%a)$")
-  return { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
+  return g and { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
 end
 
 -- Estimated start in ms, or nil while no run time is known: `ahead` tasks, each of the decayed mean length of its name

@@ -2,6 +2,21 @@
 -- Rule: in order of priority, then arrival, every waiting allocation that fits is granted. Within a shape the first
 -- that does not fit speaks for all behind it, so a pass looks at heads of shapes and never at every waiter.
 
+-- The first of a shape's line, with its record. A name without one that waits here is damage: it is taken out, so that
+-- those behind it are not held up, and no script stops halfway.
+local function head_of(shape)
+  while true do
+    local id = call("ZRANGE", K.line .. shape, 0, 0)[1]
+    if not id then
+      call("ZREM", K.shapes, shape)
+      return nil
+    end
+    local a = load_alloc(id)
+    if a and a.state == "waiting" and a.shape == shape then return id, a end
+    dequeue(id, shape)
+  end
+end
+
 local function grant_head(shape, need, dkey, id, a, n, out)
   dequeue(id, shape)
   local token, cores, d = claim(id, dkey, need, n)
@@ -57,10 +72,9 @@ local function pass_node(n, out)
   local view, failed, i = node_view(n), {}, 1
   while heads[i] do
     local shape = heads[i]
-    local need = not failed[shape] and need_of(shape)
-    if need and fits_view(view, need) then
-      local id = call("ZRANGE", K.line .. shape, 0, 0)[1]
-      local a = load_alloc(id)
+    local need, id, a = not failed[shape] and need_of(shape), nil, nil
+    if need and fits_view(view, need) then id, a = head_of(shape) end
+    if id then
       grant_head(shape, need, choose_in_view(view, need, a.strat), id, a, n, out)
       -- Room only shrank: what failed goes on failing, and the order of heads may have changed.
       view, heads, i = node_view(n), call("ZRANGE", K.shapes, 0, -1), 1
@@ -79,9 +93,8 @@ local function pass_all(out)
     local dkey, n, id, a, need
     if not failed[shape] then
       need = need_of(shape)
-      id = call("ZRANGE", K.line .. shape, 0, 0)[1]
-      a = load_alloc(id)
-      dkey, n = place(need, a.strat)
+      id, a = head_of(shape)
+      if need and id then dkey, n = place(need, a.strat) end
     end
     if dkey then
       grant_head(shape, need, dkey, id, a, n, out)

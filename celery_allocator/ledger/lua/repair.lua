@@ -13,6 +13,9 @@ local due, ends, buried = {}, {}, {}
 for _, id in ipairs(ids) do
   due[id], ends[id] = call("ZSCORE", K.granted, id), call("ZSCORE", K.manual, id)
   buried[id] = call("ZSCORE", K.obits, id)
+  -- Also the line of a shape that is listed no more.
+  local shape = call("HGET", K.alloc .. id, "shape")
+  if shape then call("DEL", K.line .. shape) end
 end
 for _, shape in ipairs(call("ZRANGE", K.shapes, 0, -1)) do call("DEL", K.line .. shape) end
 call("DEL", K.held, K.granted, K.waiting, K.delayed, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
@@ -52,7 +55,7 @@ end
 local held, known = {}, {}
 for _, id in ipairs(ids) do
   local a = load_alloc(id)
-  if a and a.shape and a.tid and a.tok then
+  if a and a.shape and need_of(a.shape) and a.tid and a.tok then
     known[id] = a
     if a.state == "granted" or a.state == "running" then held[#held + 1] = id end
   elseif call("EXISTS", K.alloc .. id) == 1 then
