@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ _FOR_NOW_WORDS = (
     "TRYAGAIN",
     "LOADING",
 )
+
+#: Seconds for which it is believed how the server's clock runs.
+_CLOCK_HOLDS_S = 60.0
 
 
 class Access:
@@ -70,6 +74,30 @@ class Access:
     def run_id(self) -> str:
         """Which run of the server this client last connected to; empty before the first connection."""
         return self._announcer.run_id if self._announcer else ""
+
+    def server_time(self) -> float:
+        """What the server's clock says now; asks it about once a minute. Raises :class:`LedgerUnavailable`."""
+        if self._clock is not None:
+            return self._clock()
+        if self._met is None or time.monotonic() - self._met_at > _CLOCK_HOLDS_S:
+            seconds, micros = self._guard(self.client.time)
+            self._meet(seconds + micros / 1e6)
+        known = self._server_clock()
+        assert known is not None
+        return known
+
+    #: The server's clock less this process's monotonic one, as last heard; ``None`` before.
+    _met: float | None = None
+    _met_at = 0.0
+
+    def _meet(self, server_s: float) -> None:
+        """The server has just told its time."""
+        self._met_at = time.monotonic()
+        self._met = server_s - self._met_at
+
+    def _server_clock(self) -> float | None:
+        """What the server's clock says now, as far as this client knows; not for simulated clocks."""
+        return None if self._met is None or self._clock is not None else self._met + time.monotonic()
 
     def _run(self, name: str, *args: Any) -> Any:
         now = "" if self._clock is None else round(self._clock() * 1000)

@@ -5,7 +5,6 @@ Times cross this line as seconds since the epoch on the ledger's own clock; insi
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -264,18 +263,11 @@ class Ledger(Serving, Mending):
         reply = self._run("tick", lock, batch, "1" if publishes else "0", ms(away_s), SHORTEST_PAUSE_MS, ms(sent))
         if not reply:
             return Ticked(False)
-        self._met = int(reply[3]) / 1000 - time.monotonic()
+        self._meet(int(reply[3]) / 1000)
         obituaries = tuple(replies.obituary(row) for row in reply[1])
         return Ticked(True, replies.grants(reply[0]), obituaries, tuple(w.decode() for w in reply[2]))
 
     # --- plumbing
-
-    #: The server's clock less this process's monotonic one, at the last tick; ``None`` before.
-    _met: float | None = None
-
-    def _server_clock(self) -> float | None:
-        """What the server's clock says now, as far as this client knows; not for simulated clocks."""
-        return None if self._met is None or self._clock is not None else self._met + time.monotonic()
 
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))

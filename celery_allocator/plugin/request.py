@@ -67,6 +67,10 @@ class AllocationHooks:
             return True
         return bool(super().revoked())  # type: ignore[misc]
 
+    def maybe_expire(self) -> bool | None:
+        """The ledger has judged that, by its own clock, when the task passed the gate: this host's has no say."""
+        return None if self._claim is not None else super().maybe_expire()  # type: ignore[misc]
+
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
         """A child has begun it."""
         if self._claim is not None and self._keeper is not None:

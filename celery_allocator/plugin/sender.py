@@ -7,8 +7,10 @@ the message goes to that device's queue at once; else it waits in the ledger.
 
 from __future__ import annotations
 
+import inspect
 import logging
-from datetime import datetime
+import numbers
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery import Celery
@@ -36,12 +38,32 @@ logger = logging.getLogger(__name__)
 #: What whoever calls a task that can never fit is told.
 _HINT = "Ask for less, start a worker on a larger device, or let such tasks wait for one: allocator_never_fits='wait'"
 
+_TASK_PARAMETERS = inspect.signature(AMQP.as_task_v2)
+
 
 class AllocatorAMQP(AMQP):
     """Celery's AMQP with the allocator's router and sender (``app.amqp_cls``)."""
 
     def Router(self, queues: Any = None, create_missing: bool | None = None) -> AllocatorRouter:  # noqa: N802
         return installed_router(self.app, queues, create_missing)
+
+    def as_task_v2(self, *args: Any, **options: Any) -> Any:
+        """Celery's, with ``countdown`` and ``expires`` in seconds counted by the ledger's clock.
+
+        The ledger wakes and ends tasks by that one; a caller (or a worker whose task calls ``retry``) may have another.
+        """
+        given = _TASK_PARAMETERS.bind(self, *args, **options).arguments
+        counted = given.get("countdown") or isinstance(given.get("expires"), numbers.Real)
+        if counted and not given.get("now") and options.get(RESOURCES) is not None:
+            options["now"] = self._ledgers_now()
+        return super().as_task_v2(*args, **options)
+
+    def _ledgers_now(self) -> datetime | None:
+        now: datetime = self.app.now()
+        try:
+            return now + timedelta(seconds=session(self.app).ledger.server_time() - now.timestamp())
+        except LedgerError:  # the submission that follows tries again, and raises
+            return None
 
     def _create_task_sender(self) -> Any:
         plain = super()._create_task_sender()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,29 @@ def test_a_message_larger_than_the_bound_is_refused_before_anything_is_claimed(
     assert len(delivered(app)) == 1
     app.send_task("plain", ("x" * 20_000,), queue="plain")  # a plain task is not the ledger's business
     assert len(delivered(app, "plain")) == 1
+
+
+def test_seconds_are_counted_by_the_ledgers_clock(
+    make_app: Callable[..., Celery], ledger: Ledger, node: NodeInventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However wrong the caller's is; a moment that was named is that moment, and plain tasks are Celery's business."""
+    app = make_app()
+    delivered(app)
+    off = timedelta(hours=1)
+    here = datetime.now(timezone.utc)
+    monkeypatch.setattr(app, "now", lambda: datetime.now(timezone.utc) + off)
+    counted = app.send_task("work", resources=GPU, countdown=20, expires=50)
+    named = app.send_task("work", resources=GPU, eta=here + timedelta(seconds=70), expires=here + timedelta(seconds=90))
+    found = [ledger.find(result.id)[0] for result in (counted, named)]
+    for allocation, eta_s, expires_s in zip(found, (20, 70), (50, 90), strict=True):
+        assert allocation.eta_at is not None
+        assert allocation.expires_at is not None
+        # Celery itself takes the time more than once in a call, and the suite may be slow.
+        assert allocation.eta_at - here.timestamp() == pytest.approx(eta_s, abs=15)
+        assert allocation.expires_at - here.timestamp() == pytest.approx(expires_s, abs=15)
+    app.send_task("plain", queue="plain", countdown=20)
+    (plain,) = delivered(app, "plain")
+    assert datetime.fromisoformat(plain.headers["eta"]) > here + off
 
 
 def test_celerys_publish_signals_are_sent_once(
