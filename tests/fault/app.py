@@ -21,11 +21,14 @@ from celery import Celery
 from celery.app.task import Task
 
 from celery_allocator import current_allocation
+from celery_allocator.ledger import keys
 from celery_allocator.plugin import keeper, running
 from tests.fault import deaths
 from tests.support import allocator_app
 
 RECORDS = "FAULT_RECORDS"
+#: The schema that this process speaks, where it shall be of another version.
+SCHEMA = "FAULT_SCHEMA"
 #: Files of these names (and a number) beside the records: see ``_die_before_publishing``.
 DIE_IN_CHILD, DIE_IN_MAIN = "die-in-child", "die-in-main"
 #: Seconds that a task which waits for a flag waits at most.
@@ -126,6 +129,8 @@ def _die_before_publishing(module: Any, flag: str) -> None:
     module.publish_grants = publish
 
 
+if SCHEMA in os.environ:
+    keys.SCHEMA = int(os.environ[SCHEMA])
 app = make_app()
 if RECORDS in os.environ:
     _die_before_publishing(running, DIE_IN_CHILD)

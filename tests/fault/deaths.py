@@ -106,6 +106,11 @@ def retry(task: Task) -> Any:
     raise task.retry(exc=ValueError("as asked"), countdown=0, max_retries=2)
 
 
+def retry_in_a_second(task: Task) -> Any:
+    """Once; the second run's error is the result."""
+    raise task.retry(exc=ValueError("as asked"), countdown=1, max_retries=1)
+
+
 def requeue(task: Task, folder: str) -> int:
     """The message is given back twice, then the task succeeds."""
     with (Path(folder) / f"requeue-{task.request.id}").open("a+") as file:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -119,9 +120,9 @@ def main(
         while left:
             while not news.empty():
                 name, done, problems = news.get()
-                progress.update(bar, advance=done, description=name)
+                progress.update(bar, advance=done, description=escape(name))
                 for problem in problems:
-                    notes.print(f"[red]{name}[/]: {problem}", markup=True, highlight=False)
+                    notes.print(f"[red]{escape(name)}[/]: {escape(problem)}", highlight=False)
             left -= {each for each in left if each.done()}
             wait(left, timeout=0.5)
         for each in work:
@@ -129,7 +130,7 @@ def main(
     outcomes.sort(key=lambda outcome: order[outcome.fault])
     table = Table(*HEADINGS)
     for outcome in outcomes:
-        table.add_row(*row(outcome), style="red" if outcome.bad else "dim" if outcome.skipped else None)
+        table.add_row(*(escape(cell) for cell in row(outcome)), style="red" if outcome.bad else "dim" if outcome.skipped else None)
     console.print(table)
     if markdown_file:
         markdown_file.write_text(markdown(outcomes))

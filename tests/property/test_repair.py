@@ -241,8 +241,6 @@ def test_a_name_without_a_record_holds_nobody_up(ledger_client: redis.Redis, poo
     assert cluster.ledger.verify() == []
 
 
-
-
 def test_a_record_that_is_not_whole_is_told_and_left_alone(ledger_client: redis.Redis, pool: str) -> None:
     cluster = LedgerPool(ledger_client, pool)
     cluster.node()

@@ -62,7 +62,8 @@ __all__ = [
 class WorkerSpec:
     """One worker: its application module (with ``app`` and ``make_app(**config)``), options, environment and name.
 
-    ``queues`` is what ``-Q`` gets; ``None`` leaves the choice to the application.
+    ``queues`` is what ``-Q`` gets; ``None`` leaves the choice to the application. ``before`` stands before the whole
+    command: what starts it on another host, keeping its pid.
     """
 
     module: str = "tests.support.plain_app"
@@ -70,6 +71,7 @@ class WorkerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     name: str = "worker"
     queues: str | None = None
+    before: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
         """The command line, the same on a process and in a container; ``%h`` is the node's host name."""
@@ -223,8 +225,8 @@ def celery_broker(request: pytest.FixtureRequest) -> Iterator[CeleryTestBroker]:
 
 
 class _WorkerService:
-    def __init__(self, command: list[str], env: Mapping[str, str], log: Path) -> None:
-        self.process = OwnedProcess([sys.executable, "-m", *command], log, env=env)
+    def __init__(self, before: tuple[str, ...], command: list[str], env: Mapping[str, str], log: Path) -> None:
+        self.process = OwnedProcess([*before, sys.executable, "-m", *command], log, env=env)
 
     def restart(self) -> None:
         self.process.start()
@@ -242,7 +244,7 @@ class ProcessWorker(CeleryWorkerContainer):
         self.spec = spec
         identity = _identity()
         command = [word.replace("%h", identity[:12]) for word in spec.command()]
-        service = _WorkerService(command, env, directory / f"{spec.name}.log")
+        service = _WorkerService(spec.before, command, env, directory / f"{spec.name}.log")
         service.restart()
         super().__init__(LocalContainer(service, spec.name, identity))
         self.process = service.process

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.fault.batch import Batch
 from tests.fault.history import Run
 from tests.fault.registry import SUCCEEDS, VISIBLE, Layout, fault
+from tests.fault.stale import await_end, freed, lapse
 
 BROKERS = ("same", "redis", "rabbitmq")
 #: Seconds within which what a dead worker held is free: its lease, and two.
@@ -53,12 +54,6 @@ def _doomed(batch: Batch, plain_ends: frozenset[str]) -> Iterator[Doomed]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _freed(batch: Batch, runs: Iterable[Run], timeout: float = 30.0) -> None:
-    """Wait until the ledger has the slots of these back."""
-    grants = {run.grant for run in runs}
-    batch.until(lambda: grants <= batch.site.freed.keys(), "the slots to be free", timeout)
-
-
 def _gone(batch: Batch, name: str) -> None:
     batch.until(lambda: not batch.site.process(name).alive, f"{name} to end")
 
@@ -81,7 +76,7 @@ def cold(batch: Batch) -> None:
         batch.strike(*worker.task_ids)
         batch.site.process(worker.name).send(signal.SIGQUIT)
     _gone(batch, worker.name)
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 @fault("worker: soft shutdown", "worker", brokers=BROKERS, layout=_SOFT, load_ends=VISIBLE, within_s=WORKER_S + 1)
@@ -91,7 +86,7 @@ def soft(batch: Batch) -> None:
         batch.strike(*worker.task_ids)
         batch.site.process(worker.name).send(signal.SIGQUIT)
     _gone(batch, worker.name)
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 @fault("worker: SIGKILL", "worker", brokers=BROKERS, load_ends=VISIBLE, within_s=WORKER_S)
@@ -100,7 +95,7 @@ def sigkill(batch: Batch) -> None:
     with _doomed(batch, VISIBLE) as worker:
         batch.strike(*worker.task_ids)
         batch.site.process(worker.name).kill()
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 @fault("worker: SIGKILL of its main process", "worker", load_ends=VISIBLE, within_s=WORKER_S)
@@ -109,7 +104,7 @@ def sigkill_main(batch: Batch) -> None:
     with _doomed(batch, VISIBLE) as worker:
         batch.strike(*worker.task_ids)
         batch.site.process(worker.name).kill_main()
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 @fault("worker: restart under its name", "worker", brokers=BROKERS, load_ends=VISIBLE, within_s=WORKER_S)
@@ -119,7 +114,7 @@ def restart(batch: Batch) -> None:
         batch.strike(*worker.task_ids)
         batch.site.process(worker.name).kill()
     batch.site.restart(worker.name)
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 @fault("worker: crash loop", "worker", load_ends=VISIBLE, within_s=WORKER_S)
@@ -131,7 +126,7 @@ def crash_loop(batch: Batch) -> None:
     for _ in range(2):
         batch.site.restart(worker.name)
         batch.site.process(worker.name).kill()
-    _freed(batch, worker.runs)
+    freed(batch, worker.runs)
 
 
 def _stall(batch: Batch, whole_group: bool) -> None:
@@ -145,27 +140,13 @@ def _stall(batch: Batch, whole_group: bool) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        _freed(batch, mine)
-        for run in stale:
-            # What the ledger took back is seen a little later than it happens.
-            if run.grant in batch.site.freed:
-                run.lapsed = batch.site.freed[run.grant] - 0.5
+        freed(batch, mine)
+        lapse(batch, stale)
     finally:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-    def ended() -> bool:
-        for run in stale:
-            if run.end is None and run.grant not in batch.site.freed:
-                run.lapsed = None  # nobody else had got it, so it is its own again, under the grant that it has
-        return all(run.end is not None or run.grant not in batch.site.freed for run in stale)
-
-    try:
-        batch.until(ended, "stale runs to be stopped", STALE_S)
-    except AssertionError:
-        left = [run.task_id for run in stale if run.end is None and run.grant in batch.site.freed]
-        batch.check(False, f"{left} went on {STALE_S} s after their worker ran again without its lease", "overlaps")
+    await_end(batch, stale, STALE_S)
 
 
 @fault("worker: stopped past its lease", "worker", load_ends=VISIBLE, within_s=WORKER_S)
