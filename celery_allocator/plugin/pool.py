@@ -21,6 +21,7 @@ def mend(pool: Any) -> None:
         return
     _read_before_giving_again(inner)
     _keep_over_flush(pool, inner)
+    _watch_again(inner)
     setattr(inner, _MENDED, True)
 
 
@@ -88,6 +89,23 @@ def _keep_over_flush(pool: Any, inner: Any) -> None:
                     inner.on_job_process_down(job, process.pid)
 
     pool.flush = flush
+
+
+def _watch_again(inner: Any) -> None:
+    """When the consumer starts again, every child is watched again, also one that was taken for another.
+
+    Where several children die at the same moment, a new one can get the number of a descriptor that the event loop is
+    about to report for a dead one; the pool then stops watching the new one, and the next start of the consumer (after
+    a lost broker) would end the whole worker with ``ValueError: file descriptor is None``.
+    """
+    original = inner._track_child_process
+
+    def track(process: Any, hub: Any) -> None:
+        if getattr(process, "_sentinel_poll", process) is None:
+            del process._sentinel_poll
+        original(process, hub)
+
+    inner._track_child_process = track
 
 
 def _is_ours(job: Any) -> bool:

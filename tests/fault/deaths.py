@@ -14,6 +14,7 @@ from typing import Any
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
 
+MEMORY_GROUP = "FAULT_MEMORY_GROUP"
 #: Seconds that nothing waits for: what runs that long is to be ended by force.
 PATIENT_S = 90
 
@@ -50,11 +51,11 @@ def address_space(task: Task) -> Any:
 
 
 def out_of_memory(task: Task) -> Any:
-    """Killed by the kernel where ``FAULT_MEMORY_CGROUP`` names a writable control group with little memory.
+    """Killed by the kernel where ``FAULT_MEMORY_GROUP`` names a control group with little memory.
 
     Elsewhere the process sends itself what the kernel would send; to a worker that is the same.
     """
-    group = os.environ.get("FAULT_MEMORY_CGROUP")
+    group = os.environ.get(MEMORY_GROUP)
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
         return len(bytearray(b"x") * 2**34)

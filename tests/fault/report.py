@@ -130,7 +130,8 @@ def main(
     outcomes.sort(key=lambda outcome: order[outcome.fault])
     table = Table(*HEADINGS)
     for outcome in outcomes:
-        table.add_row(*(escape(cell) for cell in row(outcome)), style="red" if outcome.bad else "dim" if outcome.skipped else None)
+        style = "red" if outcome.bad else "dim" if outcome.skipped else None
+        table.add_row(*(escape(cell) for cell in row(outcome)), style=style)
     console.print(table)
     if markdown_file:
         markdown_file.write_text(markdown(outcomes))

@@ -28,7 +28,10 @@ def await_end(batch: Batch, stale: list[Run], within_s: float) -> None:
     def ended() -> bool:
         for run in stale:
             if run.end is None and run.grant not in batch.site.freed:
-                run.lapsed = None  # nobody else had got it, so it is its own again, under the grant that it has
+                # Nobody else had got it, so it is its own again, under the grant that it has: it was not struck.
+                run.lapsed = None
+                if run.task_id in batch.sent:
+                    batch.sent[run.task_id].struck = None
         return all(run.end is not None or run.grant not in batch.site.freed for run in stale)
 
     try:

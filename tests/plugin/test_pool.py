@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
+
+from celery.concurrency.asynpool import AsynPool
+from kombu.asynchronous import Hub
 
 from celery_allocator.plugin.pool import forget_termination, is_unbegun, mend
 
@@ -42,6 +46,12 @@ class Inner:
     def process_flush_queues(self, process: Process) -> None:
         for job in self.said:
             job._accepted = True
+
+
+    _track_child_process = AsynPool._track_child_process
+    _untrack_child_process = AsynPool._untrack_child_process
+
+    def _event_process_exit(self, *args: Any) -> None: ...
 
 
 def job(*, ours: bool = True, accepted: bool = False, process: Process | None = None) -> Any:
@@ -129,3 +139,23 @@ def test_unbegun_is_what_no_child_can_have_been_given() -> None:
     assert not is_unbegun(given, pool_stopped=True)
     of_threads = SimpleNamespace(worker_pid=None, _apply_result=SimpleNamespace)
     assert not is_unbegun(of_threads, pool_stopped=True)
+
+
+def test_a_child_that_was_taken_for_a_dead_one_is_watched_again() -> None:
+    """By Celery's own methods, and without ending the worker."""
+    pool, inner = pools()
+    mend(pool)
+    ours, childs = os.pipe()
+    process: Any = SimpleNamespace(_popen=SimpleNamespace(sentinel=ours))
+    hub = Hub()
+    try:
+        inner._track_child_process(process, hub)
+        inner._untrack_child_process(process, hub)
+        assert not hub.readers
+        inner._track_child_process(process, hub)
+        assert list(hub.readers) == [process._sentinel_poll]
+        inner._untrack_child_process(process, hub)
+    finally:
+        hub.close()
+        os.close(ours)
+        os.close(childs)

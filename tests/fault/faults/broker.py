@@ -116,10 +116,12 @@ def cut(batch: Batch) -> None:
     batch.ended(*(batch.victim("fault.nap", 0.1) for _ in range(4)))
 
 
-@fault("broker: tasks outlive the visibility timeout", "broker", brokers=("same", "redis"), layout=_SHORT_VISIBILITY)
+@fault("broker: tasks outlive the visibility timeout", "broker", brokers=("same", "redis"), layout=_SHORT_VISIBILITY,
+       at_once=6)  # fmt: skip
 def visibility(batch: Batch) -> None:
     """Redis delivers again what was not acknowledged within it (5 s here): nothing of ours is, however long it runs."""
-    held = [run.task_id for run in (*batch.holding(2), *batch.holding(2, late=True))]
+    count = batch.rounds // 2 + 1
+    held = [run.task_id for run in (*batch.holding(count), *batch.holding(count, late=True))]
     time.sleep(OUTLIVES_S)
     batch.let_go()
     _once(batch, held)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Mapping
+from pathlib import Path
 
 from tests.fault.batch import Batch
+from tests.fault.deaths import MEMORY_GROUP
 from tests.fault.history import Run
-from tests.fault.registry import FAILS, REVOKED, VISIBLE, fault
+from tests.fault.registry import FAILS, REVOKED, VISIBLE, Layout, fault
+from tests.fault.site import Site
+from tests.support.memory_group import MemoryGroup
 
 #: Seconds within which what a dead child held is free: billiard looks after its children every five.
 CHILD_S = 7.0
@@ -39,10 +44,31 @@ def sigkill(batch: Batch) -> None:
     _all_die(batch, "sigkill")
 
 
-@fault("child: out-of-memory kill", "child", at_once=32, within_s=CHILD_S)
+class LittleMemorySite(Site):
+    """Children may join a control group with little memory, where the kernel lets us make one."""
+
+    def __init__(self, layout: Layout, directory: Path) -> None:
+        super().__init__(layout, directory)
+        self.group = MemoryGroup()
+
+    def worker_env(self, name: str) -> Mapping[str, str]:
+        return {MEMORY_GROUP: str(self.group.path)} if self.group.path else {}
+
+    def close(self) -> None:
+        super().close()
+        self.group.close()
+
+
+@fault("child: out-of-memory kill", "child", site=LittleMemorySite, at_once=32, within_s=CHILD_S)
 def out_of_memory(batch: Batch) -> None:
-    """The kernel's SIGKILL (see ``deaths.out_of_memory`` for when it is the kernel's)."""
+    """The kernel's SIGKILL (see ``deaths.out_of_memory`` for where it is not the kernel's)."""
+    site = batch.site
+    assert isinstance(site, LittleMemorySite)
+    before = site.group.kills
     _all_die(batch, "out_of_memory")
+    if site.group.path:
+        killed = site.group.kills - before
+        batch.check(killed == batch.rounds, f"the kernel has killed {killed} processes of {batch.rounds}")
 
 
 @fault("child: os._exit", "child", at_once=32, within_s=CHILD_S)

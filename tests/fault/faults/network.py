@@ -17,6 +17,7 @@ from tests.fault.stale import await_end, freed, lapse
 from tests.support.network_hosts import NetworkHosts, unavailable
 from tests.support.process_nodes import WorkerSpec
 from tests.support.tcp_proxy import TcpProxy
+from tests.support.waiting import wait_until
 
 #: The first letter of a worker's name is its host.
 HOSTS = "ab"
@@ -65,7 +66,14 @@ class TwoHostsSite(Site):
     def mend(self) -> None:
         for number in range(len(HOSTS)):
             self.hosts.heal(number)
-        super().mend()
+
+        def all_answer() -> bool:
+            # Also after their consumers have started again. A worker that RabbitMQ refuses its own queue of control
+            # messages (it still has the connection that was cut) ends: a supervisor would start it again.
+            super(TwoHostsSite, self).mend()
+            return len(self.cluster.app.control.ping(timeout=1.0)) >= len(self.cluster.workers)
+
+        wait_until(all_answer, 60, "every worker to answer")
 
     def close(self) -> None:
         super().close()
