@@ -136,14 +136,18 @@ def leaked(ledger: Ledger) -> list[str]:
 
 
 def recoveries(sent: Iterable[Sent], runs: Iterable[Run], freed: Mapping[tuple[str, int], float]) -> list[float]:
-    """For each run of a victim: seconds from the fault's instant until the ledger had its slot back."""
+    """For each run of a victim: seconds from the fault's instant until the ledger had its slot back.
+
+    Where the fault struck victims, only the runs that it struck count; else the end of a run is its instant.
+    """
     victims = {task.task_id: task for task in sent if task.victim}
+    strikes = any(task.struck is not None for task in victims.values())
     found = []
     for run in runs:
         task, back = victims.get(run.task_id), freed.get(run.grant)
         if task is None or back is None:
             continue
-        struck = task.struck if task.struck is not None and run.start <= task.struck else run.end
-        if struck is not None:
+        struck = task.struck if strikes else run.end
+        if struck is not None and run.start <= struck:
             found.append(max(0.0, back - struck))
     return found

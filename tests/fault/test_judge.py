@@ -124,11 +124,18 @@ def test_a_leak(ledger_client: redis.Redis, pool: str) -> None:
     assert "verify: ghost" in " ".join(judge.leaked(ledger))
 
 
-def test_recovery_counts_from_the_strike_or_the_end() -> None:
-    """And only for victims whose slot was seen to come back."""
+def test_recovery_counts_from_the_strike() -> None:
+    """For the runs of victims that it struck; others, and what ran afterwards, are not what was struck."""
     sent = [task(0, victim=True, struck=2.0), task(1, victim=True), task(2)]
+    runs = [run(0, 0, 5), run(1, 0, 5), run(2, 0, 5), run(0, 7, 8, token=4)]
+    assert judge.recoveries(sent, runs, {("a0", 1): 6.0, ("a1", 2): 5.5, ("a2", 3): 9.0, ("a0", 4): 8.5}) == [4.0]
+
+
+def test_recovery_counts_from_the_end_where_nothing_was_struck() -> None:
+    """And only for victims whose slot was seen to come back."""
+    sent = [task(0, victim=True), task(1, victim=True), task(2)]
     runs = [run(n, 0, 5) for n in range(3)]
-    assert judge.recoveries(sent, runs, {("a0", 1): 6.0, ("a1", 2): 5.5, ("a2", 3): 9.0}) == [4.0, 0.5]
+    assert judge.recoveries(sent, runs, {("a1", 2): 5.5, ("a2", 3): 9.0}) == [0.5]
 
 
 def test_a_run_ends_when_its_process_is_gone(tmp_path: Path) -> None:

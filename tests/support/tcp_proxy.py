@@ -133,8 +133,8 @@ class TcpProxy:
             far_reader, far_writer = await asyncio.open_connection(*self.upstream)
             self._writers.add(far_writer)
             await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        except OSError:
-            pass  # either side went away
+        except (OSError, asyncio.CancelledError):
+            pass  # either side went away, or the proxy is ending
         finally:
             for each in (writer, far_writer):
                 if each is not None:

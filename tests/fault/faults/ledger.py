@@ -59,6 +59,7 @@ def cut(batch: Batch) -> None:
     site.proxy.cut()
     _outlast(OUTAGE_S)
     site.proxy.heal()
+    batch.strike(*ending)  # nothing could be given back before
     batch.ended(*ending)
     _once(batch, held)
 
