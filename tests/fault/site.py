@@ -99,7 +99,9 @@ class Site:
         # Producers must agree with workers on these, as in any installation.
         shared = {"allocator_start_deadline_s": layout.start_deadline_s, "allocator_lease_s": layout.lease_s}
         settings = {name: dict(value) if isinstance(value, tuple) else value for name, value in layout.config}
-        config = {**shared, "broker_connection_retry_on_startup": True, **settings}
+        # As configs/celeryconfig.py recommends: the results' server is one of those that come and go here.
+        celery = {"broker_connection_retry_on_startup": True, "result_backend_always_retry": True}
+        config = {**shared, **celery, **settings}
         try:
             url = self.start_servers()
             self.cluster = Cluster(
