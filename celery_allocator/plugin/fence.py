@@ -15,11 +15,9 @@ import struct
 import time
 from typing import Any
 
-from celery.exceptions import Ignore
-
 from celery_allocator.errors import AllocationNotFound, LedgerUnavailable
 from celery_allocator.model import State
-from celery_allocator.plugin.running import fence_of, of_request
+from celery_allocator.plugin.running import MovedOn, fence_of, of_request
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ def guard(task: Any) -> None:
 
 
 def _check(task: Any) -> None:
-    """Raises :class:`Ignore` where the grant under which this task was to run is not the live one any more."""
+    """Raises :class:`MovedOn` where the grant under which this task was to run is not the live one any more."""
     keeper, losses = session(task.app).keeper, fence_of(task.request)
     if keeper is None or losses is None or keeper.fence.stands(losses):
         return
@@ -94,4 +92,4 @@ def _check(task: Any) -> None:
         if live is not None and live.token == allocation.token and live.state is State.RUNNING:
             return
         logger.error("%s[%s] is not begun: its grant has moved on", task.name, task.request.id)
-        raise Ignore(f"the grant of {allocation.allocation_id} has moved on")
+        raise MovedOn(f"the grant of {allocation.allocation_id} has moved on")

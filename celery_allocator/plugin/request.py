@@ -17,7 +17,7 @@ from celery.worker.state import task_ready
 
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import own_header
-from celery_allocator.plugin.running import GRANT
+from celery_allocator.plugin.running import GRANT, MovedOn
 from celery_allocator.plugin.session import Keeper, session
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class AllocationHooks:
         if self.stale:  # killed by the keeper: what becomes of the task is for its new holder, or the ledger, to say
             task_ready(self)
             return None
+        if isinstance(_error_of(exc_info), MovedOn):
+            self._ending = "requeue"
         self._process_lost = not return_ok and isinstance(_error_of(exc_info), _PROCESS_LOST)
         try:
             survivable = exc_info if self._claim is None else _without_memory_error(exc_info)

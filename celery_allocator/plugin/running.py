@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 from celery import current_task, signals, states
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 
 from celery_allocator.isolation import Previous, pin, unpin
 from celery_allocator.model import Allocation
@@ -35,6 +35,13 @@ _OUTCOMES = {
     states.REJECTED: "rejected",
 }
 _pinned: dict[str, Previous | None] = {}
+
+
+class MovedOn(Ignore):
+    """A child has not begun a task, since the grant was not the live one when it asked (see ``fence.py``).
+
+    Its worker may have claimed the task again meanwhile; then it has to go back into line, not to be ended.
+    """
 
 
 def current_allocation() -> Allocation | None:
@@ -85,7 +92,7 @@ def on_postrun(
     if outcome is None:
         # No state: this process is being terminated. What it holds is free only when it is gone; main sees to that.
         return
-    if isinstance(retval, Reject) and retval.requeue and task.acks_late:
+    if isinstance(retval, MovedOn) or (isinstance(retval, Reject) and retval.requeue and task.acks_late):
         outcome = "requeue"
     try:
         released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
-from celery import Celery
-from celery.exceptions import Ignore
+from celery import Celery, states
 
-from celery_allocator.model import Allocation
+from celery_allocator.model import Allocation, State
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.fence import Fence, clock, guard
-from celery_allocator.plugin.running import FENCE, GRANT
+from celery_allocator.plugin.request import AllocationHooks
+from celery_allocator.plugin.running import FENCE, GRANT, MovedOn, on_postrun
 from celery_allocator.plugin.session import session
 from tests.support.ledger_pool import LedgerPool
 
@@ -73,6 +74,19 @@ class Task:
         return "done"
 
 
+class Plain:
+    """Celery's request, as far as the hooks call it here."""
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None: ...
+
+
+class Request(AllocationHooks, Plain):
+    """A request of a task with an allocation."""
+
+    def __init__(self, app: Celery, claim: Allocation) -> None:
+        self._app, self._claim = app, claim
+
+
 @pytest.fixture
 def cluster(ledger_client: redis.Redis, pool: str) -> LedgerPool:
     cluster = LedgerPool(ledger_client, pool)
@@ -108,12 +122,39 @@ def test_without_it_only_the_live_grant_begins(app: Celery, cluster: LedgerPool)
     for allocation in (moved, ended):
         task = Task(app, allocation, 0)
         guard(task)
-        with pytest.raises(Ignore, match="moved on"):
+        with pytest.raises(MovedOn, match="moved on"):
             task.run()
         assert task.ran == 0
     task = Task(app, live, 0)
     guard(task)
     assert task.run() == "done"
+
+
+@pytest.mark.parametrize("child_heard", [True, False])
+def test_what_a_child_did_not_begin_is_not_ended_when_its_worker_has_it_again(
+    app: Celery, cluster: LedgerPool, child_heard: bool
+) -> None:
+    """The child asks while its worker is asleep; that one wakes, and claims the task again before the child releases."""
+    held = cluster.running(1_000, repeatable=True)
+    cluster.ledger.cordon("n1")  # taken back, and granted to nobody
+    cluster.ledger.release(held.allocation_id, held.token, "requeue")
+    task = Task(app, held, 0)
+    guard(task)
+    with pytest.raises(MovedOn) as caught:
+        task.run()
+    assert cluster.ledger.reclaim(held, "w.n1.gpu_0", repeatable=True) is None
+    if child_heard:
+        on_postrun(task_id="t", task=task, retval=caught.value, state=states.IGNORED)
+    else:  # the ledger did not answer the child: main releases
+        releases: list[str] = []
+        keeper = SimpleNamespace(ended=lambda claim, outcome, by_child: releases.append(outcome))
+        session(app).keeper = keeper  # type: ignore[assignment]
+        request = Request(app, held)
+        request.on_failure(SimpleNamespace(exception=caught.value), return_ok=True)
+        for outcome in releases:
+            cluster.ledger.release(held.allocation_id, held.token, outcome)
+    assert cluster.ledger.get(held.allocation_id).state is State.WAITING
+    assert cluster.ledger.verify() == []
 
 
 def test_a_task_without_an_allocation_is_not_guarded_and_none_is_twice(app: Celery) -> None:

@@ -60,8 +60,8 @@ def conflicts(records: Iterable[Record], capacity: Capacity) -> list[str]:
     found = [f"{r.allocation_id} ends before it starts" for r in records if r.end < r.start]
     runs = Counter((r.allocation_id, r.token) for r in records)
     found += [f"{allocation} ran {n} times with token {token}" for (allocation, token), n in runs.items() if n > 1]
-    # At one instant, what ends goes before what starts.
-    possible = [r for r in records if r.end >= r.start]
+    # At one instant, what ends goes before what starts; what ends as it starts holds nothing.
+    possible = [r for r in records if r.end > r.start]
     instants = sorted([(r.start, 1, r) for r in possible] + [(r.end, 0, r) for r in possible], key=lambda i: i[:2])
     held: list[Record] = []
     for at, starts, record in instants:
