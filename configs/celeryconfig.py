@@ -16,7 +16,7 @@ from typing import Any
 broker_url = "redis://localhost:6379/0"
 result_backend = "redis://localhost:6379/1"
 broker_connection_retry_on_startup = True
-# A result that cannot be stored at once, since its backend restarts, is stored later. Without this Celery fails the task.
+# A result that cannot be stored at once, since its backend restarts, is stored later. Else Celery fails the task.
 result_backend_always_retry = True
 
 # A task's placement needs neither of these, but they suit tasks that hold a GPU. A task with acks_late is granted again

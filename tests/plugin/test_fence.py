@@ -134,7 +134,7 @@ def test_without_it_only_the_live_grant_begins(app: Celery, cluster: LedgerPool)
 def test_what_a_child_did_not_begin_is_not_ended_when_its_worker_has_it_again(
     app: Celery, cluster: LedgerPool, child_heard: bool
 ) -> None:
-    """The child asks while its worker is asleep; that one wakes, and claims the task again before the child releases."""
+    """The child asks while its worker is asleep; that one wakes and claims the task again before the child releases."""
     held = cluster.running(1_000, repeatable=True)
     cluster.ledger.cordon("n1")  # taken back, and granted to nobody
     cluster.ledger.release(held.allocation_id, held.token, "requeue")
