@@ -186,7 +186,7 @@ class DeviceBusyError(AllocatorError):
         self.incarnation = incarnation
         self.lease_left_s = lease_left_s
         #: Process of the holder, where known: pid, its start time (seconds since the epoch), its node.
-        self.pid, self.born, self.node = 0, 0.0, ""
+        self.pid, self.born, self.node = 0, "", ""
         super().__init__(
             f"device {device} is already served by worker {holder} (lease {lease_left_s:.1f} s). "
             "Run one worker per device: raise its --concurrency instead, or stop the other worker first"

@@ -52,7 +52,7 @@ class Session:
         Never takes the maintenance lock: who takes it is expected to publish Celery messages, which nobody here can.
         """
         try:
-            self.ledger.tick(publishes=False)
+            self.ledger.tick(publishes=False, away_s=None)
         except LedgerError as error:
             if not isinstance(error.__cause__, NoPermissionError):
                 raise

@@ -17,12 +17,13 @@ from celery_allocator.ledger.replies import (
     Submitted,
     Ticked,
 )
-from celery_allocator.ledger.serving import Beat
+from celery_allocator.ledger.serving import Beat, Claim
 
 __all__ = [
     "Available",
     "Beat",
     "Cancelled",
+    "Claim",
     "Grant",
     "Ledger",
     "Mailbox",

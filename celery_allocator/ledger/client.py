@@ -250,13 +250,14 @@ class Ledger(Serving, Mending):
 
     @wire.reads("a worker")
     def tick(
-        self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True, away_s: float = 0.0
+        self, *, lock_s: float | None = None, batch: int = 500, publishes: bool = True, away_s: float | None = 0.0
     ) -> Ticked:
         """One step of maintenance (see ``tick.lua``); with ``lock_s``, at most once in that time over all callers.
 
         ``publishes``: the caller publishes the grants and writes the results of the obituaries; else others will.
         ``away_s``: seconds for which the caller could not reach the server; where nobody else could either, leases are
-        put off by as much.
+        put off by as much. ``None``: the caller has just begun and cannot know; a worker that has not been heard while
+        nobody ticked is then given ten seconds more, once.
         """
         lock = 0 if lock_s is None else max(1, int(lock_s * 1000))
         sent = self._server_clock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis.exceptions import NoPermissionError
 
-from celery_allocator.errors import AllocationNotFound, LedgerError, StaleTokenError
+from celery_allocator.errors import AllocationNotFound, LedgerError, LedgerUnavailable, StaleTokenError
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import Access
 from celery_allocator.ledger.replies import Grant, Parked, Repaired
@@ -32,7 +32,12 @@ class Mending(Access):
 
     def repair(self) -> Repaired:
         """Rebuild everything that is counted from the allocations' records. What is held and what waits stays so."""
-        found = self.verify()
+        try:
+            found = self.verify()
+        except LedgerUnavailable:
+            raise
+        except LedgerError as error:  # damage that stops even that
+            found = [str(error)]
         left, granted = self._run("repair", *self._recorded())
         return Repaired(tuple(found), (*(_text(line) for line in left), *self.verify()), replies.grants(granted))
 

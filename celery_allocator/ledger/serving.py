@@ -21,6 +21,16 @@ class Beat(enum.IntEnum):
     REPORT = 2  # the server has changed since: it asks what this worker runs
 
 
+class Claim(enum.Enum):
+    """Verdict of :meth:`Serving.reclaim`."""
+
+    STANDS = b"ok"
+    #: Others hold the same by the ledger, and have not reported yet: ask again.
+    LATER = b"later"
+    #: Not this worker's any more: it has to be stopped.
+    STALE = b"stale"
+
+
 class Serving(Access):
     """The methods of workers."""
 
@@ -48,30 +58,32 @@ class Serving(Access):
         queue: str,
         lease_s: float,
         pid: int = 0,
-        born: float = 0.0,
+        born: str = "",
         takeover: str = "",
         mailbox: Mailbox | None = None,
         report: int = 0,
+        last_word: bool = True,
         runs: Iterable[str] = (),
     ) -> tuple[Grant, ...]:
         """A worker begins to serve a device of a registered node.
 
-        ``born``: start time of ``pid``, against reuse of pids. ``takeover`` names an incarnation whose process the
-        caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the scripts may put
-        granted messages themselves. ``report``: number of the report that this is part of (see :meth:`rejoin`);
-        with it, ``runs`` are the ids of all that the worker runs, and what else counts as running there has ended.
+        ``born``: which process ``pid`` was when it said so, against reuse of pids. ``takeover`` names an incarnation
+        whose process the caller knows to be gone, so that its lease need not be waited for. ``mailbox``: where the
+        scripts may put granted messages themselves. ``report``: number of the report that this is part of (see
+        :meth:`rejoin`); with it, ``runs`` are the ids of all that the worker runs, and what else counts as running
+        there has ended; without ``last_word`` the worker is asked again.
         Raises :class:`DeviceBusyError`, :class:`UnknownTargetError`.
         """
         key = f"{node}/{device_id}"
         box = (mailbox.key, mailbox.head) if mailbox else ("", "")
         who, life = label("worker", worker), label("incarnation", incarnation)
         args = (who, life, key, slots, label("queue", queue), ms(lease_s), pid, born, takeover, *box)
-        reply = self._run("register_worker", *args, report, *runs)
+        reply = self._run("register_worker", *args, report, "1" if last_word else "0", *runs)
         if reply[0] == b"unknown_device":
             raise UnknownTargetError(f"no device {key!r} is registered")
         if reply[0] == b"busy":
             error = DeviceBusyError(key, reply[1].decode(), reply[2].decode(), int(reply[3]) / 1000)
-            error.pid, error.born, error.node = int(reply[4] or 0), float(reply[5] or 0), reply[6].decode()
+            error.pid, error.born, error.node = int(reply[4] or 0), reply[5].decode(), reply[6].decode()
             raise error
         return replies.grants(reply[1])
 
@@ -88,12 +100,28 @@ class Serving(Access):
         number, paused = self._run("rejoin", worker, run_id, ms(lease_s))
         return int(number), bool(paused)
 
-    def reclaim(
-        self, allocation: Allocation, worker: str, *, repeatable: bool = False, message: bytes = b"", report: int = 0
-    ) -> str | None:
-        """A worker runs this: make it so in the ledger again. Returns why not, or ``None`` if the claim stands.
+    def unreported(self, worker: str, device: str, report: int, runs: Iterable[str]) -> bool:
+        """A worker runs these and nothing else on ``device`` (``node/device``): what else counts as running has ended.
 
-        ``message`` is recorded where the ledger has lost it.
+        Nothing is granted for what becomes free before the worker registers. Returns whether the device is its own.
+        """
+        return bool(self._run("unreported", worker, device, report, *runs))
+
+    def reclaim(
+        self,
+        allocation: Allocation,
+        worker: str,
+        *,
+        repeatable: bool = False,
+        message: bytes = b"",
+        report: int = 0,
+        run_id: str = "",
+        patient: bool = False,
+    ) -> tuple[Claim, str]:
+        """A worker runs this: make it so in the ledger again. Returns the verdict, and why it is not that it stands.
+
+        ``message`` is recorded where the ledger has lost it. ``run_id``: the run of the server that the worker last
+        reported to; if it is still that one, nothing can have been lost. ``patient``: see :class:`Claim`.
         """
         req = allocation.requirements
         reply = self._run(
@@ -115,8 +143,10 @@ class Serving(Access):
             allocation.strategy.value,
             message,
             report,
+            run_id,
+            "1" if patient else "0",
         )
-        return None if reply[0] == b"ok" else str(reply[1].decode(errors="backslashreplace"))
+        return Claim(reply[0]), reply[1].decode(errors="backslashreplace") if len(reply) > 1 else ""
 
     def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
         """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""

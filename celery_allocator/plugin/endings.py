@@ -25,7 +25,7 @@ class Ending:
     allocation: Allocation
     outcome: str
     pid: int | None = None
-    born: float | None = None
+    born: str | None = None
 
 
 class Endings:
@@ -49,15 +49,12 @@ class Endings:
     def settle(self, ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None]) -> bool:
         """Release what can be; True while a process is still to be waited for. Raises :class:`LedgerError`."""
         with self._lock:
-            endings, self._pending = self._pending, []
-        try:
-            waiting = self._settle(endings, ledger, publish)
-        except BaseException:
-            waiting = endings  # to release twice is harmless
-            raise
-        finally:
-            with self._lock:
-                self._pending = waiting + self._pending
+            endings = list(self._pending)
+        # They stay pending meanwhile: others ask whether a task has ended. To release twice is harmless.
+        waiting = self._settle(endings, ledger, publish)
+        done = {id(ending) for ending in endings} - {id(ending) for ending in waiting}
+        with self._lock:
+            self._pending = [ending for ending in self._pending if id(ending) not in done]
         return bool(waiting)
 
     def _settle(

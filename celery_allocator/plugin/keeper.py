@@ -19,6 +19,7 @@ from celery import Celery
 from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.ledger import Beat, Grant, Ledger
 from celery_allocator.model import Allocation, NodeInventory
+from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
 from celery_allocator.plugin.holdings import Holdings
@@ -38,6 +39,10 @@ _WATCH_S = 0.1
 _LOOK_S = 1.0
 #: Seconds without any answer of the ledger, beyond a tick's, that count as an outage.
 _AWAY_S = 2.0
+#: Seconds until a difference in the ledger that is still there is told of again.
+_TELL_AGAIN_S = 600.0
+#: Seconds a leaving worker waits for its last messages and results; else others send and write them.
+_FAREWELL_S = 5.0
 #: Seconds a leaving worker waits for killed children to be gone before it gives their resources back.
 _LEAVE_S = 10.0
 
@@ -52,7 +57,12 @@ class WorkerKeeper:
         self.incarnation = uuid.uuid4().hex
         self.fence = Fence()
         self._settings = session(app).settings
-        self._reporter = Reporter(app, worker, inventory, device_id, queue, self._settings.lease_s)
+        # Brokers and result backends can hold whoever talks to them: not the thread that keeps the lease.
+        self._messages = Courier(
+            "messages", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token)
+        )
+        self._results = Courier("results", lambda obits: write_results(app, obits), lambda o: o.allocation_id)
+        self._reporter = Reporter(app, worker, inventory, device_id, queue, self._settings.lease_s, self._publish)
         self._pool: Any = None
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
@@ -65,8 +75,12 @@ class WorkerKeeper:
         self._closed = False
         self._heard = time.monotonic()
         self._outage = False
-        #: Differences in the ledger that have been told of.
-        self._wrong: set[str] = set()
+        #: What went wrong last, until all is well again.
+        self._complaint = ""
+        #: Whether it has ticked before: else it cannot know for how long others could not reach the server.
+        self._ticked = False
+        #: Differences in the ledger, and when each was told of.
+        self._told: dict[str, float] = {}
 
     @property
     def _ledger(self) -> Ledger:
@@ -160,10 +174,14 @@ class WorkerKeeper:
         try:
             self.give_back(pool_stopped=True)
             self._await_endings()
-            publish_grants(self.app, self._ledger.unregister_worker(self.worker, self.incarnation))
+            self._publish(self._ledger.unregister_worker(self.worker, self.incarnation))
             self._tick(lock=False)
         except AllocatorError as error:
             logger.warning("leaving without telling the ledger: %s; its lease will run out", error)
+        deadline = time.monotonic() + _FAREWELL_S
+        for courier in (self._messages, self._results):
+            if not courier.finish(max(0.0, deadline - time.monotonic())):
+                logger.warning("leaving before all messages are sent and all results written: other workers will")
 
     def _await_endings(self) -> None:
         """Give killed children a while to be gone, so that what they held is released and not lost; stop the thread."""
@@ -207,7 +225,7 @@ class WorkerKeeper:
 
     def _close(self) -> None:
         if self._closing.is_set() and not self._closed:
-            publish_grants(self.app, self._ledger.close_worker(self.worker, self.incarnation))
+            self._publish(self._ledger.close_worker(self.worker, self.incarnation))
             self._closed = True
 
     def _beat(self) -> None:
@@ -216,15 +234,16 @@ class WorkerKeeper:
         if beat is Beat.LOST:
             self.fence.lose()
             logger.error("the lease of %s ran out (paused, or cut off from the ledger): registering again", self.worker)
-            self.incarnation = uuid.uuid4().hex
-            self._report()
+            self._report(anew=True)
         elif beat is Beat.REPORT:
             self._report()
         else:
             self.fence.extend(asked + self._settings.lease_s)
 
-    def _report(self) -> None:
+    def _report(self, anew: bool = False) -> None:
         with self._gate:
+            if anew:
+                self.incarnation = uuid.uuid4().hex
             asked = clock()
             stale = self._reporter.report(self._ledger, self.incarnation, self._holdings, self._endings, self._closing)
             if stale:
@@ -236,33 +255,43 @@ class WorkerKeeper:
     def _tick(self, lock: bool = True) -> None:
         # Also an outage that the client's own retries have bridged is one; others have not been heard either, perhaps.
         away = time.monotonic() - self._heard
+        known = away if away > self._settings.tick_s + _AWAY_S else 0.0
         ticked = self._ledger.tick(
-            lock_s=self._settings.tick_s * 0.9 if lock else None,
-            away_s=away if away > self._settings.tick_s + _AWAY_S else 0.0,
+            lock_s=self._settings.tick_s * 0.9 if lock else None, away_s=known if self._ticked else None
         )
+        self._ticked = True
         for worker in ticked.lost_workers:
             logger.error("worker %s is gone: its lease ran out; its tasks are granted again or failed", worker)
         self._publish(ticked.grants)
-        write_results(self.app, ticked.obituaries)
+        self._results.hand_over(ticked.obituaries)
         if ticked.ran:
             self._audit()
 
     def _audit(self) -> None:
-        """Look at a part of the ledger; what is wrong is said once for as long as it is."""
-        found = set(self._ledger.audit())
-        for difference in sorted(found - self._wrong):
-            logger.error(
-                "the ledger of pool %s contradicts itself: %s (celery-allocator verify tells all, --repair mends it)",
-                self._settings.pool,
-                difference,
-            )
-        self._wrong |= found
+        """Look at a part of the ledger; what is wrong is said, and for as long as it is, again now and then."""
+        now = time.monotonic()
+        self._told = {text: at for text, at in self._told.items() if now - at < _TELL_AGAIN_S}
+        try:
+            differences = self._ledger.audit()
+        except LedgerUnavailable:
+            raise
+        except AllocatorError as error:  # damage that stops even this must not stop the worker
+            differences = [str(error)]
+        for difference in differences:
+            if difference not in self._told:
+                self._told[difference] = now
+                logger.error(
+                    "the ledger of pool %s contradicts itself: %s (celery-allocator verify tells all, "
+                    "--repair mends it)",
+                    self._settings.pool,
+                    difference,
+                )
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish)
 
     def _publish(self, grants: tuple[Grant, ...]) -> None:
-        publish_grants(self.app, grants)
+        self._messages.hand_over(grants)
 
     def _take_back_dropped(self) -> None:
         """What Celery has dropped, or never made a request for, goes back into line."""
@@ -275,15 +304,17 @@ class WorkerKeeper:
             self._holdings.answered(started.allocation_id)
 
     def _failed(self, error: AllocatorError) -> None:
-        if not self._outage:
+        if self._complaint != str(error):
             logger.error("keeper: %s; trying again", error)
-        self._outage = True
-        if not isinstance(error, LedgerUnavailable):
+        self._complaint = str(error)
+        # A server that refuses something answers: the gate stays open.
+        self._outage = isinstance(error, LedgerUnavailable)
+        if not self._outage:
             self._heard = time.monotonic()
         self._stop.wait(min(_LOOK_S, self._settings.tick_s))
 
     def _recovered(self) -> None:
-        if self._outage:
+        if self._complaint:
             logger.warning("keeper: the ledger answers again")
-        self._outage = False
+        self._outage, self._complaint = False, ""
         self._heard = time.monotonic()

@@ -1,34 +1,57 @@
-"""The processes of a worker's pool, as its main process sees them: by pid and start time, since pids are used again."""
+"""The processes of a worker's pool, as its main process sees them: by pid and birth, since pids are used again."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
+from pathlib import Path
 
 import psutil
 
 
-def born(pid: int) -> float | None:
-    """When the process started, in seconds since the epoch; ``None`` if it cannot be told."""
+def born(pid: int) -> str | None:
+    """Which process has this pid now: where pids are counted and when it started; ``None`` if there is none.
+
+    On Linux in the kernel's ticks since boot, which no change of the clock touches.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        try:
+            ticks = str(psutil.Process(pid).create_time())
+        except psutil.Error:
+            return None
+    return f"{_where()}:{ticks}"
 
 
-def is_gone(pid: int, since: float | None) -> bool:
-    """Whether the process that started at ``since`` has ended; a zombie has given its memory back."""
+def is_here(since: str | None) -> bool:
+    """Whether the process that was born as ``since`` would be seen from here: same boot, same namespace of pids."""
+    return bool(since) and str(since).rpartition(":")[0] == _where()
+
+
+def is_gone(pid: int, since: str | None) -> bool:
+    """Whether the process that was born as ``since`` has ended; a zombie has given its memory back."""
+    if since and not is_here(since):
+        return False
+    now = born(pid)
+    if now is None or (since and now != since):
+        return True
     try:
-        process = psutil.Process(pid)
-        # Start times come from one clock, but are computed from boot time: allow for rounding.
-        if since is not None and abs(process.create_time() - since) > 1.0:
-            return True
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
         return False
+
+
+@functools.cache
+def _where() -> str:
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
+    return "here"
 
 
 def kill(pid: int) -> None:

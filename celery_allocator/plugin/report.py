@@ -10,18 +10,18 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
 
 from celery_allocator.errors import DeviceBusyError
-from celery_allocator.ledger import Ledger, Mailbox
+from celery_allocator.ledger import Claim, Grant, Ledger, Mailbox
 from celery_allocator.model import NodeInventory
 from celery_allocator.plugin.endings import Endings
 from celery_allocator.plugin.envelope import Envelope
 from celery_allocator.plugin.holdings import Holding, Holdings
-from celery_allocator.plugin.processes import born, is_gone, kill
-from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin.processes import born, is_gone, is_here, kill
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,14 @@ class Reporter:
     """Registers one worker, with what it runs."""
 
     def __init__(
-        self, app: Celery, worker: str, inventory: NodeInventory, device_id: str, queue: str, lease_s: float
+        self,
+        app: Celery,
+        worker: str,
+        inventory: NodeInventory,
+        device_id: str,
+        queue: str,
+        lease_s: float,
+        publish: Callable[[tuple[Grant, ...]], None],
     ) -> None:
         self.app = app
         self.worker = worker
@@ -47,6 +54,9 @@ class Reporter:
         #: The run of the server that was last reported to.
         self.run_id = ""
         self._lease_s = lease_s
+        self._publish = publish
+        #: Until when (monotonic) it waits for others to report what has ended; ``None`` while nothing is in the way.
+        self._patience: float | None = None
 
     def report(
         self, ledger: Ledger, incarnation: str, holdings: Holdings, endings: Endings, stopping: threading.Event
@@ -61,11 +71,12 @@ class Reporter:
         number, paused = ledger.rejoin(self.worker, self.run_id, self._lease_s)
         if paused:
             logger.warning("the ledger has lost what it was told: granting pauses until the workers have reported")
-        publish_grants(self.app, ledger.register_node(self.inventory, self._lease_s))
-        stale = self._claim_again(ledger, number, holdings, endings)
+        self._publish(ledger.register_node(self.inventory, self._lease_s))
+        # What has ended unheard goes first: what runs here may have taken its place.
+        ledger.unreported(self.worker, f"{self.inventory.node}/{self.device_id}", number, _runs(holdings))
+        stale, later = self._claim_again(ledger, number, holdings, endings)
         takeover = ""
         while True:
-            runs = [held.allocation.allocation_id for held in holdings.all()] + holdings.unanswered()
             try:
                 grants = ledger.register_worker(
                     self.worker,
@@ -76,15 +87,17 @@ class Reporter:
                     queue=self.queue,
                     lease_s=self._lease_s,
                     pid=os.getpid(),
-                    born=born(os.getpid()) or 0.0,
+                    born=born(os.getpid()) or "",
                     takeover=takeover,
                     mailbox=self.mailbox,
                     report=number,
-                    runs=runs,
+                    last_word=not later,
+                    runs=_runs(holdings),
                 )
             except DeviceBusyError as busy:
-                local = busy.node == self.inventory.node and busy.pid > 0
-                if local and is_gone(busy.pid, busy.born):
+                local = busy.node == self.inventory.node and busy.pid > 0 and is_here(busy.born)
+                ourselves = local and busy.pid == os.getpid() and busy.born == born(os.getpid())
+                if ourselves or (local and is_gone(busy.pid, busy.born)):
                     takeover = busy.incarnation
                     continue
                 if local or busy.holder != self.worker or stopping.is_set():
@@ -92,24 +105,34 @@ class Reporter:
                 logger.warning("%s; waiting for the lease of its predecessor to run out", busy)
                 stopping.wait(min(busy.lease_left_s + 0.05, _BUSY_S))
                 continue
-            self.run_id = run_id
-            publish_grants(self.app, grants)
+            if not later:
+                self.run_id, self._patience = run_id, None
+            self._publish(grants)
             return stale
 
-    def _claim_again(self, ledger: Ledger, number: int, holdings: Holdings, endings: Endings) -> int:
-        """Have the ledger count what runs here; stop what it counts as somebody else's, and wait until that is gone."""
-        stopped: list[tuple[int, float | None]] = []
-        stale = 0
+    def _claim_again(self, ledger: Ledger, number: int, holdings: Holdings, endings: Endings) -> tuple[int, bool]:
+        """Have the ledger count what runs here; stop what it counts as somebody else's, and wait until that is gone.
+
+        Returns how many those were, and whether others have to report before all is clear.
+        """
+        stopped: list[tuple[int, str | None]] = []
+        stale, later = 0, False
+        patient = self._patience is None or time.monotonic() < self._patience
         for holding in holdings.all():
             request = holding.request()
-            reason = ledger.reclaim(
+            verdict, reason = ledger.reclaim(
                 holding.allocation,
                 self.worker,
                 repeatable=bool(request is not None and request.task.acks_late),
                 message=_message_of(request),
                 report=number,
+                run_id=self.run_id,
+                patient=patient,
             )
-            if reason is None:
+            if verdict is Claim.LATER:
+                logger.warning("%s runs here, and %s: asking again", holding.allocation.allocation_id, reason)
+                later = True
+            if verdict is not Claim.STALE:
                 continue
             stale += 1
             holdings.drop(holding.allocation)
@@ -117,10 +140,17 @@ class Reporter:
                 stopped += _stop(holding, request, reason)
         while stopped := [(pid, since) for pid, since in stopped if not is_gone(pid, since)]:
             time.sleep(_WATCH_S)
-        return stale
+        if later and self._patience is None:
+            self._patience = time.monotonic() + self._lease_s
+        return stale, later
 
 
-def _stop(holding: Holding, request: Any, reason: str) -> list[tuple[int, float | None]]:
+def _runs(holdings: Holdings) -> list[str]:
+    """Ids of all that runs here, or may."""
+    return [held.allocation.allocation_id for held in holdings.all()] + holdings.unanswered()
+
+
+def _stop(holding: Holding, request: Any, reason: str) -> list[tuple[int, str | None]]:
     """End the process that runs a task whose grant is not this worker's any more. Returns its pid and start time."""
     name, task_id, pid = holding.allocation.task_name, holding.allocation.task_id, request.worker_pid
     request.stale = reason

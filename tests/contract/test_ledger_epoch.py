@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from celery_allocator.errors import LedgerSchemaError
-from celery_allocator.ledger import Beat, Grant, Options, keys
+from celery_allocator.ledger import Beat, Claim, Grant, Options, keys
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS, Announcer
 from celery_allocator.ledger.client import Ledger
 from celery_allocator.model import Allocation, State
@@ -92,7 +92,7 @@ def test_what_runs_is_claimed_again_where_the_server_forgot_its_start(cluster: L
     running = dataclasses.replace(granted, started_at=cluster.at, state=State.RUNNING)
     if left == "nothing":
         forget(cluster, granted)
-    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True, message=b"message") is None
+    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True, message=b"message")[0] is Claim.STANDS
     found = cluster.ledger.get(running.allocation_id)
     assert (found.state, found.token, found.cpu_cores) == (State.RUNNING, running.token, running.cpu_cores)
     assert cluster.device("n1/gpu_0").memory_free_mb == 8_000
@@ -106,7 +106,7 @@ def test_what_waits_again_is_claimed_back_from_the_line(cluster: LedgerPool) -> 
     cluster.at += LEASE_S
     cluster.ledger.tick()
     assert cluster.ledger.get("a1").state is State.WAITING
-    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True) is None
+    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", repeatable=True)[0] is Claim.STANDS
     cluster.node(slots=None)
     report(cluster, "gpu_0", ("a1",), incarnation="two", slots=1)
     found = cluster.ledger.get("a1")
@@ -121,8 +121,8 @@ def test_what_has_moved_on_is_not_claimed_back(cluster: LedgerPool) -> None:
     cluster.ledger.release(ended.allocation_id, ended.token, "success")
     cluster.ledger.release(moved.allocation_id, moved.token, "requeue")
     again = cluster.start(cluster.ledger.get(moved.allocation_id), nonce="delivery 2")
-    assert "runs" in (cluster.ledger.reclaim(moved, "w.n1.gpu_0") or "")
-    assert "has ended" in (cluster.ledger.reclaim(ended, "w.n1.gpu_0") or "")
+    assert "runs" in cluster.ledger.reclaim(moved, "w.n1.gpu_0")[1]
+    assert "has ended" in cluster.ledger.reclaim(ended, "w.n1.gpu_0")[1]
     assert cluster.ledger.get(moved.allocation_id).token == again.token
 
 
@@ -132,7 +132,7 @@ def test_what_was_given_to_others_is_not_claimed_back(cluster: LedgerPool, what:
     granted = cluster.submit(6_000, 5, 600).allocation
     forget(cluster, granted)
     cluster.by_hand(**{"GPU memory": {"gpu": 6_000}, "core": {"cores": 5}, "RAM": {"ram": 600}}[what])  # type: ignore[arg-type]
-    assert what in (cluster.ledger.reclaim(granted, "w.n1.gpu_0", message=b"message") or "")
+    assert what in cluster.ledger.reclaim(granted, "w.n1.gpu_0", message=b"message")[1]
     assert cluster.ledger.find(granted.task_id) == ()
 
 
@@ -200,7 +200,7 @@ def test_what_arrives_of_a_report_after_a_later_one_has_no_effect(cluster: Ledge
     report(cluster, "gpu_0", (ended.allocation_id,))
     forget(cluster, ended)
     begun = cluster.running(2_000)
-    assert "later report" in (cluster.ledger.reclaim(ended, "w.n1.gpu_0", message=b"message", report=number) or "")
+    assert "later report" in cluster.ledger.reclaim(ended, "w.n1.gpu_0", message=b"message", report=number)[1]
     cluster.worker("n1", "gpu_0", report=number, runs=(ended.allocation_id,))
     assert [a.allocation_id for a in cluster.ledger.held()] == [begun.allocation_id]
     assert cluster.ledger.tick().obituaries == ()
@@ -247,3 +247,29 @@ def test_every_connection_asks_and_another_schema_is_refused(ledger_client: redi
         connection.disconnect()
     ledger_client.delete(keys.key(pool, "meta"))
     assert Ledger(ledger_client, pool, options=options, announcer=announcer).run_id == run_id
+
+
+def test_a_command_after_an_outage_drops_no_worker_that_had_no_chance_to_be_heard(cluster: LedgerPool) -> None:
+    """It may come first when the server is back. A worker that is not heard even then is dropped by the next one."""
+    cluster.node()
+    running = cluster.running(2_000)
+    cluster.ledger.tick()
+    cluster.at += LEASE_S + 1
+    assert cluster.ledger.tick(away_s=None).lost_workers == ()
+    assert cluster.ledger.heartbeat("w.n1.gpu_0", "one", LEASE_S)
+    assert [a.allocation_id for a in cluster.ledger.held()] == [running.allocation_id]
+    cluster.at += 11
+    assert cluster.ledger.tick(away_s=None).lost_workers == ("w.n1.cpu",)
+    cluster.at += LEASE_S
+    assert cluster.ledger.tick(away_s=None).lost_workers == (), "it was heard since: one more chance"
+    cluster.at += 11
+    assert cluster.ledger.tick(away_s=None).lost_workers == ("w.n1.gpu_0",)
+
+
+def test_a_command_beside_workers_that_tick_drops_a_dead_one(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.running(2_000)
+    cluster.at += LEASE_S - 1
+    cluster.ledger.tick()
+    cluster.at += 1.5
+    assert set(cluster.ledger.tick(away_s=None).lost_workers) == {"w.n1.gpu_0", "w.n1.cpu"}

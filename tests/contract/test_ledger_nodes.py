@@ -76,7 +76,7 @@ def test_a_device_that_is_listed_no_more_goes_offline_unless_it_is_served(cluste
 def test_one_worker_per_device(cluster: LedgerPool) -> None:
     cluster.node()
     with pytest.raises(DeviceBusyError) as caught:
-        cluster.worker("n1", "gpu_0", "two", name="another", pid=11, born=1.5)
+        cluster.worker("n1", "gpu_0", "two", name="another", pid=11, born="boot:1")
     assert (caught.value.holder, caught.value.incarnation, caught.value.node) == ("w.n1.gpu_0", "one", "n1")
     assert caught.value.lease_left_s == 60
     with pytest.raises(UnknownTargetError):

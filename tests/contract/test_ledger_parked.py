@@ -6,6 +6,7 @@ import pytest
 
 from celery_allocator.errors import AllocationNotFound, StaleTokenError
 from celery_allocator.model import State
+from tests.support.ledger_checks import assert_empty
 from tests.support.ledger_pool import LedgerPool
 
 
@@ -58,7 +59,11 @@ def test_or_forgets_it(cluster: LedgerPool) -> None:
     cluster.submit(2_000)
     cluster.ledger.park("a1", "no JSON")
     assert cluster.ledger.unpark("a1", requeue=False) == ()
-    assert (cluster.ledger.parked(), cluster.ledger.tick().obituaries) == ((), ())
+    assert cluster.ledger.parked() == ()
+    assert [o.outcome for o in cluster.ledger.tick().obituaries] == ["parked"], "its caller has not been told yet"
+    cluster.ledger.settle(["a1"])
+    assert cluster.ledger.tick().obituaries == ()
+    assert_empty(cluster.ledger)
     with pytest.raises(AllocationNotFound, match="no message of 'a1' is parked"):
         cluster.ledger.unpark("a1", requeue=True)
 

@@ -47,7 +47,6 @@ class Inner:
         for job in self.said:
             job._accepted = True
 
-
     _track_child_process = AsynPool._track_child_process
     _untrack_child_process = AsynPool._untrack_child_process
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,11 +15,12 @@ from kombu.exceptions import OperationalError
 
 from celery_allocator.errors import MessageTooLargeError, SettingsError
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import NodeInventory, Requirements, State
+from celery_allocator.model import NodeInventory, State
 from celery_allocator.plugin.publish import publish_grants
-from celery_allocator.plugin.session import session
 from tests.plugin.conftest import QUEUE
 from tests.support.ledger_checks import assert_empty
+from tests.support.processes import ROOT
+from tests.support.redis_server import RedisServer
 
 GPU = {"gpu_memory_mb": 1024}
 
@@ -168,24 +170,40 @@ def test_celerys_publish_signals_are_sent_once(
     assert seen == [sent[0], sent[0], sent[1], sent[1]]
 
 
-def test_every_fork_has_a_ledger_client_of_its_own(make_app: Callable[..., Celery], ledger: Ledger) -> None:
-    """Two processes on one connection would read each other's replies."""
-    app = make_app()
-    current = session(app)
-    mine = current.ledger
-    assert current.ledger is mine
-    mine.snapshot()
-    context = multiprocessing.get_context("fork")
-    queue: Any = context.Queue()
+_FORK = """
+import multiprocessing, sys
+from celery import Celery
+from celery_allocator import install
+from celery_allocator.model import Requirements
+from celery_allocator.plugin.session import session
 
-    def child() -> None:
-        theirs = session(app).ledger
-        theirs.submit("alloc_child", "t", "n", Requirements(cpu_cores=1))
-        queue.put((theirs is mine, theirs.client.connection_pool is mine.client.connection_pool, theirs.pool))
+url, pool = sys.argv[1:]
+app = Celery("test", broker="memory://")
+app.conf.update(allocator_backend_url=url, allocator_pool=pool)
+current = session(install(app))
+mine = current.ledger
+mine.snapshot()
 
-    process = context.Process(target=child)
-    process.start()
-    assert queue.get(timeout=20) == (False, False, mine.pool)
-    process.join(20)
-    assert mine.get("alloc_child").task_id == "t"
-    assert current.ledger is mine
+def child():
+    theirs = session(app).ledger
+    assert theirs is not mine and theirs.pool == mine.pool
+    assert theirs.client.connection_pool is not mine.client.connection_pool
+    theirs.submit("alloc_child", "t", "n", Requirements(cpu_cores=1))
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+assert process.exitcode == 0
+assert mine.get("alloc_child").task_id == "t"
+assert current.ledger is mine
+"""
+
+
+def test_every_fork_has_a_ledger_client_of_its_own(redis_server: RedisServer, pool: str) -> None:
+    """Two processes on one connection would read each other's replies.
+
+    In an interpreter of its own: kombu closes what it finds in a fork, also what other tests left, and waits for it.
+    """
+    command = [sys.executable, "-c", _FORK, redis_server.socket_url, pool]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -346,7 +346,7 @@ class LedgerMachine(RuleBasedStateMachine):
             "queue": f"queue of {key}",
             "lease_s": lease / 1000,
             "pid": 7,
-            "born": 1.5,
+            "born": "boot:1",
         }
         device = self.ref.devices.get(key)
         if device is None:

@@ -253,3 +253,37 @@ def test_a_record_that_is_not_whole_is_told_and_left_alone(ledger_client: redis.
     assert ledger_client.exists(*(keys.key(pool, "alloc", a.allocation_id) for a in (held, waiting))) == 2
     ledger_client.delete(*(keys.key(pool, "alloc", a.allocation_id) for a in (held, waiting)))
     assert cluster.ledger.repair().left == ()
+
+
+@pytest.mark.parametrize("lost", ["record", "lease", "both"])
+def test_a_worker_without_its_record_or_lease_is_told_and_heard_or_dropped(
+    ledger_client: redis.Redis, pool: str, lost: str
+) -> None:
+    """Else what it runs would be held for good: only what has a lease can lose it."""
+    for alive in (True, False):
+        cluster = LedgerPool(ledger_client, f"{pool}-{alive}")
+        cluster.node()
+        running = cluster.running(1_000, 1)
+        if lost != "lease":
+            ledger_client.delete(keys.key(cluster.ledger.pool, "worker", "w.n1.gpu_0"))
+        if lost != "record":
+            ledger_client.zrem(keys.key(cluster.ledger.pool, "workers"), "w.n1.gpu_0")
+        assert any("w.n1.gpu_0" in line for line in cluster.ledger.verify())
+        assert cluster.ledger.repair().left == ()
+        if alive:
+            assert cluster.ledger.heartbeat("w.n1.gpu_0", "one", 60)
+        cluster.at += 70
+        cluster.ledger.tick()
+        cluster.ledger.tick()
+        assert cluster.ledger.held() == ()
+        assert running.allocation_id in {o.allocation_id for o in cluster.ledger.tick().obituaries}
+
+
+def test_a_token_that_was_never_given_is_told_and_not_given_again(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    running = cluster.running(1_000, 1)
+    ledger_client.hset(keys.key(pool, "meta"), "seq", 0)
+    assert any("the last one given is 0" in line for line in cluster.ledger.verify())
+    assert cluster.ledger.repair().left == ()
+    assert cluster.submit(1_000, 1).allocation.token > running.token

@@ -22,7 +22,7 @@ KEYWORDS = (
 )  # fmt: skip
 #: Globals that the server offers and the scripts use.
 OFFERED = (
-    "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "pairs", "unpack", "KEYS", "ARGV",
+    "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "pcall", "pairs", "unpack", "KEYS", "ARGV",
     "cmsgpack", "type",
 )  # fmt: skip
 

@@ -41,6 +41,10 @@ local function audit_node(node, seen)
     if d then
       eq(dkey .. " free memory", d.free, d.mem - mem)
       eq(dkey .. " free slots", d.sfree, d.slots - slots)
+      if d.worker ~= "" then
+        eq("incarnation of " .. d.worker .. ", which serves " .. dkey, call("HGET", K.worker .. d.worker, "inc"), d.inc)
+        check(call("ZSCORE", K.workers, d.worker), d.worker, ", which serves ", dkey, ", has no lease")
+      end
       local mode = mode_of(d)
       eq(dkey .. " mode", fleet[at + 1], mode)
       local ix, kind = index_of(mode, d.sfree), kind_of(dkey)
@@ -65,7 +69,7 @@ end
 
 -- One record against every set that should name it, and those that should not.
 local function audit_record(id)
-  local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl")
+  local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
   local known = held or state == "waiting" or state == "delayed" or state == "released"
@@ -78,6 +82,10 @@ local function audit_record(id)
     check((is and true or false) == (should and true or false), id, " (", state, ") is ", is and "" or "not ", what)
     return is
   end
+  local seq = tonumber(call("HGET", K.meta, "seq") or 0)
+  check(tonumber(v[7]), id, " has a place in line that is no number (", tostring(v[7]), ")")
+  check(state ~= "delayed" or tonumber(v[6]), id, " is delayed, and has no ETA")
+  check((tonumber(v[9]) or 0) <= seq, id, " has token ", tostring(v[9]), ", and the last one given is ", seq)
   listed("held", K.held, held)
   listed("among the granted", K.granted, state == "granted")
   if held then check(call("SISMEMBER", K.on .. v[3], id) == 1, id, " is not among what ", v[3], " holds") end

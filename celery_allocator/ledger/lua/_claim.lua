@@ -2,6 +2,9 @@
 -- meta; a device's mailbox.
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
 
+-- Incarnation of a worker that has claimed tasks again and not registered yet (see reclaim).
+local RECLAIMING = "reclaiming"
+
 -- Take need from dkey for allocation id. n: its node as `load_node` read it, changed along. token: one drawn already, or
 -- nil. cores: those it holds already, or nil to pick some. Returns token, core list text, device (queue, uuid, free,
 -- mailbox). The caller has checked that it fits.

@@ -5,10 +5,17 @@
 
 local function server_run() return string.match(call("INFO", "server"), "run_id:(%x+)") end
 
+local function reindex_all()
+  each_device(function(dkey)
+    local d = load_device(dkey)
+    if d then store_device(dkey, d) end
+  end)
+end
+
 -- Grant nothing before `til`, and not before the workers that are known have reported.
 local function pause(til)
   call("HSET", K.meta, "paused", til)
-  each_device(function(dkey) store_device(dkey, load_device(dkey)) end)
+  reindex_all()
   event("paused", "", "", "until", string.format("%.0f", til))
 end
 
@@ -38,7 +45,7 @@ local function resume_if_reported(out)
     if call("HGET", K.worker .. worker, "run") ~= v[2] then return end
   end
   call("HDEL", K.meta, "paused")
-  each_device(function(dkey) store_device(dkey, load_device(dkey)) end)
+  reindex_all()
   event("resumed", "", "")
   pass_all(out)
 end

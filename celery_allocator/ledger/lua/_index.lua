@@ -26,7 +26,11 @@ end
 -- device, in order of registration: member, mode ("w": its worker takes tasks; "h": only allocations made by hand; "x":
 -- nothing), free memory, free slots.
 local function fleet_of(n)
-  if not n.fleet then n.fleet = n.packed and cmsgpack.unpack(n.packed) or {} end
+  if not n.fleet then
+    -- What cannot be read is an empty one: verify tells, repair makes it anew.
+    local ok, list = pcall(cmsgpack.unpack, n.packed or "")
+    n.fleet = ok and type(list) == "table" and list or {}
+  end
   return n.fleet
 end
 
@@ -81,6 +85,7 @@ local function load_device(dkey)
   if not v[1] then return nil end
   local fleet = fleet_of(load_node(node_of(dkey)))
   local at = find_in(fleet, dkey)
+  if not at then return nil end
   return { ord = v[1], worker = v[2], st = v[3], live = v[4], open = v[5], near = v[6], queue = v[7], uuid = v[8],
     mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3],
     box = v[12] or "", head = v[13] or "" }

@@ -1,4 +1,4 @@
--- Library: a worker is gone. Touches: workers, worker, dev, on and all that withdraw, requeue and bury touch.
+-- Library: a worker is gone, or not there yet. Touches: workers, worker, dev, on and all that withdraw, requeue and bury touch.
 -- LOSSES: how often a repeatable task may lose its worker before it fails.
 
 -- One running allocation lost its process: grant it again if it may be repeated, else record its end.
@@ -10,7 +10,9 @@ local function lose(id, a, lost)
     requeue(id, a)
   else
     event("lost", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "again", 0)
-    bury(id, a, "lost")
+    unindex_task(id, a.tid)
+    -- A retry of it lives on under the same task id, and will write the result.
+    if call("HEXISTS", K.tasks, a.tid) == 1 then forget(id, a, "lost") else bury(id, a, "lost") end
     lost[#lost + 1] = id
   end
   return n
@@ -23,7 +25,8 @@ local function detach(dkey, lost, kept)
   if not d then return end
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
-    if a and need_of(a.shape).kind == "t" and not kept[id] then
+    local need = a and a.shape and need_of(a.shape) -- a damaged record is left to verify
+    if need and need.kind == "t" and not kept[id] then
       if a.state == "running" then
         lose(id, a, lost)
       else
@@ -41,4 +44,20 @@ local function drop_worker(worker, lost, kept)
   if dkey and call("HGET", K.dev .. dkey, "worker") == worker then detach(dkey, lost, kept or {}) end
   call("DEL", K.worker .. worker)
   call("ZREM", K.workers, worker)
+end
+
+-- What counts as running on a device, and its worker does not know (it runs what is in `kept`), has ended without the ledger
+-- hearing of it: it is buried, so that its result is written if nobody has.
+local function end_unreported(dkey, kept)
+  for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
+    local a = load_alloc(id)
+    local need = a and a.shape and need_of(a.shape)
+    if need and need.kind == "t" and a.state == "running" and not kept[id] then
+      withdraw(id, a)
+      event("released", id, a.tid, "name", a.name, "device", dkey, "token", a.tok, "outcome", "unreported")
+      unindex_task(id, a.tid)
+      -- A retry of it lives on under the same task id, and will write the result.
+      if call("HEXISTS", K.tasks, a.tid) == 1 then forget(id, a, "unreported") else bury(id, a, "unreported") end
+    end
+  end
 end

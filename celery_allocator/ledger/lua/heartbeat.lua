@@ -4,8 +4,9 @@
 -- KEYS: prefix. ARGV from 5: worker, incarnation, lease ms.
 -- Reply: 1; 2: the server has changed since this worker last reported what it runs, so it is to report; 0: this
 -- incarnation is not registered (any more). Touches: workers, nodes, worker, meta (reads).
-local w = call("HMGET", K.worker .. ARGV[5], "inc", "dkey", "run")
+local w = call("HMGET", K.worker .. ARGV[5], "inc", "dkey", "run", "doubt")
 if w[1] ~= ARGV[6] then return 0 end
+if w[4] then call("HDEL", K.worker .. ARGV[5], "doubt") end
 local lease = now + tonumber(ARGV[7])
 call("ZADD", K.workers, "XX", lease, ARGV[5])
 call("ZADD", K.nodes, "GT", lease, node_of(w[2]))

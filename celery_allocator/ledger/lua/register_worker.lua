@@ -3,9 +3,10 @@
 -- uses: base events cores index place line claim pass loss epoch
 -- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
 --   takeover (the incarnation whose process the caller knows to be gone, or ""), mailbox (a list, or ""), what goes before
---   token and message there, number of the report ("0": it does not tell what it runs), then the ids of all that it runs.
--- What the ledger thinks runs there and the worker does not report has ended without the ledger hearing of it: it is
--- buried, so that its result is written if nobody has. A grant that has not started is published again at once: its message
+--   token and message there, number of the report ("0": it does not tell what it runs), "1" if that is its last word (else
+--   it is asked again, and does not count as having reported), then the ids of all that it runs.
+-- What the ledger thinks runs there and the worker does not report has ended without the ledger hearing of it (see
+-- unreported). A grant that has not started is published again at once: its message
 -- may have gone with the server.
 -- One worker per device: another one with a live lease is an error for the caller, unless its process is known to be gone.
 -- Reply: {"ok", grants, lost ids} | {"busy", worker, incarnation, lease left ms, pid, start time, node} | {"unknown_device"}
@@ -14,9 +15,9 @@ local worker, inc, dkey, slots = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local d = load_device(dkey)
 if not d then return { "unknown_device" } end
 local lost, kept = {}, {}
-for i = 17, #ARGV do kept[ARGV[i]] = true end
+for i = 18, #ARGV do kept[ARGV[i]] = true end
 local function in_the_way(name, their_inc)
-  if name == "" or their_inc == inc or their_inc == ARGV[13] then return nil end
+  if name == "" or their_inc == inc or their_inc == ARGV[13] or their_inc == RECLAIMING then return nil end
   local left = (tonumber(call("ZSCORE", K.workers, name) or 0)) - now
   if left <= 0 then return nil end
   local w = call("HMGET", K.worker .. name, "pid", "born", "dkey")
@@ -32,21 +33,15 @@ if busy then return busy end
 if d.worker ~= "" and d.inc ~= inc then drop_worker(d.worker, lost, kept) end
 if namesake and (namesake ~= inc or old[2] ~= dkey) then drop_worker(worker, lost, kept) end
 call("HSET", K.worker .. worker, "inc", inc, "dkey", dkey, "pid", ARGV[11], "born", ARGV[12], "since", now,
-  "run", call("HGET", K.meta, "run") or "", "report", report)
+  "run", ARGV[17] == "1" and call("HGET", K.meta, "run") or "", "report", report)
 call("ZADD", K.workers, now + tonumber(ARGV[10]), worker)
 call("ZADD", K.nodes, "GT", now + tonumber(ARGV[10]), node_of(dkey))
 d = load_device(dkey)
-for _, id in ipairs(report > 0 and call("SMEMBERS", K.on .. dkey) or {}) do
-  local a = load_alloc(id)
-  if a and a.state == "granted" then
-    call("ZADD", K.granted, now, id)
-  elseif a and need_of(a.shape).kind == "t" and not kept[id] then
-    withdraw(id, a)
-    event("released", id, a.tid, "name", a.name, "device", dkey, "token", a.tok, "outcome", "unreported")
-    unindex_task(id, a.tid)
-    -- A retry of it lives on under the same task id, and will write the result.
-    if call("HEXISTS", K.tasks, a.tid) == 1 then forget(id, a, "unreported") else bury(id, a, "unreported") end
+if report > 0 then
+  for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
+    if call("HGET", K.alloc .. id, "state") == "granted" then call("ZADD", K.granted, now, id) end
   end
+  end_unreported(dkey, kept)
 end
 d = load_device(dkey)
 -- What it holds counts against its slots.

@@ -5,8 +5,25 @@
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.
 -- Reply: {what could not be mended, grants}. Touches: everything but the allocations' own fields.
+local SHORT_LEASE = 10000
 local ids, left = every_id(5), {}
 local function leave(...) left[#left + 1] = table.concat({ ... }) end
+
+-- 0. The records, while nothing has been changed: what is not whole is left alone.
+local held, known, last = {}, {}, tonumber(call("HGET", K.meta, "seq") or 0)
+local function number(text) return text == nil or text == false or tonumber(text) ~= nil end
+for _, id in ipairs(ids) do
+  local a = load_alloc(id)
+  local whole = a and a.shape and need_of(a.shape) and a.tid and tonumber(a.tok) and tonumber(a.score) and number(a.eta)
+    and number(a.ttl) and number(a.exp) and (a.state ~= "delayed" or a.eta)
+  if whole then
+    known[id] = a
+    last = math.max(last, tonumber(a.tok))
+    if a.state == "granted" or a.state == "running" then held[#held + 1] = id end
+  elseif call("EXISTS", K.alloc .. id) == 1 then
+    leave("the record of ", id, " is not whole: it is left alone")
+  end
+end
 
 -- 1. Forget what is counted. What cannot be recomputed is kept: when a grant is due to be published, a lease by hand to end.
 local due, ends, buried = {}, {}, {}
@@ -34,9 +51,16 @@ for _, node in ipairs(call("SMEMBERS", K.known)) do
     local n = { map = v[1], r = tonumber(v[2]), devs = {}, list = {}, own = v[1] }
     for _, device in ipairs(split(v[3])) do
       local dkey = node .. "/" .. device
-      local d = call("HMGET", K.dev .. dkey, "ord", "mem", "slots", "class", "worker", "st", "live", "open")
+      local d = call("HMGET", K.dev .. dkey, "ord", "mem", "slots", "class", "worker", "st", "live", "open",
+        "inc")
       call("DEL", K.on .. dkey)
       if d[1] and d[2] and d[3] then
+        -- A worker without a record or a lease gets a short one: it is heard, or dropped with what it holds.
+        if d[5] and d[5] ~= "" then
+          call("HSETNX", K.worker .. d[5], "inc", d[9] or "")
+          call("HSETNX", K.worker .. d[5], "dkey", dkey)
+          call("ZADD", K.workers, "NX", now + SHORT_LEASE, d[5])
+        end
         n.devs[dkey] = { ord = d[1], free = tonumber(d[2]), sfree = tonumber(d[3]), worker = d[5], st = d[6], live = d[7],
           open = d[8] }
         n.list[#n.list + 1] = dkey
@@ -51,17 +75,8 @@ for _, node in ipairs(call("SMEMBERS", K.known)) do
   end
 end
 
--- 3. The records, held ones by the age of their grant.
-local held, known = {}, {}
-for _, id in ipairs(ids) do
-  local a = load_alloc(id)
-  if a and a.shape and need_of(a.shape) and a.tid and a.tok then
-    known[id] = a
-    if a.state == "granted" or a.state == "running" then held[#held + 1] = id end
-  elseif call("EXISTS", K.alloc .. id) == 1 then
-    leave("the record of ", id, " is not whole: it is left alone")
-  end
-end
+-- 3. What holds, by the age of its grant.
+call("HSET", K.meta, "seq", last)
 table.sort(held, function(x, y) return tonumber(known[x].tok) < tonumber(known[y].tok) end)
 
 local function fits(n, d, need, cores)

@@ -2,7 +2,7 @@
 -- flags: allow-oom
 -- uses: base events cores index place line claim pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
---   for which the caller could not reach the server, shortest pause ms, when the caller sent this by the server's clock
+--   for which the caller could not reach the server ("": it cannot know, a command that has just begun), shortest pause ms, when the caller sent this by the server's clock
 --   (as it knows it from the last reply) or "".
 -- Wakes delayed tasks, ends expired ones, ends allocations by hand whose TTL is over, drops workers and nodes whose
 -- lease is over, lists grants that have not started in time (to be published again under the same token: the gate
@@ -10,7 +10,7 @@
 -- Reply: {} if the lock is taken, else {grants, obituaries, lost workers, now}. obituary: {id, task id, name, outcome, message,
 --   losses, reason}
 -- Touches: everything.
-local LATE = 2000
+local LATE, GRACE = 2000, 10000
 if ARGV[5] ~= "0" and not call("SET", K.tick, "1", "NX", "PX", ARGV[5]) then return {} end
 local batch = tonumber(ARGV[6])
 enter_run(tonumber(ARGV[9]))
@@ -18,17 +18,26 @@ enter_run(tonumber(ARGV[9]))
 -- A call that was long on its way says the same: it was sent before its caller could have noticed.
 local alive = tonumber(call("HGET", K.meta, "alive") or now)
 local late = ARGV[10] ~= "" and now - ARGV[10] or 0
-put_off(math.min(math.max(tonumber(ARGV[8]), late > LATE and late or 0), now - alive), alive)
+put_off(math.min(math.max(tonumber(ARGV[8]) or 0, late > LATE and late or 0), now - alive), alive)
 call("HSET", K.meta, "alive", now)
+-- Nobody has ticked for a while, and the caller does not know whether workers could: each is given one chance to be heard.
+local in_doubt = ARGV[8] == "" and now - alive > LATE
 local grants, lost, gone, freed, moved = {}, {}, {}, {}, false
 
 -- Dead workers first, so that what they held is placed before what comes due now.
 for _, worker in ipairs(call("ZRANGEBYSCORE", K.workers, "-inf", now, "LIMIT", 0, batch)) do
-  local dkey = call("HGET", K.worker .. worker, "dkey") or ""
-  drop_worker(worker, lost)
-  event("worker_lost", worker, "", "device", dkey)
-  gone[#gone + 1] = worker
-  moved = true
+  local w = call("HMGET", K.worker .. worker, "dkey", "doubt")
+  local dkey = w[1] or ""
+  if in_doubt and w[1] and not w[2] then
+    call("HSET", K.worker .. worker, "doubt", NOW)
+    call("ZADD", K.workers, now + GRACE, worker)
+    call("ZADD", K.nodes, "GT", now + GRACE, node_of(dkey))
+  else
+    drop_worker(worker, lost)
+    event("worker_lost", worker, "", "device", dkey)
+    gone[#gone + 1] = worker
+    moved = true
+  end
 end
 for _, node in ipairs(call("ZRANGEBYSCORE", K.nodes, "-inf", now, "LIMIT", 0, batch)) do
   for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
@@ -75,18 +84,26 @@ for _, node in ipairs(freed) do close_idle_node(node) end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do
   local a = load_alloc(id)
   call("ZREM", K.delayed, id)
-  call("HSET", K.alloc .. id, "state", "waiting")
-  if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
-  event("waiting", id, a.tid, "name", a.name, "shape", a.shape)
-  place_or_wait(id, a, grants)
+  if a and a.state == "delayed" then
+    call("HSET", K.alloc .. id, "state", "waiting")
+    a.state = "waiting"
+    if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
+    event("waiting", id, a.tid, "name", a.name, "shape", a.shape)
+    place_or_wait(id, a, grants)
+  end
 end
 local obits = {}
 if ARGV[7] == "1" then
   for _, id in ipairs(call("ZRANGEBYSCORE", K.granted, "-inf", now, "LIMIT", 0, batch)) do
     local v = call("HMGET", K.alloc .. id, "tok", "queue", "msg", "tid", "dev")
-    call("ZADD", K.granted, now + DEADLINE, id)
-    event("republished", id, v[4], "token", v[1])
-    if not deliver(load_device(v[5]), v[1], v[3] or "") then grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" } end
+    local d = v[5] and load_device(v[5])
+    if v[1] and v[4] and d then
+      call("ZADD", K.granted, now + DEADLINE, id)
+      event("republished", id, v[4], "token", v[1])
+      if not deliver(d, v[1], v[3] or "") then grants[#grants + 1] = { id, tonumber(v[1]), v[2], v[3] or "" } end
+    else -- damage, which verify tells of: not again in each tick
+      call("ZADD", K.granted, now + DEADLINE, id)
+    end
   end
   for _, id in ipairs(call("ZRANGE", K.obits, 0, batch - 1)) do
     local v = call("HMGET", K.alloc .. id, "tid", "name", "outcome", "msg", "loss", "reason")

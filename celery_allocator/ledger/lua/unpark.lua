@@ -7,11 +7,11 @@
 -- all that requeue and pass touch.
 local id = ARGV[5]
 if call("ZREM", K.parked, id) == 0 then return { "gone" } end
-call("ZREM", K.obits, id)
 local a = load_alloc(id)
 if not a then return { "gone" } end
 local grants = {}
 if ARGV[6] == "requeue" then
+  call("ZREM", K.obits, id)
   call("HDEL", K.alloc .. id, "outcome", "reason")
   index_task(id, a.tid)
   event("requeued", id, a.tid, "name", a.name, "device", "", "token", a.tok)
@@ -19,7 +19,8 @@ if ARGV[6] == "requeue" then
   pass_all(grants)
 else
   event("discarded", id, a.tid, "name", a.name)
-  forget(id, a, "parked")
+  -- Where its caller has not been told yet, the record goes when that is done (see settle).
+  if not call("ZSCORE", K.obits, id) then forget(id, a, "parked") end
 end
 if ARGV[7] == "0" then leave_to_tick(grants) end
 return { "ok", grants }

@@ -76,7 +76,7 @@ def drain(
 @pass_console
 def tick(console: Console, *, as_json: bool) -> None:
     """One step of maintenance, as workers take about once a second: end what is over, grant what fits."""
-    ticked = console.ledger.tick(publishes=console.publishes)
+    ticked = console.ledger.tick(publishes=console.publishes, away_s=None)
     console.publish(ticked.grants)
     for obituary in ticked.obituaries:
         console.settle(obituary)
