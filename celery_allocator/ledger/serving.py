@@ -100,12 +100,12 @@ class Serving(Access):
         number, paused = self._run("rejoin", worker, run_id, ms(lease_s))
         return int(number), bool(paused)
 
-    def unreported(self, worker: str, device: str, report: int, runs: Iterable[str]) -> bool:
-        """A worker runs these and nothing else on ``device`` (``node/device``): what else counts as running has ended.
+    def unreported(self, worker: str, incarnation: str, device: str, report: int, runs: Iterable[str]) -> bool:
+        """A worker runs these and nothing else on ``device`` (``node/device``): what else is counted has ended.
 
         Nothing is granted for what becomes free before the worker registers. Returns whether the device is its own.
         """
-        return bool(self._run("unreported", worker, device, report, *runs))
+        return bool(self._run("unreported", worker, incarnation, device, report, *runs))
 
     def reclaim(
         self,

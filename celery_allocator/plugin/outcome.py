@@ -91,7 +91,8 @@ def _error(obituary: Obituary) -> Any:
             f"{obituary.losses} times (allocator_max_losses)"
         )
     return WorkerLostError(
-        f"the process or worker that ran {name} was lost, and the task may not be repeated: acks_late is not set"
+        f"the process or worker that ran {name} was lost, and the task may not be repeated: acks_late is not set, "
+        "or allocator_max_losses is 0"
     )
 
 

@@ -73,7 +73,8 @@ class Reporter:
             logger.warning("the ledger has lost what it was told: granting pauses until the workers have reported")
         self._publish(ledger.register_node(self.inventory, self._lease_s))
         # What has ended unheard goes first: what runs here may have taken its place.
-        ledger.unreported(self.worker, f"{self.inventory.node}/{self.device_id}", number, _runs(holdings))
+        device = f"{self.inventory.node}/{self.device_id}"
+        ledger.unreported(self.worker, incarnation, device, number, _runs(holdings))
         stale, later = self._claim_again(ledger, number, holdings, endings)
         takeover = ""
         while True:

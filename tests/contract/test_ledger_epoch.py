@@ -273,3 +273,105 @@ def test_a_command_beside_workers_that_tick_drops_a_dead_one(cluster: LedgerPool
     cluster.ledger.tick()
     cluster.at += 1.5
     assert set(cluster.ledger.tick(away_s=None).lost_workers) == {"w.n1.gpu_0", "w.n1.cpu"}
+
+
+def test_what_ended_unheard_goes_before_what_took_its_place_is_claimed(cluster: LedgerPool) -> None:
+    """The server has lost the end of one task and the start of the next one, in the same memory."""
+    cluster.node()
+    ended = cluster.running(6_000)
+    cluster.ledger.release(ended.allocation_id, ended.token)
+    successor = cluster.running(6_000)
+    # The rollback: the successor is forgotten, the predecessor runs again.
+    forget(cluster, successor)
+    cluster.ledger.client.delete(keys.key(cluster.ledger.pool, "tomb", ended.allocation_id))
+    assert cluster.ledger.reclaim(ended, "w.n1.gpu_0")[0] is Claim.STANDS
+    number, _ = cluster.ledger.rejoin("w.n1.gpu_0", "", LEASE_S)
+    runs = (successor.allocation_id,)
+    assert not cluster.ledger.unreported("w.n1.gpu_0", "two", "n1/gpu_0", number, runs), "a predecessor's are not meant"
+    assert cluster.ledger.unreported("w.n1.gpu_0", "one", "n1/gpu_0", number, runs)
+    verdict, _ = cluster.ledger.reclaim(successor, "w.n1.gpu_0", message=b"message", report=number)
+    assert verdict is Claim.STANDS
+    cluster.worker("n1", "gpu_0", report=number, runs=runs)
+    assert [a.allocation_id for a in cluster.ledger.held()] == [successor.allocation_id]
+    assert [o.outcome for o in cluster.ledger.tick().obituaries] == ["unreported"]
+    assert not cluster.ledger.unreported("w.n1.gpu_0", "one", "n1/gpu_0", number, ()), "late: it has no effect"
+    assert not cluster.ledger.unreported("w.n1.cpu", "one", "n1/gpu_0", number + 99, ()), "not its device"
+
+
+def test_while_granting_is_paused_what_others_hold_may_go_away(cluster: LedgerPool) -> None:
+    """Its worker is told to ask again, and counts as having reported when all is clear."""
+    cluster.node(gpus=(8_000, 8_000), cores=2)
+    mine = cluster.running(1_000, 2)
+    cluster.ledger.release(mine.allocation_id, mine.token)
+    theirs = cluster.running(1_000, 2)  # the same cores
+    change_server(cluster)
+    cluster.ledger.tick()
+    verdict, reason = cluster.ledger.reclaim(mine, "w.n1.gpu_0", message=b"m", run_id="b" * 40, patient=True)
+    # Its tomb says that it has ended: as if the server had lost that as well.
+    assert (verdict, reason) == (Claim.STALE, "it has ended: released")
+    cluster.ledger.client.delete(keys.key(cluster.ledger.pool, "tomb", mine.allocation_id))
+    verdict, reason = cluster.ledger.reclaim(mine, "w.n1.gpu_0", message=b"m", run_id="b" * 40, patient=True)
+    assert verdict is Claim.LATER
+    assert "was given to others" in reason
+    cluster.ledger.release(theirs.allocation_id, theirs.token)
+    verdict, _ = cluster.ledger.reclaim(mine, "w.n1.gpu_0", message=b"m", run_id="b" * 40, patient=True)
+    assert verdict is Claim.STANDS
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_what_has_begun_and_cannot_be_claimed_again_ends_visibly(cluster: LedgerPool, repeatable: bool) -> None:
+    """Its record is lost, its cores are somebody else's: with its message its result can still be written."""
+    cluster.node(cores=2)
+    mine = cluster.running(1_000, 2, repeatable=repeatable)
+    forget(cluster, mine)
+    cluster.running(1_000, 2)
+    verdict, _ = cluster.ledger.reclaim(mine, "w.n1.gpu_0", message=b"message", repeatable=repeatable)
+    assert verdict is Claim.STALE
+    assert [(o.allocation_id, o.outcome, o.message) for o in cluster.ledger.tick().obituaries] == [
+        (mine.allocation_id, "lost", b"message")
+    ]
+
+
+def test_a_worker_that_slept_long_does_not_bring_back_what_has_ended(cluster: LedgerPool) -> None:
+    """The ledger remembers ends for two minutes; a record that is missing on the same server has ended."""
+    cluster.node()
+    old = cluster.running(2_000, repeatable=True)
+    cluster.ledger.tick()
+    forget(cluster, old)
+    run = cluster.ledger.client.hget(keys.key(cluster.ledger.pool, "meta"), "run")
+    assert isinstance(run, bytes)
+    assert cluster.ledger.reclaim(old, "w.n1.gpu_0", message=b"m", run_id=run.decode()) == (Claim.STALE, "it has ended")
+    assert cluster.ledger.held() == ()
+    assert cluster.ledger.reclaim(old, "w.n1.gpu_0", message=b"m", run_id="b" * 40)[0] is Claim.STANDS
+
+
+def test_what_is_claimed_again_by_a_worker_that_never_registers_is_lost_with_it(cluster: LedgerPool) -> None:
+    cluster.node()
+    running = cluster.running(2_000, repeatable=False)
+    cluster.ledger.tick()
+    meta = keys.key(cluster.ledger.pool, "meta")
+    cluster.at += LEASE_S + 1
+    cluster.ledger.tick()
+    assert cluster.ledger.held() == ()
+    forget_obituaries = [o.allocation_id for o in cluster.ledger.tick().obituaries]
+    cluster.ledger.settle(forget_obituaries)
+    cluster.ledger.client.delete(keys.key(cluster.ledger.pool, "tomb", running.allocation_id))
+    cluster.ledger.client.hset(meta, "rejoined", cluster.ledger.client.hget(meta, "run") or b"")
+    assert cluster.ledger.reclaim(running, "w.n1.gpu_0", message=b"m")[0] is Claim.STANDS
+    assert len(cluster.ledger.held()) == 1
+    assert cluster.ledger.verify() == []
+    cluster.at += 11
+    cluster.ledger.tick()
+    assert cluster.ledger.held() == ()
+    assert cluster.ledger.verify() == []
+
+
+def test_a_lost_run_whose_retry_lives_on_is_not_failed(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.submit(2_000, task_id="t")
+    cluster.start(cluster.ledger.get("a1"))
+    cluster.submit(2_000, task_id="t", eta_at=cluster.at + 500)
+    cluster.at += LEASE_S + 1
+    assert "w.n1.gpu_0" in cluster.ledger.tick().lost_workers
+    assert cluster.ledger.tick().obituaries == ()
+    assert [a.allocation_id for a in cluster.ledger.find("t")] == ["a2"]

@@ -50,6 +50,14 @@ def open_site(fault: Fault, directory: Path) -> Site:
     return (fault.site or Site)(fault.layout, directory).open()
 
 
+def try_to_open(fault: Fault, directory: Path) -> tuple[Site | None, str]:
+    """A site, or why it did not start: one that does not must not take the other faults' results along."""
+    try:
+        return open_site(fault, directory), ""
+    except Exception as error:  # noqa: BLE001  # whatever it is, it stands in the report
+        return None, f"{type(error).__name__}: {error}"[:3000]
+
+
 def one_batch(site: Site, fault: Fault, rounds: int) -> Verdict:
     """Strike; a fault that could not be played to its end counts as a task lost, with the reason."""
     batch = Batch(site, fault, rounds)
@@ -70,7 +78,7 @@ def strike(names: list[str], rounds: int, directory: Path, news: Any = None) -> 
     faults = registry.load()
     outcomes = []
     site: Site | None = None
-    opened = 0
+    opened, failed = 0, ""
     try:
         for name in names:
             fault = faults[name]
@@ -80,11 +88,11 @@ def strike(names: list[str], rounds: int, directory: Path, news: Any = None) -> 
                 some = min(fault.at_once, rounds - outcome.rounds)
                 if site is None:
                     opened += 1
-                    site = open_site(fault, directory / str(opened))
-                verdict = one_batch(site, fault, some)
+                    site, failed = try_to_open(fault, directory / str(opened))
+                verdict = one_batch(site, fault, some) if site else Verdict(lost=[f"no site: {failed}"])
                 outcome.rounds += some
                 outcome.verdict.add(verdict)
-                if not verdict.clean:
+                if site is not None and not verdict.clean:
                     site.close()
                     site = None
                 if news is not None:

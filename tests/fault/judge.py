@@ -5,6 +5,7 @@ Nothing of the ledger's book-keeping is believed where it is a question of what 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from celery_allocator.model import ClusterState
 from tests.fault.history import Run
 from tests.support.ledger_checks import broken, left_behind
 from tests.support.records import Capacity, conflicts
+
+#: Seconds by which the end of a process may be noticed late.
+_SEEN_LATE_S = 0.25
 
 
 @dataclass
@@ -105,12 +109,23 @@ def capacity(state: ClusterState) -> dict[str, Capacity]:
 def overlaps(runs: Iterable[Run], there: Mapping[str, Capacity], now: float) -> list[str]:
     """Instants at which a node's runs held more than it has, and stale runs that went on."""
     by_node: dict[str, list[Run]] = defaultdict(list)
+    by_claim: dict[str, list[Run]] = defaultdict(list)
     found = []
     for run in runs:
         if run.token:
             by_node[run.node].append(run)
+            by_claim[run.allocation_id].append(run)
         else:
             found.append(f"{run.task}[{run.task_id}] ran without an allocation")
+    for some in by_claim.values():
+        # A claim that was granted again: the old holder is gone before the new one starts.
+        records = sorted((run.record(now) for run in some), key=lambda record: (record.start, record.token))
+        for before, after in itertools.pairwise(records):
+            if before.token != after.token and before.end > after.start + _SEEN_LATE_S:
+                late = before.end - after.start
+                found.append(
+                    f"{before.allocation_id} ran under token {before.token} for {late:.2f} s beside token {after.token}"
+                )
     for node, some in by_node.items():
         # The same grant twice is counted as doubled, not here.
         records = {run.grant: run.record(now) for run in some}

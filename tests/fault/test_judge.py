@@ -124,6 +124,17 @@ def test_a_leak(ledger_client: redis.Redis, pool: str) -> None:
     assert "verify: ghost" in " ".join(judge.leaked(ledger))
 
 
+def test_a_claim_that_runs_under_two_tokens_at_once() -> None:
+    """Also where both find room; not one after the other, and not what had lapsed."""
+    first = run(0, 0, 5)
+    again = {"token": 9, "cores": (3,), "device": "gpu_1"}
+    (found,) = judge.overlaps([first, run(0, 3, 6, **again)], THERE, 9)
+    assert "under token 1 for 2.00 s beside token 9" in found
+    assert judge.overlaps([first, run(0, 5, 6, **again)], THERE, 9) == []
+    first.lapsed = 2.5
+    assert judge.overlaps([first, run(0, 3, 6, **again)], THERE, 9) == []
+
+
 def test_recovery_counts_from_the_strike() -> None:
     """For the runs of victims that it struck; others, and what ran afterwards, are not what was struck."""
     sent = [task(0, victim=True, struck=2.0), task(1, victim=True), task(2)]

@@ -287,3 +287,54 @@ def test_a_token_that_was_never_given_is_told_and_not_given_again(ledger_client:
     assert any("the last one given is 0" in line for line in cluster.ledger.verify())
     assert cluster.ledger.repair().left == ()
     assert cluster.submit(1_000, 1).allocation.token > running.token
+
+
+@pytest.mark.parametrize(("state", "field"), [("waiting", "score"), ("delayed", "eta"), ("held", "tok")])
+def test_a_field_that_is_missing_is_told_and_repair_does_not_stop_halfway(
+    ledger_client: redis.Redis, pool: str, state: str, field: str
+) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    bad = {
+        "held": lambda: cluster.running(1_000, 1),
+        "waiting": lambda: cluster.submit(9_500, 1),
+        "delayed": lambda: cluster.submit(1_000, 1, eta_at=cluster.at + 60),
+    }
+    good = cluster.running(1_000, 1)
+    made: Any = bad[state]()
+    allocation_id = getattr(made, "allocation", made).allocation_id
+    ledger_client.hdel(keys.key(pool, "alloc", allocation_id), field)
+    if field == "tok":
+        ledger_client.hset(keys.key(pool, "alloc", allocation_id), field, "nonsense")
+    else:
+        assert any(allocation_id in line for line in cluster.ledger.verify())
+    assert any("left alone" in line for line in cluster.ledger.repair().left)
+    assert cluster.submit(1_000, 1).allocation.state is State.GRANTED
+    assert cluster.ledger.release(good.allocation_id, good.token).done
+
+
+def test_what_cannot_be_read_of_a_node_stops_nothing_and_is_made_anew(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    for node in ("n1", "n2"):
+        cluster.node(node)
+    held = cluster.running(1_000, 2)
+    ledger_client.hset(keys.key(pool, "node", held.node or ""), "fleet", b"\xff\xff nonsense")
+    assert [bool(cluster.ledger.audit()) for _ in range(2)].count(True) == 1, "the other node is looked at all the same"
+    assert any("is missing among the devices of its node" in line for line in cluster.ledger.verify())
+    cluster.ledger.tick()
+    assert cluster.ledger.repair().left == ()
+    assert cluster.ledger.release(held.allocation_id, held.token).done
+
+
+def test_damage_in_what_is_due_stops_no_tick(ledger_client: redis.Redis, pool: str) -> None:
+    cluster = LedgerPool(ledger_client, pool)
+    cluster.node()
+    held = cluster.running(1_000, 1)
+    waking = cluster.submit(1_000, 1, eta_at=cluster.at + 5).allocation
+    for name in ("granted", "delayed", "expires", "manual"):
+        ledger_client.zadd(keys.key(pool, name), {"stranger": 1})
+    ledger_client.hset(keys.key(pool, "alloc", held.allocation_id), "shape", "nonsense")
+    cluster.at += 61  # also its worker's lease is over
+    cluster.ledger.heartbeat("w.n1.cpu", "one", 60)
+    assert "w.n1.gpu_0" in cluster.ledger.tick().lost_workers
+    assert cluster.ledger.get(waking.allocation_id).state is State.WAITING

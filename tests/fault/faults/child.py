@@ -165,5 +165,6 @@ def killed_every_time(batch: Batch) -> None:
     batch.ended(*victims, timeout=110)
     for victim in victims:
         runs = batch.site.history.runs(victim)
-        batch.check(len(runs) <= 4, f"{victim} ran {len(runs)} times")
-        batch.check("Lost" in batch.sent[victim].reason, f"{victim}'s reason is {batch.sent[victim].reason}")
+        batch.check(len(runs) == 4, f"{victim} ran {len(runs)} times, should be 4: once and allocator_max_losses times")
+        reason = batch.sent[victim].reason
+        batch.check("allocator_max_losses" in reason, f"{victim}'s reason is {reason}")

@@ -132,6 +132,7 @@ def crash_loop(batch: Batch) -> None:
 def _stall(batch: Batch, whole_group: bool) -> None:
     runs = [*batch.holding(3, late=True, ends=VISIBLE), *batch.holding(3, ends=VISIBLE)]
     device = runs[0].device
+    process = batch.site.process(batch.site.worker_of(device))
     group = batch.site.group(batch.site.worker_of(device))
     pids = group if whole_group else group[:1]
     stale = [run for run in batch.site.history.runs() if run.device == device and run.end is None]
@@ -147,6 +148,10 @@ def _stall(batch: Batch, whole_group: bool) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
     await_end(batch, stale, STALE_S)
+    said = process.output()
+    for run in stale:
+        if run.killed and run.lapsed is not None:
+            batch.check(f"(process {run.pid} killed): the lease" in said, f"{run.task_id} was stopped without a word")
 
 
 @fault("worker: stopped past its lease", "worker", load_ends=VISIBLE, within_s=WORKER_S)
