@@ -23,7 +23,7 @@ from tests.fault.crew import Outcome, strike
 from tests.fault.registry import Fault
 
 #: Faults that one site serves at most, so that several sites have something to do; and in runs of many rounds.
-_CHUNK, _LONG_CHUNK = 6, 2
+_CHUNK, _LONG_CHUNK = 6, 1
 HEADINGS = ("fault", "rounds", "tasks", "lost", "run twice under one grant", "overlapping", "leaked slots",
             "median recovery", "worst recovery")  # fmt: skip
 
@@ -82,6 +82,7 @@ def markdown(outcomes: list[Outcome]) -> str:
 @click.option("--only", multiple=True, metavar="PATTERN", help="Faults whose name holds or matches this (repeatable).")
 @click.option("--group", "groups", multiple=True, help="Faults of this group (repeatable).")
 @click.option("--sites", default=2, show_default=True, type=click.IntRange(1), help="Sites at work side by side.")
+@click.option("--except", "excepted", multiple=True, metavar="PATTERN", help="But not those (repeatable).")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write every detail here.")
 @click.option(
     "--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the table here."
@@ -91,6 +92,7 @@ def main(
     only: tuple[str, ...],
     groups: tuple[str, ...],
     sites: int,
+    excepted: tuple[str, ...],
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
@@ -100,7 +102,7 @@ def main(
     one grant, overlapping or leaked, or came back too late.
     """
     console, notes = Console(width=None if sys.stdout.isatty() else 160), Console(stderr=True)
-    faults = chosen(registry.load(), only, groups)
+    faults = [f for f in chosen(registry.load(), only, groups) if not excepted or not chosen({f.name: f}, excepted, ())]
     order = {fault.name: i for i, fault in enumerate(faults)}
     outcomes: list[Outcome] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
