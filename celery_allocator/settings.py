@@ -84,7 +84,9 @@ class Settings:
     heartbeat_s: float | None = _setting(None, "Seconds between heartbeats. Unset: a third of the lease.")
     tick_s: float = _setting(1.0, "Seconds between maintenance ticks.")
     start_deadline_s: float = _setting(10.0, "Seconds after which a grant that has not started is published again.")
-    max_losses: int = _setting(3, "Times a repeatable task is granted again after losing its worker, before it fails.")
+    max_losses: int = _setting(
+        3, "Times a repeatable task is granted again after losing its process or worker, before it fails."
+    )
     ttl_s: float = _setting(3600.0, "Default life of an allocation made by hand, in seconds; renew() extends it.")
     # --- running tasks
     pin_cores: bool = _setting(

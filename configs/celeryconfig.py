@@ -82,7 +82,7 @@ allocator_heartbeat_s: float | None = None
 allocator_tick_s = 1.0
 # Seconds after which a grant that has not started is published again.
 allocator_start_deadline_s = 10.0
-# Times a task with acks_late is granted again after losing its worker, before it fails.
+# Times a task with acks_late is granted again after losing its process or worker, before it fails.
 allocator_max_losses = 3
 # Life of an allocation made by hand; renew() extends it.
 allocator_ttl_s = 3600.0

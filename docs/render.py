@@ -42,7 +42,7 @@ EVENTS = {
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
     "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
     "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
-    "lost": "Its worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
+    "lost": "Its process or worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
     "node": "A host told what it has, for the first time or changed. `id` is the host.",
     "node_lost": "Nobody renewed the host's lease: its devices are offline. `id` is the host.",
     "worker": "A worker began to serve a device. `id` is the worker.",

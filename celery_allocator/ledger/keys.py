@@ -14,7 +14,11 @@ SCHEMA = 2
 
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {
-    "meta": ("meta", "hash", "schema version and the counters: seq (arrivals and grants: tokens), ord (devices)"),
+    "meta": (
+        "meta",
+        "hash",
+        "schema; counters seq (tokens) and ord (devices); run of the server, alive (last tick), paused, …",
+    ),
     "alloc": ("a:", "hash family", "one allocation, by its id, with its message until it ends"),
     "tomb": ("t:", "string family", "outcome of an ended allocation for two minutes, so that a repeated call is known"),
     "tasks": ("tasks", "hash", "task id → its live allocation ids, comma-separated (a retry overlaps its predecessor)"),
@@ -38,7 +42,11 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "dev": ("dev:", "hash family", "one device (or the node's pseudo-device cpu): memory, slots, worker"),
     "on": ("on:", "set family", "allocations that hold a device"),
     "workers": ("workers", "zset", "workers; score = end of their lease, in ms"),
-    "worker": ("worker:", "hash family", "one worker: incarnation, device, pid"),
+    "worker": (
+        "worker:",
+        "hash family",
+        "one worker: incarnation, device, pid; the run of the server and the number of its last report; doubt",
+    ),
     "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched, ix:idle"),
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),

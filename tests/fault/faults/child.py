@@ -153,7 +153,7 @@ def revoke_deaf(batch: Batch) -> None:
     runs = _revoke(batch, "SIGTERM", "deaf", 2)
     batch.until(lambda: not any(batch.site.history.running(run.task_id) for run in runs), "the deaf to end")
     for run in runs:
-        # Billiard goes on to believe that whatever runs in this process next was revoked, too: not for other faults.
+        # Billiard goes on to believe that what runs in this process next was revoked, too, until it has begun.
         with contextlib.suppress(ProcessLookupError):
             os.kill(run.pid, signal.SIGKILL)
 
