@@ -87,13 +87,22 @@ def test_a_publish_that_fails_takes_the_task_back(
 
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_ledger_that_is_down_is_as_a_broker_that_is_down(
-    make_app: Callable[..., Celery], tmp_path: Path, retry: bool
+    make_app: Callable[..., Celery], tmp_path: Path, retry: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``OperationalError``, after as many tries as the policy says."""
     app = make_app(allocator_backend_url=f"unix://{tmp_path}/nobody.sock")
+    tries, submit = list[str](), Ledger.submit
+
+    def counted(self: Ledger, allocation_id: str, *args: Any, **options: Any) -> Any:
+        tries.append(allocation_id)
+        return submit(self, allocation_id, *args, **options)
+
+    monkeypatch.setattr(Ledger, "submit", counted)
     policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
     with pytest.raises(OperationalError, match="cannot be reached"):
         app.send_task("work", resources=GPU, retry=retry, retry_policy=policy)
+    assert len(tries) == (2 if retry else 1)
+    assert len(set(tries)) == 1, "one claim, however often it is sent"
     app.send_task("plain", queue="plain")  # needs no ledger
     assert len(delivered(app, "plain")) == 1
 
