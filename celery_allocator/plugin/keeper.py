@@ -19,6 +19,7 @@ from celery import Celery
 from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.ledger import Beat, Grant, Ledger
 from celery_allocator.model import Allocation, NodeInventory
+from celery_allocator.plugin.auditor import Auditor
 from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
@@ -39,8 +40,6 @@ _WATCH_S = 0.1
 _LOOK_S = 1.0
 #: Seconds without any answer of the ledger, beyond a tick's, that count as an outage.
 _AWAY_S = 2.0
-#: Seconds until a difference in the ledger that is still there is told of again.
-_TELL_AGAIN_S = 600.0
 #: Seconds a leaving worker waits for its last messages and results; else others send and write them.
 _FAREWELL_S = 5.0
 #: Seconds a leaving worker waits for killed children to be gone before it gives their resources back.
@@ -79,8 +78,7 @@ class WorkerKeeper:
         self._complaint = ""
         #: Whether it has ticked before: else it cannot know for how long others could not reach the server.
         self._ticked = False
-        #: Differences in the ledger, and when each was told of.
-        self._told: dict[str, float] = {}
+        self._auditor = Auditor(self._settings.pool)
 
     @property
     def _ledger(self) -> Ledger:
@@ -265,27 +263,7 @@ class WorkerKeeper:
         self._publish(ticked.grants)
         self._results.hand_over(ticked.obituaries)
         if ticked.ran:
-            self._audit()
-
-    def _audit(self) -> None:
-        """Look at a part of the ledger; what is wrong is said, and for as long as it is, again now and then."""
-        now = time.monotonic()
-        self._told = {text: at for text, at in self._told.items() if now - at < _TELL_AGAIN_S}
-        try:
-            differences = self._ledger.audit()
-        except LedgerUnavailable:
-            raise
-        except AllocatorError as error:  # damage that stops even this must not stop the worker
-            differences = [str(error)]
-        for difference in differences:
-            if difference not in self._told:
-                self._told[difference] = now
-                logger.error(
-                    "the ledger of pool %s contradicts itself: %s (celery-allocator verify tells all, "
-                    "--repair mends it)",
-                    self._settings.pool,
-                    difference,
-                )
+            self._auditor.look(self._ledger)
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish)
