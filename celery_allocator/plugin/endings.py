@@ -33,7 +33,7 @@ class Endings:
 
     def __init__(self, settled: Callable[[Allocation], None]) -> None:
         self._settled = settled
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # signal handlers end tasks, too
         self._pending: list[Ending] = []
         self._ask_at = 0.0
 

@@ -41,7 +41,7 @@ class Holdings:
     """Thread-safe: the event loop adds, the keeper's thread reads and settles."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # signal handlers end tasks, too
         self._held: dict[str, Holding] = {}
         self._unanswered: dict[str, Started] = {}
 

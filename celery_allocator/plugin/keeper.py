@@ -31,6 +31,7 @@ from celery_allocator.plugin.processes import born
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
+from celery_allocator.plugin.wake import Wake
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ _LOOK_S = 1.0
 _AWAY_S = 2.0
 #: Seconds a leaving worker waits for its last messages and results; else others send and write them.
 _FAREWELL_S = 5.0
-#: Seconds a leaving worker waits for killed children to be gone before it gives their resources back.
+#: Seconds a leaving worker waits for killed children to be gone.
 _LEAVE_S = 10.0
 
 
@@ -56,7 +57,6 @@ class WorkerKeeper:
         self.incarnation = uuid.uuid4().hex
         self.fence = Fence()
         self._settings = session(app).settings
-        # Brokers and result backends can hold whoever talks to them: not the thread that keeps the lease.
         self._messages = Courier(
             "messages", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token)
         )
@@ -68,9 +68,10 @@ class WorkerKeeper:
         #: Held while reporting: what passes the gate meanwhile would be missing in the report.
         self._gate = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._wake = Wake()
         self._stop = threading.Event()
-        self._closing = threading.Event()
+        #: Set by a signal handler, so no event: that has a lock.
+        self._closing = False
         self._closed = False
         self._heard = time.monotonic()
         self._outage = False
@@ -158,7 +159,7 @@ class WorkerKeeper:
 
     def close(self) -> None:
         """Ask for no more grants; unstarted ones go elsewhere. Safe in a signal handler (the thread does the work)."""
-        self._closing.set()
+        self._closing = True
         self._wake.set()
 
     def give_back(self, *, pool_stopped: bool) -> None:
@@ -219,10 +220,9 @@ class WorkerKeeper:
                 self._stop.wait(_LOOK_S)
             due = min(beat, tick, time.monotonic() + _LOOK_S) - time.monotonic()
             self._wake.wait(min(due, _WATCH_S) if watching else max(due, 0.01))
-            self._wake.clear()
 
     def _close(self) -> None:
-        if self._closing.is_set() and not self._closed:
+        if self._closing and not self._closed:
             self._publish(self._ledger.close_worker(self.worker, self.incarnation))
             self._closed = True
 
@@ -243,7 +243,9 @@ class WorkerKeeper:
             if anew:
                 self.incarnation = uuid.uuid4().hex
             asked = clock()
-            stale = self._reporter.report(self._ledger, self.incarnation, self._holdings, self._endings, self._closing)
+            stale = self._reporter.report(
+                self._ledger, self.incarnation, self._holdings, self._endings, stopping=lambda: self._closing
+            )
             if stale:
                 self.fence.lose()
             self.fence.extend(asked + self._settings.lease_s)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +58,7 @@ class Reporter:
         self._patience: float | None = None
 
     def report(
-        self, ledger: Ledger, incarnation: str, holdings: Holdings, endings: Endings, stopping: threading.Event
+        self, ledger: Ledger, incarnation: str, holdings: Holdings, endings: Endings, stopping: Callable[[], bool]
     ) -> int:
         """Report, and serve the device from now on. Returns how many tasks turned out not to be this worker's any more.
 
@@ -101,10 +100,10 @@ class Reporter:
                 if ourselves or (local and is_gone(busy.pid, busy.born)):
                     takeover = busy.incarnation
                     continue
-                if local or busy.holder != self.worker or stopping.is_set():
+                if local or busy.holder != self.worker or stopping():
                     raise
                 logger.warning("%s; waiting for the lease of its predecessor to run out", busy)
-                stopping.wait(min(busy.lease_left_s + 0.05, _BUSY_S))
+                time.sleep(min(busy.lease_left_s + 0.05, _BUSY_S))
                 continue
             if not later:
                 self.run_id, self._patience = run_id, None

@@ -33,7 +33,7 @@ def wrong(batch: Batch) -> None:
         batch.victim("fault.nap", 0.1, expires=40, countdown=1)
         retried = batch.victim("fault.die", "retry_in_a_second", ends=FAILS, expires=40)
         overdue = batch.victim("fault.nap", 0.1, ends=REVOKED, countdown=4, expires=1)
-        batch.ended(*(task_id for task_id, task in batch.sent.items() if task.victim and task_id not in held))
+        batch.ended(*(task_id for task_id, task in list(batch.sent.items()) if task.victim and task_id not in held))
         batch.check(len(batch.site.history.runs(retried)) == 2, f"{retried} was not run twice")
         batch.check(not batch.site.history.runs(overdue), f"{overdue} ran after it had expired")
     batch.let_go()

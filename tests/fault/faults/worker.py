@@ -44,6 +44,7 @@ def _doomed(batch: Batch, plain_ends: frozenset[str]) -> Iterator[Doomed]:
     device = runs[0].device
     name = batch.site.worker_of(device)
     pid = batch.site.process(name).pid
+    _heard(batch, name, [run.task_id for run in runs if run.device == device])
     os.kill(pid, signal.SIGSTOP)
     try:
         for _ in range(6):
@@ -52,6 +53,21 @@ def _doomed(batch: Batch, plain_ends: frozenset[str]) -> Iterator[Doomed]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def _heard(batch: Batch, name: str, task_ids: list[str]) -> None:
+    """Wait until a worker's main process has heard that its children have begun these.
+
+    A cold shutdown in the moment before lets such a task run to its end: that is Celery's own.
+    """
+    node = next(w.worker for w in batch.site.cluster.ledger.snapshot().workers if w.worker.startswith(f"{name}@"))
+    inspect = batch.site.cluster.app.control.inspect([node], timeout=2.0, limit=1)
+
+    def all_active() -> bool:
+        active = (inspect.active() or {}).get(node) or []
+        return set(task_ids) <= {task["id"] for task in active}
+
+    batch.until(all_active, f"{name} to hear that they have begun")
 
 
 def _gone(batch: Batch, name: str) -> None:
