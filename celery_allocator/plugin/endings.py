@@ -46,19 +46,28 @@ class Endings:
         with self._lock:
             return any(ending.allocation == allocation for ending in self._pending)
 
-    def settle(self, ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None]) -> bool:
-        """Release what can be; True while a process is still to be waited for. Raises :class:`LedgerError`."""
+    def settle(
+        self, ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None], between: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Release what can be; True while a process is still to be waited for. Raises :class:`LedgerError`.
+
+        ``between`` is called between two releases: each takes a round trip, and there may be many.
+        """
         with self._lock:
             endings = list(self._pending)
         # They stay pending meanwhile: others ask whether a task has ended. To release twice is harmless.
-        waiting = self._settle(endings, ledger, publish)
+        waiting = self._settle(endings, ledger, publish, between)
         done = {id(ending) for ending in endings} - {id(ending) for ending in waiting}
         with self._lock:
             self._pending = [ending for ending in self._pending if id(ending) not in done]
         return bool(waiting)
 
     def _settle(
-        self, endings: list[Ending], ledger: Ledger, publish: Callable[[tuple[Grant, ...]], None]
+        self,
+        endings: list[Ending],
+        ledger: Ledger,
+        publish: Callable[[tuple[Grant, ...]], None],
+        between: Callable[[], None],
     ) -> list[Ending]:
         ready = [ending for ending in endings if ending.pid is None or is_gone(ending.pid, ending.born)]
         waiting = [ending for ending in endings if ending not in ready]
@@ -70,6 +79,7 @@ class Endings:
         held = ledger.still_held([ending.allocation.allocation_id for ending in [*ready, *asked]])
         for ending in ready:
             if ending.allocation.allocation_id in held:
+                between()
                 publish(ledger.release(ending.allocation.allocation_id, ending.allocation.token, ending.outcome).grants)
             self._settled(ending.allocation)
         for ending in asked:

@@ -73,7 +73,7 @@ class WorkerKeeper:
         #: Set by a signal handler, so no event: that has a lock.
         self._closing = False
         self._closed = False
-        self._heard = time.monotonic()
+        self._heard = self._beat_at = time.monotonic()
         self._outage = False
         #: What went wrong last, until all is well again.
         self._complaint = ""
@@ -197,14 +197,12 @@ class WorkerKeeper:
     # --- the thread
 
     def _run(self) -> None:
-        beat = tick = time.monotonic()
+        tick = time.monotonic()
         while not self._stop.is_set():
             watching = False
             try:
                 self._close()
-                if time.monotonic() >= beat or self._outage:
-                    self._beat()
-                    beat = time.monotonic() + self._settings.heartbeat_interval_s
+                self._keep(at_once=self._outage)
                 if self._ledger.run_id != self._reporter.run_id:
                     self._report()
                 watching = self._settle_endings()
@@ -218,13 +216,19 @@ class WorkerKeeper:
             except Exception:
                 logger.exception("keeper: unexpected error; going on")
                 self._stop.wait(_LOOK_S)
-            due = min(beat, tick, time.monotonic() + _LOOK_S) - time.monotonic()
+            due = min(self._beat_at, tick, time.monotonic() + _LOOK_S) - time.monotonic()
             self._wake.wait(min(due, _WATCH_S) if watching else max(due, 0.01))
 
     def _close(self) -> None:
         if self._closing and not self._closed:
             self._publish(self._ledger.close_worker(self.worker, self.incarnation))
             self._closed = True
+
+    def _keep(self, at_once: bool = False) -> None:
+        """Renew the lease if it is time; called between any two things that take time."""
+        if at_once or time.monotonic() >= self._beat_at:
+            self._beat()
+            self._beat_at = time.monotonic() + self._settings.heartbeat_interval_s
 
     def _beat(self) -> None:
         asked = clock()
@@ -265,10 +269,11 @@ class WorkerKeeper:
         self._publish(ticked.grants)
         self._results.hand_over(ticked.obituaries)
         if ticked.ran:
+            self._keep()
             self._auditor.look(self._ledger)
 
     def _settle_endings(self) -> bool:
-        return self._endings.settle(self._ledger, self._publish)
+        return self._endings.settle(self._ledger, self._publish, self._keep)
 
     def _publish(self, grants: tuple[Grant, ...]) -> None:
         self._messages.hand_over(grants)
@@ -280,6 +285,7 @@ class WorkerKeeper:
                 logger.warning("%s was dropped before it began: back into line", allocation.allocation_id)
                 self.ended(allocation, "requeue")
         for started in self._holdings.abandoned():
+            self._keep()
             self._publish(self._ledger.release(started.allocation_id, started.token, "requeue").grants)
             self._holdings.answered(started.allocation_id)
 

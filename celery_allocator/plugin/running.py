@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from typing import Any
 
@@ -89,8 +90,9 @@ def on_postrun(
         return
     _unpin(task_id)
     outcome = _OUTCOMES.get(state)
-    if outcome is None:
-        # No state: this process is being terminated. What it holds is free only when it is gone; main sees to that.
+    if outcome is None or isinstance(sys.exc_info()[1], (SystemExit, KeyboardInterrupt)):
+        # This process is being terminated, perhaps after the task has returned and before its result was stored. What
+        # it holds is free only when it is gone; main sees to that.
         return
     if isinstance(retval, MovedOn) or (isinstance(retval, Reject) and retval.requeue and task.acks_late):
         outcome = "requeue"

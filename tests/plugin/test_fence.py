@@ -158,6 +158,26 @@ def test_what_a_child_did_not_begin_is_not_ended_when_its_worker_has_it_again(
     assert cluster.ledger.verify() == []
 
 
+def test_a_process_that_is_ended_before_it_has_stored_its_result_releases_nothing(
+    app: Celery, cluster: LedgerPool
+) -> None:
+    """The task has returned, so Celery says SUCCESS; but nobody would ever write the result."""
+    held = cluster.running(1_000, repeatable=True)
+    task = Task(app, held, 0)
+
+    def trace() -> None:
+        try:
+            raise SystemExit(15)  # SIGTERM, while the result is being stored
+        finally:
+            on_postrun(task_id="t", task=task, retval="done", state=states.SUCCESS)
+
+    with pytest.raises(SystemExit):
+        trace()
+    assert cluster.ledger.get(held.allocation_id).state is State.RUNNING
+    on_postrun(task_id="t", task=task, retval="done", state=states.SUCCESS)
+    assert cluster.ledger.held() == ()
+
+
 def test_a_task_without_an_allocation_is_not_guarded_and_none_is_twice(app: Celery) -> None:
     task = Task(app, None, 0)
     guard(task)
