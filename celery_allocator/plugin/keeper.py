@@ -56,6 +56,7 @@ class WorkerKeeper:
         self.queue = queue
         self.incarnation = uuid.uuid4().hex
         self.fence = Fence()
+        self._own_ledger: Ledger | None = None
         self._settings = session(app).settings
         self._messages = Courier(
             "messages", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token)
@@ -83,7 +84,10 @@ class WorkerKeeper:
 
     @property
     def _ledger(self) -> Ledger:
-        return session(self.app).ledger
+        """A client of the keeper's own: on a slow server it must not wait for a new connection to renew the lease."""
+        if self._own_ledger is None:
+            self._own_ledger = session(self.app).connect(self._settings)
+        return self._own_ledger
 
     # --- called by bootsteps, gate and request
 
@@ -115,7 +119,8 @@ class WorkerKeeper:
             raise LedgerUnavailable("the ledger is away, or being told what runs here")
         try:
             self._holdings.asked(allocation_id, token)
-            allocation = self._ledger.start(allocation_id, token, self.worker, self.incarnation, nonce, repeatable)
+            ledger = session(self.app).ledger
+            allocation = ledger.start(allocation_id, token, self.worker, self.incarnation, nonce, repeatable)
         except LedgerUnavailable:
             raise
         except AllocatorError:
@@ -181,6 +186,7 @@ class WorkerKeeper:
         for courier in (self._messages, self._results):
             if not courier.finish(max(0.0, deadline - time.monotonic())):
                 logger.warning("leaving before all messages are sent and all results written: other workers will")
+        self._ledger.client.close()
 
     def _await_endings(self) -> None:
         """Give killed children a while to be gone, so that what they held is released and not lost; stop the thread."""
