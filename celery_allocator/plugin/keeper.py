@@ -74,6 +74,8 @@ class WorkerKeeper:
         #: Set by a signal handler, so no event: that has a lock.
         self._closing = False
         self._closed = False
+        #: Whether there is a lease to renew: from the first report until it leaves.
+        self._serving = False
         self._heard = self._beat_at = time.monotonic()
         self._outage = False
         #: What went wrong last, until all is well again.
@@ -102,6 +104,7 @@ class WorkerKeeper:
         self._reporter.slots = slots
         self._reporter.mailbox = find_mailbox(self.app, self._ledger, self.queue)
         self._report()
+        self._serving = True
         device = f"{self._reporter.inventory.node}/{self._reporter.device_id}"
         logger.info("serving %s with %d slots on queue %s", device, slots, self.queue)
         if self._thread is None:
@@ -178,6 +181,7 @@ class WorkerKeeper:
         try:
             self.give_back(pool_stopped=True)
             self._await_endings()
+            self._serving = False
             self._publish(self._ledger.unregister_worker(self.worker, self.incarnation))
             self._tick(lock=False)
         except AllocatorError as error:
@@ -232,7 +236,7 @@ class WorkerKeeper:
 
     def _keep(self, at_once: bool = False) -> None:
         """Renew the lease if it is time; called between any two things that take time."""
-        if at_once or time.monotonic() >= self._beat_at:
+        if self._serving and (at_once or time.monotonic() >= self._beat_at):
             self._beat()
             self._beat_at = time.monotonic() + self._settings.heartbeat_interval_s
 

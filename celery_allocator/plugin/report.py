@@ -66,8 +66,8 @@ class Reporter:
         cannot be seen from here is waited for until its lease is over. Raises :class:`DeviceBusyError` when another
         live worker serves the device, :class:`LedgerError`.
         """
-        run_id = ledger.run_id
         number, paused = ledger.rejoin(self.worker, self.run_id, self._lease_s)
+        run_id = ledger.run_id  # known now, also to a client that had not connected before
         if paused:
             logger.warning("the ledger has lost what it was told: granting pauses until the workers have reported")
         self._publish(ledger.register_node(self.inventory, self._lease_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,3 +45,16 @@ def test_tasks_are_placed_and_released(
     session(app).keeper = None
     assert ledger.snapshot().workers == ()
     assert_empty(ledger)
+
+
+def test_a_worker_that_leaves_does_not_come_back(make_app: Callable[..., Celery], ledger: Ledger) -> None:
+    """Also where its heartbeat is due while it leaves; one that was refused leaves without another word."""
+    app = make_app(allocator_devices="sim:1x4096", allocator_node="here", allocator_heartbeat_s=0.05)
+    with start_worker(app, pool="solo", concurrency=1, perform_ping_check=False, gpu="0"):
+        keeper: Any = session(app).keeper
+        wait_until(lambda: ledger.snapshot().workers, 20)
+        wait_until(lambda: time.monotonic() > keeper._beat_at, 20)
+    session(app).keeper = None
+    happened = [fields["event"] for _, fields in ledger.events()]
+    assert happened.count("worker") == 1
+    assert ledger.snapshot().workers == ()
