@@ -132,7 +132,7 @@ class Batch:
         runs = [run for run in self.site.history.runs() if run.task_id in self.sent]
         sent = list(self.sent.values())
         verdict = Verdict(
-            lost=judge.lost(sent, runs),
+            lost=judge.lost(sent, runs, unheard=self.fault.unheard),
             doubled=judge.doubled(runs),
             overlaps=judge.overlaps(runs, self._there, time.monotonic()),
             leaked=judge.leaked(self.site.cluster.ledger),

@@ -54,6 +54,7 @@ class Fault:
     load_ends: frozenset[str] = SUCCEEDS
     within_s: float | None = None
     available: Callable[[], str] = lambda: ""
+    unheard: bool = False
 
 
 FAULTS: dict[str, Fault] = {}
@@ -70,11 +71,13 @@ def fault(
     load_ends: frozenset[str] = SUCCEEDS,
     within_s: float | None = None,
     available: Callable[[], str] = lambda: "",
+    unheard: bool = False,
 ) -> Callable[[Callable[[Batch], None]], Callable[[Batch], None]]:
     """Register a fault; see README.md.
 
     ``brokers``: one fault for each of these. ``load_ends``: how the tasks of the load may end. ``within_s``: seconds
     within which slots have to be back. ``available`` returns why the fault cannot be tried here, or nothing.
+    ``unheard``: the ledger's answer to a worker's claim may be lost (see ``judge.lost``).
     """
 
     def register(strike: Callable[[Batch], None]) -> Callable[[Batch], None]:
@@ -83,7 +86,9 @@ def fault(
             full = f"{name} [{broker}]" if len(brokers) > 1 else name
             assert full not in FAULTS, f"two faults are called {full}"
             where = Layout(**{**base.__dict__, "broker": broker})
-            FAULTS[full] = Fault(full, group, strike, where, site, at_once, load_ends, within_s, available)
+            FAULTS[full] = Fault(
+                full, group, strike, where, site, at_once, load_ends, within_s, available, unheard
+            )
         return strike
 
     return register

@@ -61,6 +61,16 @@ def test_a_lost_task(sent: Sent, says: str) -> None:
     assert says in found
 
 
+def test_a_claim_whose_answer_was_lost() -> None:
+    """A task that may not be repeated has failed without a run: no loss where answers may be lost, and only there."""
+    reason = "WorkerLostError('... may not be repeated: acks_late is not set, or allocator_max_losses is 0')"
+    never, begun = task(7, "FAILURE", reason=reason), task(0, "FAILURE", reason=reason)
+    assert judge.lost([never], [run(0, 0, 1)], unheard=True) == []
+    assert len(judge.lost([never], [run(0, 0, 1)])) == 1
+    assert len(judge.lost([begun], [run(0, 0, 1)], unheard=True)) == 1
+    assert len(judge.lost([task(7, "FAILURE", reason="ValueError()")], [], unheard=True)) == 1
+
+
 def test_what_was_refused_or_promises_no_result_is_not_lost() -> None:
     """Its caller was told, or it ran."""
     assert judge.lost([task(7, "PENDING", accepted=False), task(0, "PENDING", SILENT)], [run(0, 0, 1)]) == []

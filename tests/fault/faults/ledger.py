@@ -48,7 +48,7 @@ def _away(batch: Batch, site: LedgerSite | ReplicaSite) -> None:
     batch.check(False, "apply_async did not raise OperationalError while the ledger was away")
 
 
-@fault("ledger: connection cut", "ledger", layout=APART, site=LedgerSite)
+@fault("ledger: connection cut", "ledger", layout=APART, site=LedgerSite, unheard=True)
 def cut(batch: Batch) -> None:
     """Nothing arrives for longer than a lease: what runs goes on, what ends meanwhile is given back afterwards."""
     site = batch.site
@@ -64,7 +64,7 @@ def cut(batch: Batch) -> None:
     _once(batch, held)
 
 
-@fault("ledger: killed, back with its file", "ledger", layout=APART, site=LedgerSite)
+@fault("ledger: killed, back with its file", "ledger", layout=APART, site=LedgerSite, unheard=True)
 def with_file(batch: Batch) -> None:
     """Away for longer than a lease, then back with everything."""
     site = batch.site
