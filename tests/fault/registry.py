@@ -86,9 +86,7 @@ def fault(
             full = f"{name} [{broker}]" if len(brokers) > 1 else name
             assert full not in FAULTS, f"two faults are called {full}"
             where = Layout(**{**base.__dict__, "broker": broker})
-            FAULTS[full] = Fault(
-                full, group, strike, where, site, at_once, load_ends, within_s, available, unheard
-            )
+            FAULTS[full] = Fault(full, group, strike, where, site, at_once, load_ends, within_s, available, unheard)
         return strike
 
     return register
