@@ -20,7 +20,7 @@ from celery import Celery
 from celery_allocator import install
 from celery_allocator.allocating.command import allocate
 from celery_allocator.ledger import keys, scripts
-from celery_allocator.model import FIELDS, TASK_TYPES
+from celery_allocator.model import FIELDS, TASK_TYPES, TENANT, TENANT_DOC
 from celery_allocator.settings import table
 from celery_allocator.surfaces.cli import allocator
 
@@ -102,6 +102,9 @@ Every entry has `event`, `at` (milliseconds since the epoch, by the ledger's clo
 table says otherwise) and `task` (the task's id, or empty). The others depend on the event. A heartbeat only extends
 leases and writes no entry.
 
+The first entry of an allocation is `delayed`, `waiting` or `granted`, and then has also `new` (1), `shape`, `priority`,
+`strategy`, `tenant` and `expires` (ms, or empty).
+
 | event | fields | meaning |
 |---|---|---|"""
 
@@ -123,6 +126,7 @@ def settings() -> str:
     for field in FIELDS.values():
         bounds = f"{field.minimum} | {field.maximum} | {field.default}"
         lines.append(f"| `{field.name}` | {field.unit or '–'} | {bounds} | {field.doc} |")
+    lines.append(f"| `{TENANT}` | text | – | – | empty | {TENANT_DOC} |")
     lines += [
         "\n## Task types\n",
         "What a task type of the function form stands for; `allocator_task_types` adds more.\n",

@@ -11,7 +11,7 @@ import click
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
-from celery_allocator.model import FIELDS, Field, Strategy
+from celery_allocator.model import FIELDS, TENANT, TENANT_DOC, Field, Strategy
 from celery_allocator.settings import Settings
 
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE = 0, 1, 2
@@ -38,6 +38,7 @@ def allocation_options(command: F) -> F:
             click.option(option_name(field), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
             for field in FIELDS.values()
         ),
+        click.option("--tenant", metavar="NAME", help=TENANT_DOC),
         click.option("--strategy", default=Strategy.BEST_FIT.value, metavar="NAME", show_default=True, help=strategies),
         click.option("--wait", "wait_s", type=float, default=0, metavar="SECONDS", help="Wait so long for room."),
         click.option(
@@ -55,7 +56,7 @@ def run(session: Session, given: Mapping[str, Any]) -> int:
         allocate_resources(
             given["task_id"],
             given["task_type"],
-            {key: given[key] for key in FIELDS if given[key] is not None},
+            {key: given[key] for key in (*FIELDS, TENANT) if given[key] is not None},
             given["strategy"],
             wait_s=given["wait_s"],
             ttl_s=given["ttl_s"],

@@ -14,7 +14,7 @@ from celery_allocator.allocating import reply
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session, default_session
 from celery_allocator.errors import AllocatorError, PermissionDenied, RequestError
-from celery_allocator.model import FIELDS, MAX_LABEL, TASK_TYPES, Strategy
+from celery_allocator.model import FIELDS, MAX_LABEL, TASK_TYPES, TENANT, TENANT_DOC, Strategy
 
 TOOL = "resource_allocator"
 #: Permission that a caller must hold.
@@ -70,7 +70,8 @@ def tool_schema(session: Session | None = None) -> dict[str, Any]:
                 "description": field.doc + (f" Unit: {field.unit}." if field.unit else ""),
             }
             for field in FIELDS.values()
-        },
+        }
+        | {TENANT: {"type": "string", "maxLength": MAX_LABEL, "description": TENANT_DOC}},
         "additionalProperties": False,
     }
     properties["wait_s"]["minimum"] = 0

@@ -94,6 +94,7 @@ class Ledger(Serving, Mending):
             ms(self.options.ttl_s if ttl_s is None else ttl_s),
             on_never,
             self.options.max_waiting,
+            req.tenant,
         )
         verdict = reply[0].decode()
         if verdict == "known":

@@ -86,10 +86,10 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss) = (
-        row[:18]
+    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss, tenant) = (
+        row[:19]
     )
-    position, estimate, ttl, allocation_id = row[18:22]
+    position, estimate, ttl, allocation_id = row[19:23]
     gpu, n_cores, ram, kind = shape.decode().split(":")
     node, _, device = dev.decode().rpartition("/")
     return Allocation(
@@ -98,7 +98,7 @@ def _allocation(row: list[Any]) -> Allocation:
         task_name=name.decode(),
         state=State(state.decode()),
         kind=_KINDS[kind],
-        requirements=Requirements(int(gpu), int(n_cores), int(ram), int(prio)),
+        requirements=Requirements(int(gpu), int(n_cores), int(ram), int(prio), tenant.decode()),
         strategy=Strategy(strat.decode()),
         submitted_at=int(c_ms) / 1000,
         granted_at=_seconds(g_ms),

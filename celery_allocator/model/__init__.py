@@ -13,7 +13,7 @@ from celery_allocator.model.cluster import (
     WorkerState,
 )
 from celery_allocator.model.label import MAX_LABEL, label
-from celery_allocator.model.requirements import FIELDS, Field, Requirements
+from celery_allocator.model.requirements import FIELDS, TENANT, TENANT_DOC, Field, Requirements
 from celery_allocator.model.task_types import TASK_TYPES
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "FIELDS",
     "MAX_LABEL",
     "TASK_TYPES",
+    "TENANT",
+    "TENANT_DOC",
     "Allocation",
     "ClusterState",
     "DeviceInventory",

@@ -7,10 +7,11 @@ line's options, the agent tool's JSON schema and the documentation are all made 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from celery_allocator.errors import RequirementsError
+from celery_allocator.errors import LabelError, RequirementsError
+from celery_allocator.model.label import label
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ FIELDS: dict[str, Field] = {
         Field("priority", "", -1000, 1000, 0, "Larger starts first among waiting tasks."),
     )
 }
+#: The one requirement that is a text.
+TENANT = "tenant"
+TENANT_DOC = "Whom the task is for: a team, a user, a project. Shown and accounted; empty: nobody in particular."
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What a task asks for. Sizes in MB (2**20 bytes); a larger ``priority`` starts first.
+    """What a task asks for. Sizes in MB (2**20 bytes); a larger ``priority`` starts first. ``tenant``: for whom.
 
     Raises :class:`~celery_allocator.errors.RequirementsError` at construction, naming key, value and rule.
     """
@@ -48,10 +52,12 @@ class Requirements:
     cpu_cores: int = FIELDS["cpu_cores"].default
     ram_mb: int = FIELDS["ram_mb"].default
     priority: int = FIELDS["priority"].default
+    tenant: str = ""
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            _check(FIELDS[spec.name], getattr(self, spec.name))
+        for spec in FIELDS.values():
+            _check(spec, getattr(self, spec.name))
+        _check_tenant(self.tenant)
         if self.gpu_memory_mb == self.cpu_cores == self.ram_mb == 0:
             raise RequirementsError(
                 "requirements", self.as_dict(), "at least one of gpu_memory_mb, cpu_cores, ram_mb must be above 0"
@@ -62,9 +68,10 @@ class Requirements:
         """Merge ``layers``, later over earlier ones, and validate. ``None`` layers and ``None`` values are skipped."""
         return cls(**merge(*layers))
 
-    def as_dict(self) -> dict[str, int]:
-        """The requirements as a plain dict, every key present."""
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)}
+    def as_dict(self) -> dict[str, Any]:
+        """The requirements as a plain dict: every number, and ``tenant`` where there is one."""
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
+        return {**numbers, TENANT: self.tenant} if self.tenant else numbers
 
 
 def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -76,11 +83,19 @@ def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
         if not isinstance(layer, Mapping):
             raise RequirementsError("resources", layer, "must be a mapping such as {'gpu_memory_mb': 2048}")
         for key, value in layer.items():
-            if key not in FIELDS:
-                raise RequirementsError(str(key), value, f"unknown requirement; known are {', '.join(FIELDS)}")
+            if key not in FIELDS and key != TENANT:
+                known = ", ".join((*FIELDS, TENANT))
+                raise RequirementsError(str(key), value, f"unknown requirement; known are {known}")
             if value is not None:
                 merged[key] = value
     return merged
+
+
+def _check_tenant(value: object) -> None:
+    try:
+        label(TENANT, value, without="/,", empty=True)
+    except LabelError as error:
+        raise RequirementsError(TENANT, value, error.rule) from None
 
 
 def _check(spec: Field, value: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_allocator.errors import AllocationNotFound, StaleTokenError, UnsatisfiableError
-from celery_allocator.model import State
+from celery_allocator.model import Requirements, State
 from tests.support.ledger_checks import assert_empty
 from tests.support.ledger_pool import LedgerPool
 
@@ -27,6 +27,27 @@ def test_a_grant_tells_everything_about_the_claim(cluster: LedgerPool) -> None:
     read = cluster.ledger.get(allocation.allocation_id)
     assert (read.token, read.cpu_cores, read.requirements) == (allocation.token, (0, 1), allocation.requirements)
     assert cluster.ledger.find("task of a1") == (read,)
+
+
+def test_the_first_event_tells_what_was_asked_for(cluster: LedgerPool) -> None:
+    """Whatever it is: delayed, waiting or granted. Later ones of the same allocation do not repeat it."""
+    cluster.node(gpus=(10_000,), cores=8)
+    need = Requirements(9_000, 1, 0, 7, tenant="vision")
+    for name, options in (("d", {"eta_at": cluster.at + 5}), ("g", {}), ("w", {"expires_at": cluster.at + 50})):
+        cluster.ledger.submit(name, f"task of {name}", "work", need, message=b"m", **options)
+    cluster.ledger.release("g")
+    asked = {"new": "1", "shape": "9000:1:0:t", "priority": "7", "strategy": "best_fit", "tenant": "vision"}
+    events: dict[str, list[dict[str, str]]] = {}
+    for _, fields in cluster.ledger.events():
+        events.setdefault(fields["id"], []).append(fields)
+    for name, event in (("d", "delayed"), ("g", "granted"), ("w", "waiting")):
+        first, *later = events[name]
+        assert first["event"] == event
+        assert asked.items() <= first.items()
+        assert not any("new" in fields for fields in later)
+    assert (events["w"][0]["position"], events["w"][0]["expires"]) == ("1", str(int(cluster.at * 1000) + 50_000))
+    assert [fields["event"] for fields in events["w"]] == ["waiting", "granted"]
+    assert cluster.ledger.get("w").requirements == need
 
 
 def test_submitting_the_same_id_again_changes_nothing(cluster: LedgerPool) -> None:

@@ -73,7 +73,8 @@ local function record_grant(id, a, dkey, need, token, cores, d, ...)
     call("HSET", K.alloc .. id, "state", "granted", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
       "uuid", d.uuid, "g_ms", NOW, ...)
   end
-  event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores, "shape", a.shape)
+  event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores,
+    unpack(a.first or { "shape", a.shape }))
 end
 
 -- Take an allocation that holds something back to holding nothing; its record stays. Returns its node.

@@ -1,7 +1,7 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
 -- uses: base events cores index place line claim room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
---   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most.
+--   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant.
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
 --   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
@@ -9,6 +9,7 @@
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
 local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
+local tenant = ARGV[20]
 
 if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
   return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
@@ -46,8 +47,12 @@ local function fields(seq)
     "c_ms", NOW, "score", line_score(priority, seq) }
   if expires ~= "" then out[#out + 1] = "exp"; out[#out + 1] = expires end
   if need.kind == "m" then out[#out + 1] = "ttl"; out[#out + 1] = ttl end
+  if tenant ~= "" then out[#out + 1] = "tenant"; out[#out + 1] = tenant end
   return unpack(out)
 end
+
+-- The first event of an allocation says what was asked for.
+local FIRST = { "new", 1, "shape", shape, "priority", ARGV[11], "strategy", strategy, "tenant", tenant, "expires", expires }
 
 local delayed = eta ~= "" and tonumber(eta) > now
 -- Whoever shares the shape with a waiter does not fit either; it goes behind it.
@@ -71,14 +76,14 @@ if delayed then
   call("HSET", K.alloc .. id, "state", "delayed", "tok", 0, "eta", eta, fields(seq))
   index()
   call("ZADD", K.delayed, eta, id)
-  event("delayed", id, tid, "name", name, "shape", shape, "eta", eta)
+  event("delayed", id, tid, "name", name, "eta", eta, unpack(FIRST))
   return { "delayed", now }
 end
 
 if dkey then
   local token, cores, d = claim(id, dkey, need, node, seq)
   index()
-  local a = { tid = tid, name = name, shape = shape, ttl = ttl }
+  local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
   return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now }
@@ -88,7 +93,8 @@ call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields(seq))
 index()
 if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
 enqueue(id, shape, line_score(priority, seq))
-event("waiting", id, tid, "name", name, "shape", shape, "priority", ARGV[11])
 local position = call("ZRANK", K.waiting, id) + 1
+local start = estimate(name, position) or ""
+event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))
 local gpu_free, cores_free, ram_free = roomiest()
-return { "waiting", position, estimate(name, position) or "", gpu_free, cores_free, ram_free, now }
+return { "waiting", position, start, gpu_free, cores_free, ram_free, now }

@@ -70,6 +70,7 @@ def described(allocation: Allocation) -> str:
         ("kind", allocation.kind.value),
         ("asks for", shape(allocation.requirements)),
         ("priority", allocation.priority),
+        ("tenant", allocation.requirements.tenant or None),
         ("strategy", allocation.strategy.value),
         ("position", allocation.queue_position or None),
         ("device", device),
