@@ -86,10 +86,8 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    (tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, dev, uuid, queue, worker, cores, loss, tenant) = (
-        row[:19]
-    )
-    position, estimate, ttl, allocation_id = row[19:23]
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:23]
+    dev, uuid, queue, worker, cores, loss, tenant, position, estimate, ttl, allocation_id = rest
     gpu, n_cores, ram, kind = shape.decode().split(":")
     node, _, device = dev.decode().rpartition("/")
     return Allocation(
