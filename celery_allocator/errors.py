@@ -15,6 +15,10 @@
     ├── AllocationTimeout            not granted within the time given (also a TimeoutError)
     ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
+    ├── ActionRefused                an operator's action, an undo or a redo cannot be taken; the text says why
+    │   ├── DuplicateAction          it was taken before, under the same idempotency key
+    │   └── JournalMoved             another action was taken between the decision and this one
+    ├── EntryNotFound                the journal has no entry of that number (also a LookupError)
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
     ├── InventoryError               this host's devices cannot be read as asked
     └── LedgerError                  the ledger cannot be used
@@ -200,6 +204,41 @@ class PermissionDenied(AllocatorError, PermissionError):
     """The caller lacks a permission."""
 
     code = "permission_denied"
+
+
+class ActionRefused(AllocatorError):
+    """An operator's action, an undo or a redo cannot be taken; nothing was changed. The text says why."""
+
+    code = "action_refused"
+
+
+class DuplicateAction(ActionRefused):
+    """The action was taken before under the same idempotency key: as journal entry ``entry``."""
+
+    code = "duplicate_action"
+
+    def __init__(self, key: str, entry: int) -> None:
+        self.key = key
+        self.entry = entry
+        super().__init__(f"{_shorten(key)} was applied before, as journal entry {entry}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.key, self.entry))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "key": self.key, "entry": self.entry}
+
+
+class JournalMoved(ActionRefused):
+    """Another action was taken between the decision and this one: look again."""
+
+    code = "journal_moved"
+
+
+class EntryNotFound(AllocatorError, LookupError):
+    """The journal has no entry of that number."""
+
+    code = "no_such_entry"
 
 
 class InventoryError(AllocatorError):

@@ -79,6 +79,9 @@ class Settings:
         100_000,
         "Tasks that may wait in the pool. Beyond it apply_async raises `PoolFullError`; retries are still taken.",
     )
+    journal_maxlen: int = _setting(
+        1000, "Operator actions that the ledger's journal remembers, at least 1; older ones cannot be undone."
+    )
     # --- leases and upkeep
     lease_s: float = _setting(15.0, "Seconds a worker's claim outlives its last heartbeat.")
     heartbeat_s: float | None = _setting(None, "Seconds between heartbeats. Unset: a third of the lease.")
@@ -161,6 +164,7 @@ _AT_LEAST_ONE = (
     "events_maxlen",
     "max_message_bytes",
     "max_waiting",
+    "journal_maxlen",
 )
 _CHOICES: dict[str, tuple[str, ...]] = {
     "strategy": ("first_fit", "best_fit", "priority"),

@@ -71,6 +71,7 @@ allocator_runtime_decay = 0.2
 allocator_max_message_bytes = 1_048_576
 # Tasks that may wait in the pool. Beyond it, apply_async raises PoolFullError; retries are still taken.
 allocator_max_waiting = 100_000
+allocator_journal_maxlen = 1000
 
 # --- Leases and upkeep
 

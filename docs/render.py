@@ -39,6 +39,10 @@ EVENTS = {
     "republished": "Granted, but not started within the deadline: its message is published again, with the same token.",
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
     "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
+    "held": "Put on hold: it keeps its place, and is not granted. `by`: who holds it; `from`: the state it was in.",
+    "unheld": "No longer on hold.",
+    "priority": "Has another priority, and its place in line with it.",
+    "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
     "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
     "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
@@ -54,12 +58,15 @@ EVENTS = {
     "repaired": "An operator had everything that is counted rebuilt. `left`: contradictions that could not be mended.",
     "discarded": "An operator forgot a parked message.",
     "epoch": "The server behind the ledger is another than before (restart, failover). `away_ms`: time without one.",
-    "paused": "Nothing is granted before every worker has reported what it runs, and not before `until`.",
-    "resumed": "All have reported: granting goes on.",
+    "paused": "Nothing is granted before every worker has reported what it runs, and not before `until`; with `by`, "
+    "before an operator resumes it.",
+    "resumed": "All have reported, or the operator (`by`) has resumed it: granting goes on.",
     "reclaimed": "A worker reported that it runs this, and the ledger did not know. `from`: what it was there.",
     "cordoned": "A node or device was closed to new work. `id` is its name.",
     "draining": "The same, and what had not started was taken back.",
     "uncordoned": "A node or device takes work again.",
+    "operated": "An operator acted. `id`: what on (`node:n1`, `allocation:alloc_…`, `pool`); `entry`: its number in "
+    "the journal; `state`: `done`, `undone` or `redone`; `before` and `after`: JSON.",
 }
 
 

@@ -10,6 +10,7 @@ from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, UnsatisfiableError
 from celery_allocator.ledger import Available, new_allocation_id
 from celery_allocator.model import Allocation, DeviceState, Kind, NodeState, State
+from celery_allocator.operations import Allocate
 
 #: Seconds between two looks at a waiting allocation: from the first to the second, growing by half each time.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 0.2
@@ -39,15 +40,17 @@ def acquire(session: Session, request: Request) -> Acquired:
     session.offer_host(session.settings.lease_s)
     life_s = min(request.ttl_s, session.settings.lease_s) if request.wait_s > 0 else request.ttl_s
     began = time.perf_counter()
+    allocation_id = new_allocation_id()
     try:
         submitted = ledger.submit(
-            new_allocation_id(),
+            allocation_id,
             request.task_id,
             request.task_type,
             request.requirements,
             strategy=request.strategy,
             kind=Kind.MANUAL,
             ttl_s=life_s,
+            note=session.note(Allocate(allocation_id)),
         )
     except UnsatisfiableError as error:
         raise session.explain(error) from None

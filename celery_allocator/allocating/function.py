@@ -19,6 +19,7 @@ from celery_allocator.allocating.request import token as checked_token
 from celery_allocator.allocating.session import Session, default_session, forget_default
 from celery_allocator.errors import AllocationNotFound, AllocatorError, LedgerUnavailable, StaleTokenError
 from celery_allocator.model import Allocation, Kind, State
+from celery_allocator.operations import Release
 
 
 def allocate_resources(
@@ -113,10 +114,11 @@ def release(session: Session, allocation_id: str, token: int | None, outcome: st
         raise AllocationNotFound(f"{allocation_id} belongs to task {found.task_id}: its worker releases it")
     if token is not None and found.token != token:
         raise StaleTokenError(f"{allocation_id}: token {token} is not the live one ({found.token})")
-    if found.state is State.WAITING:
-        done = ledger.cancel(allocation_id, publishes=False).done
+    note = session.note(Release(allocation_id, found.token or None, outcome))
+    if found.state in (State.WAITING, State.ON_HOLD):
+        done = ledger.cancel(allocation_id, publishes=False, note=note).done
     else:
-        done = ledger.release(allocation_id, found.token, outcome, publishes=False).done
+        done = ledger.release(allocation_id, found.token, outcome, publishes=False, note=note).done
     if not done:
         raise AllocationNotFound(f"{allocation_id} ended a moment ago")
     return ended(found)

@@ -9,8 +9,9 @@ from redis.exceptions import NoPermissionError
 
 from celery_allocator.errors import LedgerError, UnsatisfiableError
 from celery_allocator.inventory import discover
-from celery_allocator.ledger import Ledger, connect
+from celery_allocator.ledger import Ledger, Note, connect
 from celery_allocator.model import NodeInventory, NodeState
+from celery_allocator.operations import Actor, Command
 from celery_allocator.settings import Settings
 
 #: What a host without a GPU is told to try.
@@ -26,8 +27,11 @@ class Session:
         ledger: Ledger | None = None,
         *,
         connect_to: Callable[[], Ledger] | None = None,
+        actor: Actor | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings.load()
+        #: In whose name allocations are made and released; they are journalled if there is one.
+        self.actor = actor
         self._connect = connect_to
         self._ledger = ledger
         self._inventory: NodeInventory | None = None
@@ -45,6 +49,10 @@ class Session:
         if self._inventory is None:
             self._inventory = discover(self.settings)
         return self._inventory
+
+    def note(self, command: Command) -> Note | None:
+        """What the journal is told of ``command``; ``None`` if nobody in particular acts."""
+        return None if self.actor is None else self.actor.note(command.action, command.as_args())
 
     def upkeep(self) -> None:
         """Let what is over end (TTLs, leases), as workers do about once a second where any run.

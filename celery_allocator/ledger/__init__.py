@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
+from celery_allocator.ledger.journal import Entry, Note, Operated
 from celery_allocator.ledger.replies import (
     Available,
     Cancelled,
@@ -24,10 +25,13 @@ __all__ = [
     "Beat",
     "Cancelled",
     "Claim",
+    "Entry",
     "Grant",
     "Ledger",
     "Mailbox",
+    "Note",
     "Obituary",
+    "Operated",
     "Options",
     "Parked",
     "Released",

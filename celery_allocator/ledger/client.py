@@ -13,17 +13,17 @@ from celery_allocator.errors import (
     AllocationNotFound,
     PoolFullError,
     StaleTokenError,
-    UnknownTargetError,
     UnsatisfiableError,
 )
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
+from celery_allocator.ledger.journal import Note, number, raise_refused
 from celery_allocator.ledger.mending import Mending
+from celery_allocator.ledger.operating import Operating
 from celery_allocator.ledger.replies import (
     Available,
     Cancelled,
-    Grant,
     Obituary,
     Released,
     Submitted,
@@ -46,7 +46,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving, Mending):
+class Ledger(Serving, Mending, Operating):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot
@@ -69,6 +69,7 @@ class Ledger(Serving, Mending):
         expires_at: float | None = None,
         ttl_s: float | None = None,
         on_never: str = "raise",
+        note: Note | None = None,
     ) -> Submitted:
         """Submit one allocation; it comes back granted, waiting or delayed. Safe to repeat under the same id.
 
@@ -95,7 +96,9 @@ class Ledger(Serving, Mending):
             on_never,
             self.options.max_waiting,
             req.tenant,
+            self._pack(note),
         )
+        raise_refused(note, reply)
         verdict = reply[0].decode()
         if verdict == "known":
             return self._submitted_before(allocation_id, reply[1].decode())
@@ -131,7 +134,13 @@ class Ledger(Serving, Mending):
         return wire.allocation(reply[1])
 
     def release(
-        self, allocation_id: str, token: int | None = None, outcome: str = "released", *, publishes: bool = True
+        self,
+        allocation_id: str,
+        token: int | None = None,
+        outcome: str = "released",
+        *,
+        publishes: bool = True,
+        note: Note | None = None,
     ) -> Released:
         """Give back what an allocation holds, once; a second call, or one with an old token, changes nothing.
 
@@ -145,21 +154,25 @@ class Ledger(Serving, Mending):
             outcome,
             self.options.runtime_decay,
             "1" if publishes else "0",
+            self._pack(note),
         )
+        raise_refused(note, reply)
         verdict = reply[0].decode()
         if verdict != "ok":
             return Released(False, f"{verdict}: {_text(reply[1])}")
-        return Released(True, outcome, replies.grants(reply[1]))
+        return Released(True, outcome, replies.grants(reply[1]), number(reply[2]))
 
     @wire.reads("the allocation")
-    def cancel(self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True) -> Cancelled:
+    def cancel(
+        self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True, note: Note | None = None
+    ) -> Cancelled:
         """End an allocation that has not started, or one made by hand. A running task is left alone."""
-        reply = self._run("cancel", allocation_id, outcome, "1" if publishes else "0")
+        reply = self._noted(note, "cancel", allocation_id, outcome, "1" if publishes else "0", self._pack(note))
         if reply[0] != b"ok":
             return Cancelled(False, reply[0].decode())
-        _, state, task_id, name, message, grants = reply
+        _, state, task_id, name, message, grants, entry = reply
         obituary = Obituary(allocation_id, task_id.decode(), name.decode(), outcome, message) if message else None
-        return Cancelled(True, state.decode(), obituary, replies.grants(grants))
+        return Cancelled(True, state.decode(), obituary, replies.grants(grants), number(entry))
 
     def renew(self, allocation_id: str, ttl_s: float, token: int | None = None) -> Allocation:
         """Let an allocation made by hand live ``ttl_s`` seconds from now.
@@ -202,6 +215,10 @@ class Ledger(Serving, Mending):
         """Delayed allocations by ETA."""
         return self._find("delayed", offset, limit)
 
+    def on_hold(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
+        """Allocations on hold by the time they were put there."""
+        return self._find("on_hold", offset, limit)
+
     def held(self, limit: int = 100_000, offset: int = 0) -> tuple[Allocation, ...]:
         """Granted and running allocations by the time of their grant."""
         return self._find("held", offset, limit)
@@ -234,20 +251,7 @@ class Ledger(Serving, Mending):
         entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), start, "+", count)
         return [(i.decode(), {k.decode(): v.decode() for k, v in fields.items()}) for i, fields in entries]
 
-    # --- operators and maintenance
-
-    def cordon(
-        self, target: str, *, drain: bool = False, publishes: bool = True
-    ) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
-        """Stop granting on a node or ``node/device``. ``drain`` also takes back unstarted grants.
-
-        Returns the grants made elsewhere and the ids of what still runs there. Raises :class:`UnknownTargetError`.
-        """
-        return self._cordon(target, "draining" if drain else "cordoned", publishes)
-
-    def uncordon(self, target: str, *, publishes: bool = True) -> tuple[Grant, ...]:
-        """Grant on a node or device again. Raises :class:`UnknownTargetError`."""
-        return self._cordon(target, "ready", publishes)[0]
+    # --- maintenance
 
     @wire.reads("a worker")
     def tick(
@@ -273,14 +277,6 @@ class Ledger(Serving, Mending):
 
     def _find(self, *args: Any) -> tuple[Allocation, ...]:
         return tuple(wire.allocation(row) for row in self._run("find", *args))
-
-    @wire.reads("an allocation")
-    def _cordon(self, target: str, state: str, publishes: bool) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
-        reply = self._run("cordon", target, state, "1" if publishes else "0")
-        if reply[0] != b"ok":
-            known = ", ".join(f"{d.key}" for d in self.snapshot().devices) or "none"
-            raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
-        return replies.grants(reply[1]), tuple(i.decode() for i in reply[2])
 
     def _submitted_before(self, allocation_id: str, state: str) -> Submitted:
         try:

@@ -58,6 +58,7 @@ def connect(
         runtime_decay=settings.runtime_decay,
         ttl_s=settings.ttl_s,
         max_waiting=settings.max_waiting,
+        journal_maxlen=settings.journal_maxlen,
     )
     announcer = Announcer(settings.pool, options)
     client = servers.open_client(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 #: Version of what the keys hold. A worker refuses a ledger of another one.
-SCHEMA = 2
+SCHEMA = 3
 
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {
@@ -26,6 +26,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "line": ("q:", "zset family", "the same, one per shape"),
     "shapes": ("shapes", "zset", "shapes that have waiters; score = that of the first of them"),
     "delayed": ("delayed", "zset", "allocations whose ETA lies ahead; score = ETA in ms"),
+    "onhold": ("onhold", "zset", "allocations that are on hold: they keep their place; score = since when, in ms"),
     "expires": ("expires", "zset", "allocations with an expiry that have not started; score = expiry in ms"),
     "held": ("held", "zset", "allocations that hold resources; score = when granted, in ms"),
     "granted": ("granted", "zset", "task allocations granted and not started; score = when to publish again, in ms"),
@@ -51,6 +52,9 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
     "runtimes": ("runtimes", "hash", "task name → decayed mean run time in ms; * for all"),
+    "journal": ("journal", "zset", "numbers of the operator actions that are remembered"),
+    "entry": ("j:", "hash family", "one operator action: who, when, why, before, after; what it takes to undo it"),
+    "once": ("once:", "string family", "idempotency key of an operator action → its entry, for a week"),
     "events": ("events", "stream", "one entry per mutation, capped"),
     "tick": ("tick", "string", "the maintenance lock"),
 }

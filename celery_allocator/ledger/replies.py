@@ -19,6 +19,7 @@ class Options:
     runtime_decay: float = 0.2
     ttl_s: float = 3600.0
     max_waiting: int = 100_000
+    journal_maxlen: int = 1000
 
     def common(self) -> tuple[int, int, int]:
         """What every script is given (see ``_base.lua``)."""
@@ -72,6 +73,8 @@ class Released:
     done: bool
     reason: str
     grants: tuple[Grant, ...] = ()
+    #: Number in the journal, where it was noted.
+    entry: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Cancelled:
     state: str
     obituary: Obituary | None = None
     grants: tuple[Grant, ...] = ()
+    #: Number in the journal, where it was noted.
+    entry: int | None = None
 
 
 @dataclass(frozen=True)

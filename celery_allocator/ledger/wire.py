@@ -86,8 +86,8 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:23]
-    dev, uuid, queue, worker, cores, loss, tenant, position, estimate, ttl, allocation_id = rest
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:24]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, position, estimate, ttl, allocation_id = rest
     gpu, n_cores, ram, kind = shape.decode().split(":")
     node, _, device = dev.decode().rpartition("/")
     return Allocation(
@@ -113,6 +113,7 @@ def _allocation(row: list[Any]) -> Allocation:
         queue_position=int(position),
         estimated_start_at=_seconds(estimate),
         losses=int(loss or 0),
+        on_hold_by=held_by.decode() or None,
     )
 
 
@@ -157,7 +158,7 @@ def submitted(
 @reads("a node or a worker")
 def cluster(pool: str, reply: list[Any]) -> ClusterState:
     """The reply of ``snapshot``."""
-    now, (delayed, waiting, granted, held), node_rows, worker_rows = reply
+    now, (delayed, waiting, granted, held, on_hold), node_rows, worker_rows, paused = reply
     nodes = tuple(_node(row) for row in node_rows)
     devices = {device.key: device for node in nodes for device in node.devices}
     workers = []
@@ -177,8 +178,22 @@ def cluster(pool: str, reply: list[Any]) -> ClusterState:
                 )
             )
     return ClusterState(
-        pool, int(now) / 1000, nodes, tuple(workers), int(delayed), int(waiting), int(granted), int(held) - int(granted)
+        pool=pool,
+        at=int(now) / 1000,
+        nodes=nodes,
+        workers=tuple(workers),
+        delayed=int(delayed),
+        waiting=int(waiting),
+        granted=int(granted),
+        running=int(held) - int(granted),
+        on_hold=int(on_hold),
+        paused=paused.decode(),
     )
+
+
+def device_keys(reply: list[Any]) -> list[str]:
+    """``node/device`` of every device in a reply of ``snapshot``."""
+    return [f"{row[0].decode()}/{device[0].decode()}" for row in reply[2] for device in row[7]]
 
 
 def _node(row: list[Any]) -> NodeState:

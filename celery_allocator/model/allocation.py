@@ -15,6 +15,7 @@ class State(str, Enum):
     """States of an allocation, in their order."""
 
     DELAYED = "delayed"  #: its ETA lies ahead
+    ON_HOLD = "on_hold"  #: keeps its place in line, and is not granted before it is let go on
     WAITING = "waiting"  #: wants room
     GRANTED = "granted"  #: holds a device, cores and RAM; not started yet
     RUNNING = "running"  #: started by its worker, or held by hand
@@ -41,7 +42,8 @@ class Allocation:
     """A task's claim as the ledger holds it. Times: seconds since the epoch on the ledger's clock, ``None`` if not yet.
 
     ``cpu_cores`` are the granted core ids; ``token`` grows with every grant and is what start and release are checked
-    against. ``queue_position`` is 1 for the next in line and 0 for what does not wait.
+    against. ``queue_position`` is 1 for the next in line and 0 for what does not wait. ``on_hold_by``: who put
+    it on hold.
     """
 
     allocation_id: str
@@ -66,6 +68,7 @@ class Allocation:
     queue_position: int = 0
     estimated_start_at: float | None = None
     losses: int = 0
+    on_hold_by: str | None = None
 
     @property
     def gpu_id(self) -> str | None:

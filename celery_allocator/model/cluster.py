@@ -96,7 +96,11 @@ class NodeState:
 
 @dataclass(frozen=True)
 class ClusterState:
-    """The whole pool at one instant of the ledger's clock (``at``: seconds since the epoch)."""
+    """The whole pool at one instant of the ledger's clock (``at``: seconds since the epoch).
+
+    ``paused``: why nothing is granted: ``stopped`` (by an operator), ``paused`` (until all workers have reported after
+    a restart of the server), or empty.
+    """
 
     pool: str
     at: float
@@ -106,6 +110,8 @@ class ClusterState:
     waiting: int
     granted: int
     running: int
+    on_hold: int = 0
+    paused: str = ""
 
     @property
     def devices(self) -> tuple[DeviceState, ...]:

@@ -60,6 +60,21 @@ def cancel_tasks(app: Celery, task_ids: Iterable[str]) -> list[str]:
     return cancelled
 
 
+def forget_ends(app: Celery, allocation_ids: Iterable[str]) -> None:
+    """These tasks' ends were taken back: a result that says REVOKED is forgotten, so that they are pending again.
+
+    Their callers may have read it already, and callbacks have run; that cannot be taken back.
+    """
+    ledger = session(app).ledger
+    for allocation_id in allocation_ids:
+        try:
+            task_id = ledger.get(allocation_id).task_id
+            if app.backend.get_state(task_id) == states.REVOKED:
+                app.backend.forget(task_id)
+        except Exception:
+            logger.exception("could not forget the result of %s, whose cancel was undone", allocation_id)
+
+
 def _write(app: Celery, obituary: Obituary) -> None:
     if not obituary.message:
         return

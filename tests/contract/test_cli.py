@@ -140,7 +140,7 @@ def test_cancel_by_task_or_allocation(run: Run, session: Session) -> None:
     assert "a worker writes its result" in run("cancel", "task")
     assert run("cancel", held["allocation_id"], "--json") == {
         "success": True,
-        "allocations": [{"allocation_id": held["allocation_id"], "was": "running", "cancelled": True}],
+        "allocations": [{"allocation_id": held["allocation_id"], "was": "running", "cancelled": True, "entry": 5}],
     }
     assert session.ledger.held() == session.ledger.queue() == ()
     (obituary,) = session.ledger.tick().obituaries
@@ -168,7 +168,9 @@ def test_cordon_uncordon_and_drain(run: Run, session: Session) -> None:
     assert held["resources"]["gpu_id"] == "gpu_0"
 
     drained = run("drain", "host1/gpu_0", "--json")
+    entry = drained.pop("entry")
     assert drained == {"success": True, "target": "host1/gpu_0", "state": "draining", "held": [held["allocation_id"]]}
+    assert session.ledger.entry(entry).action == "drain"
     late = run("drain", "host1/gpu_0", "--wait", "--timeout", "0.3", code=1)
     assert "1 allocation still on host1/gpu_0 after 0.3 s" in late
     releaser = threading.Timer(0.3, session.ledger.release, (held["allocation_id"],))
@@ -241,7 +243,8 @@ def test_events_are_printed_once_each_and_in_order(run: Run, redis_server: Redis
     run("release", first["allocation_id"])
 
     lines = run("events").splitlines()
-    assert [line.split()[1] for line in lines if first["allocation_id"] in line] == ["granted", "released"]
+    mine = [line.split()[1] for line in lines if first["allocation_id"] in line]
+    assert mine == ["granted", "operated", "released", "operated"]
     env = by_hand.environment(redis_server, pool)
     result = CliRunner().invoke(allocator, ["events", "--json", "--limit", "2"], env=env)
     entries = [json.loads(line) for line in result.stdout.splitlines()]
@@ -337,3 +340,72 @@ def test_the_commands_of_celery_itself(redis_server: RedisServer, pool: str, tmp
     assert unknown.returncode == 1
     assert "host9" in unknown.stderr and "Traceback" not in unknown.stderr
     assert {row["name"]: row["value"] for row in json.loads(settings.stdout)}["allocator_ttl_s"] == 1234.0
+
+
+def test_hold_priority_and_unhold(run: Run, session: Session) -> None:
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    first, second = submit_task(session, "one"), submit_task(session, "two")
+
+    assert run("hold", "one") == f"{first} is on hold\n"
+    assert "1 waiting, 0 delayed, 1 on hold" in run("status")
+    assert "on hold by" in run("show", "one")
+    assert run("priority", second, "7") == f"{second} has priority 7; it was 0\n"
+    run("priority", "one", "--", "-3")
+    assert [row["done"] for row in run("unhold", "one", "--json")["allocations"]] == [True]
+    line = run("queue", "--json")
+    assert [(row["task_id"], row["requirements"]["priority"]) for row in line] == [("two", 7), ("one", -3)]
+    assert "is not on hold" in run("unhold", "one", code=1)
+    assert "Invalid value for 'PRIORITY'" in run("priority", "one", "5000", code=2)
+    reply = run("hold", "holder", "--json", code=1)
+    assert (reply["success"], reply["allocations"][0]["error"]["code"]) == (False, "action_refused")
+
+
+def test_a_paused_pool_says_so(run: Run) -> None:
+    assert run("pause", "--reason", "maintenance") == "the pool is paused\n"
+    assert "an operator has paused the pool" in run("status")
+    assert allocate(run)["queue_position"] == 1
+    assert len(run("resume", "--json")["granted"]) == 0  # one by hand is granted, and nothing is to be published
+    assert run("show", "t", "--json")[0]["state"] == "running"
+
+
+def test_the_journal_undo_and_redo(run: Run, session: Session) -> None:
+    run("cordon", "host1", "--reason", "fan is loud", "--actor", "ada")
+    run("drain", "host1/gpu_0")
+    held = allocate(run, "t", "--strategy=first_fit")
+
+    rows = run("journal", "--json")
+    assert [(row["number"], row["action"], row["state"]) for row in rows] == [
+        (3, "allocate", "done"), (2, "drain", "done"), (1, "cordon", "done"),
+    ]  # fmt: skip
+    assert (rows[2]["actor"], rows[2]["reason"], rows[2]["source"]) == ("ada", "fan is loud", "cli")
+    table = run("journal")
+    assert "fan is loud" in table and "ENTRY" in table and held["allocation_id"] in table
+    assert "before" in run("journal", "1")
+
+    refused = run("undo", "1", code=1)
+    assert "later actions depend on it. First undo: 2 drain host1/gpu_0" in refused
+    plan = run("undo", "1", "--cascade", "--dry-run").splitlines()
+    assert [line.split()[:3] for line in plan] == [["undo", "2", "drain"], ["undo", "1", "cordon"]]
+    assert session.ledger.snapshot().nodes[0].state == "cordoned"
+    assert "add --yes" in run("undo", "1", "--cascade", "--json", code=2)
+    done = run("undo", "1", "--cascade", "--yes", "--json")["done"]
+    assert [row["entry"] for row in done] == [2, 1]
+    assert session.ledger.snapshot().nodes[0].state == "ready"
+
+    assert run("undo").startswith("undone 3: ")  # the latest that is in force
+    assert "there is nothing to undo" in run("undo", code=1)
+    assert "no live allocation" in run("show", "t", code=1)
+    assert run("redo").startswith("redone 3: ")
+    assert "First redo: 1 cordon host1" in run("redo", "2", code=1)
+    assert run("redo", "2", "--cascade", "--yes").splitlines()[-1].startswith("redone 2: ")
+    assert {d.state for d in session.ledger.snapshot().devices} == {"cordoned", "draining"}
+    assert "cannot redo 2 drain host1/gpu_0" in run("redo", "2", code=1)
+    assert "not in the journal" in run("undo", "99", code=1)
+
+
+def test_an_undone_cancel_is_back_in_line(run: Run, session: Session) -> None:
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    name = submit_task(session, "task")
+    run("cancel", "task")
+    assert run("undo") == f"undone 2: {name} is waiting again\n"
+    assert session.ledger.get(name).queue_position == 1

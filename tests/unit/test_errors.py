@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "LabelError": ("task_id", "a\nb", "must be printable"),
     "MessageTooLargeError": ("proj.infer", 2_000_000, 1_048_576),
     "PoolFullError": ("default", 100_000, 100_000),
+    "DuplicateAction": ("a key", 12),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }

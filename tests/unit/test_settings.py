@@ -32,6 +32,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "runtime_decay": (0.5, "0.5"),
     "max_message_bytes": (2048, "2048"),
     "max_waiting": (9, "9"),
+    "journal_maxlen": (9, "9"),
     "lease_s": (30.0, "30"),
     "heartbeat_s": (2.5, "2.5"),
     "tick_s": (0.25, "0.25"),

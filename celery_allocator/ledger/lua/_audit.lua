@@ -72,7 +72,7 @@ local function audit_record(id)
   local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
-  local known = held or state == "waiting" or state == "delayed" or state == "released"
+  local known = held or state == "waiting" or state == "delayed" or state == "on_hold" or state == "released"
   if not (known and v[2] and need_of(v[2]) and v[4]) then
     check(false, id, " has a record that is not whole (state ", tostring(state), ")")
     return
@@ -95,7 +95,8 @@ local function audit_record(id)
     eq(id .. " place in its shape's line", tonumber(call("ZSCORE", K.line .. v[2], id) or nil), tonumber(v[7]))
   end
   listed("delayed", K.delayed, state == "delayed")
-  listed("among what expires", K.expires, v[5] and (by_hand or state == "waiting" or state == "delayed" or state == "granted")
+  listed("on hold", K.onhold, state == "on_hold")
+  listed("among what expires", K.expires, v[5] and (by_hand or (state ~= "running" and state ~= "released"))
     and call("ZSCORE", K.expires, id))
   if state == "released" then
     check(call("ZSCORE", K.obits, id) or call("ZSCORE", K.parked, id), id, " has ended, and nobody is to write its result")
@@ -114,7 +115,7 @@ local function every_id(first)
   local function add(id)
     if not seen[id] then seen[id] = true; ids[#ids + 1] = id end
   end
-  for _, key in ipairs({ K.held, K.granted, K.waiting, K.delayed, K.expires, K.manual, K.obits, K.parked }) do
+  for _, key in ipairs({ K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.obits, K.parked }) do
     for _, id in ipairs(call("ZRANGE", key, 0, -1)) do add(id) end
   end
   for _, list in ipairs(call("HVALS", K.tasks)) do

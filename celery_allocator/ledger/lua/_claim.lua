@@ -89,6 +89,27 @@ local function withdraw(id, a)
   return n
 end
 
+-- Take an allocation that holds nothing out of where it waits: the line, the delayed, or those on hold.
+local function take_out(id, a)
+  if a.state == "waiting" then
+    dequeue(id, a.shape)
+  elseif a.state == "delayed" then
+    call("ZREM", K.delayed, id)
+  elseif a.state == "on_hold" then
+    call("ZREM", K.onhold, id)
+  end
+end
+
+-- Set aside what waits: it keeps its place, and is not granted before it is let go on. by: who holds it.
+local function hold(id, a, by)
+  take_out(id, a)
+  call("HSET", K.alloc .. id, "state", "on_hold", "hold", by)
+  call("ZADD", K.onhold, now, id)
+  -- One made by hand lives its TTL from where its place in line would have begun.
+  if a.ttl and a.state == "delayed" then call("ZADD", K.manual, now + a.ttl, id) end
+  event("held", id, a.tid, "name", a.name, "from", a.state, "by", by)
+end
+
 local function index_task(id, tid)
   if call("HSETNX", K.tasks, tid, id) == 0 then
     call("HSET", K.tasks, tid, call("HGET", K.tasks, tid) .. "," .. id)

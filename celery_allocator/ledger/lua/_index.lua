@@ -92,9 +92,10 @@ local function load_device(dkey)
 end
 
 -- What a device takes: tasks ("w"), only allocations made by hand ("h"), or nothing ("x"). While the ledger is paused (see
--- _epoch) no device takes anything.
+-- _epoch) or stopped (see pause) no device takes anything.
 local function mode_of(d)
-  if d.live ~= "1" or d.st ~= "ready" or call("HEXISTS", K.meta, "paused") == 1 then return "x" end
+  if d.live ~= "1" or d.st ~= "ready" then return "x" end
+  if call("HEXISTS", K.meta, "paused") == 1 or call("HEXISTS", K.meta, "stopped") == 1 then return "x" end
   return (d.worker ~= "" and d.open == "1") and "w" or "h"
 end
 

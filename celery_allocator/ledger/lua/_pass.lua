@@ -116,6 +116,23 @@ local function place_or_wait(id, a, out)
   if dkey then grant_head(a.shape, need, dkey, id, a, n, out) end
 end
 
+-- What was on hold goes on: it is delayed again, or in line under its old place, or granted. Returns its state then.
+local function unhold(id, a, out)
+  call("ZREM", K.onhold, id)
+  call("HDEL", K.alloc .. id, "hold")
+  event("unheld", id, a.tid, "name", a.name)
+  if a.eta and tonumber(a.eta) > now then
+    call("HSET", K.alloc .. id, "state", "delayed")
+    call("ZADD", K.delayed, a.eta, id)
+    call("ZREM", K.manual, id)
+    return "delayed"
+  end
+  call("HSET", K.alloc .. id, "state", "waiting")
+  a.state = "waiting"
+  place_or_wait(id, a, out)
+  return call("HGET", K.alloc .. id, "state")
+end
+
 -- The caller cannot publish: its grants are due at once for the next tick.
 local function leave_to_tick(grants)
   for _, grant in ipairs(grants) do call("ZADD", K.granted, now, grant[1]) end

@@ -1,37 +1,56 @@
 -- Stop or resume granting on a node or one device.
 -- flags: allow-oom
--- uses: base events cores index place line claim pass
--- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining), publish ("1"|"0", as in release).
+-- uses: base events journal cores index place line claim pass
+-- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining|restore), publish ("1"|"0", as in release),
+--   note (see _journal) or "", the states to restore (JSON: node or node/device → state; a device that is not named gets its node's).
 -- draining also takes back what was granted there and has not started.
--- Reply: {"ok", grants, ids still running there} | {"unknown"}. Touches: node, dev, events and all that pass touches.
-local target, state = ARGV[5], ARGV[6]
+-- Reply: {"ok", grants, ids still running there, entry} | {"unknown"} | what _journal refuses with. Touches: node, dev,
+-- events, journal and all that pass touches.
+local target, state, note = ARGV[5], ARGV[6], read_note(ARGV[8])
+local no = refused(note)
+if no then return no end
 local node = node_of(target) or target
-local n = call("HMGET", K.node .. node, "devs")
+local n = call("HMGET", K.node .. node, "devs", "st")
 if not n[1] then return { "unknown" } end
-local dkeys = {}
+local wanted = state == "restore" and cjson.decode(ARGV[9]) or {}
+local dkeys, objects, before, after = {}, {}, {}, {}
 if node == target then
-  call("HSET", K.node .. node, "st", state)
   for _, device in ipairs(split(n[1])) do dkeys[#dkeys + 1] = node .. "/" .. device end
+  objects[1] = "node:" .. node
+  before[node], after[node] = n[2], wanted[node] or state
+  call("HSET", K.node .. node, "st", after[node])
 elseif call("EXISTS", K.dev .. target) == 1 then
   dkeys[1] = target
 else
   return { "unknown" }
 end
-local running, grants = {}, {}
+
+local function tell(state, where)
+  event(state == "ready" and "uncordoned" or state, where, "")
+end
+local running, grants, opened, apart = {}, {}, false, {}
 for _, dkey in ipairs(dkeys) do
+  local becomes = wanted[dkey] or after[node] or state
+  objects[#objects + 1] = "device:" .. dkey
+  before[dkey], after[dkey] = call("HGET", K.dev .. dkey, "st"), becomes
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
-    if state == "draining" and a.state == "granted" then
+    if becomes == "draining" and a.state == "granted" then
       take_back(id, a)
     else
       running[#running + 1] = id
     end
   end
-  local d = load_device(dkey)
-  d.st = state
+  if becomes ~= after[node] then apart[#apart + 1] = dkey end
+  if becomes ~= "cordoned" then opened = true end
+  local d = load_device(dkey) -- what was taken back is free on it now
+  d.st = becomes
   store_device(dkey, d)
 end
-event(state == "ready" and "uncordoned" or state, target, "")
-if state ~= "cordoned" then pass_all(grants) end
+-- What is told of a node is so for all its devices, but for those of which something else is told after it.
+if node == target then tell(after[node], node) end
+for _, dkey in ipairs(apart) do tell(after[dkey], dkey) end
+local entry = journal(note, objects, before, after)
+if opened then pass_all(grants) end
 if ARGV[7] == "0" then leave_to_tick(grants) end
-return { "ok", grants, running }
+return { "ok", grants, running, entry }

@@ -9,13 +9,7 @@ local a = load_alloc(id)
 if not a or a.state == "released" then return { "gone" } end
 if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
 local n
-if a.state == "waiting" then
-  dequeue(id, a.shape)
-elseif a.state == "delayed" then
-  call("ZREM", K.delayed, id)
-else
-  n = withdraw(id, a)
-end
+if a.state == "granted" or a.state == "running" then n = withdraw(id, a) else take_out(id, a) end
 call("HSET", K.alloc .. id, "reason", ARGV[7])
 call("ZADD", K.parked, NOW, id)
 event("parked", id, a.tid, "name", a.name, "from", a.state, "reason", ARGV[7])

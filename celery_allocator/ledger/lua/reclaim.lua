@@ -37,10 +37,8 @@ local need = { g = tonumber(ARGV[15]), c = tonumber(ARGV[16]), r = tonumber(ARGV
 local cores = core_list(ARGV[8])
 if a and a.state == "granted" then
   withdraw(id, a)
-elseif a and a.state == "waiting" then
-  dequeue(id, a.shape)
 elseif a then
-  call("ZREM", K.delayed, id)
+  take_out(id, a)
 end
 local n = load_node(node_of(dkey))
 local at = n and find_in(fleet_of(n), dkey)

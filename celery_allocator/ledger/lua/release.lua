@@ -1,20 +1,25 @@
 -- Give back what an allocation holds, once, and grant what now fits.
 -- flags: allow-oom
--- uses: base events cores index place line claim pass loss
+-- uses: base events journal cores index place line claim pass loss
 -- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, decay of the run-time mean, publish ("1": the caller
---   publishes the grants; "0": it cannot, so they are due at once for the next tick).
+--   publishes the grants; "0": it cannot, so they are due at once for the next tick), note (see
+--   _journal) or "".
 -- outcome "requeue" puts the task back into line under its old place instead of ending it. "lost": its process died, and it
 -- may be repeated as often as LOSSES says; then it is buried, so that a result is written.
--- Reply: {"ok", grants} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state}. grant: {id, token, queue, message}
--- Touches: runtimes, events and all that claim and pass touch.
+-- Reply: {"ok", grants, entry} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state} | what _journal
+-- refuses with. grant: {id, token, queue, message}
+-- Touches: runtimes, events, journal and all that claim and pass touch.
 local id, token, outcome, decay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local note = read_note(ARGV[10])
+local no = refused(note)
+if no then return no end
 local a = load_alloc(id)
 if not a then return { "gone", call("GET", K.tomb .. id) or "" } end
 if a.state == "released" then return { "gone", "buried" } end
 if a.state ~= "granted" and a.state ~= "running" then return { "not_held", a.state } end
 if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
 
-local lost = outcome == "lost" and {}
+local lost, record = outcome == "lost" and {}, note and dump(id)
 local n = not lost and withdraw(id, a)
 if lost then
   n = lose(id, a, lost)
@@ -33,9 +38,10 @@ else
     "held_ms", a.s_ms and now - a.s_ms or 0)
   forget(id, a, outcome)
 end
+local entry = journal(note, { "allocation:" .. id }, { state = a.state, device = a.dev }, { state = "released" }, record)
 local grants = {}
 -- What goes back into line may fit anywhere; what is freed, only here.
 if lost or outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
 if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
 if ARGV[9] == "0" then leave_to_tick(grants) end
-return { "ok", grants }
+return { "ok", grants, entry }

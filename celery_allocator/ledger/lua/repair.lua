@@ -35,7 +35,7 @@ for _, id in ipairs(ids) do
   if shape then call("DEL", K.line .. shape) end
 end
 for _, shape in ipairs(call("ZRANGE", K.shapes, 0, -1)) do call("DEL", K.line .. shape) end
-call("DEL", K.held, K.granted, K.waiting, K.delayed, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
+call("DEL", K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
   K.index .. "sched", K.index .. "idle")
 for _, ix in ipairs({ "sched", "idle" }) do
   for _, kind in ipairs({ "gpu", "cpu" }) do
@@ -116,6 +116,7 @@ end
 for id, a in pairs(known) do
   if a.state == "waiting" then enqueue(id, a.shape, a.score) end
   if a.state == "delayed" then call("ZADD", K.delayed, a.eta, id) end
+  if a.state == "on_hold" then call("ZADD", K.onhold, NOW, id) end
   if a.state == "released" then
     if buried[id] or not call("ZSCORE", K.parked, id) then call("ZADD", K.obits, buried[id] or NOW, id) end
   else

@@ -2,10 +2,11 @@
 -- flags: no-writes
 -- uses: base index
 -- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
--- Reply: {now, counts {delayed, waiting, granted, held}, nodes, workers}.
+-- Reply: {now, counts {delayed, waiting, granted, held, on hold}, nodes, workers, why nothing is granted
+--   ("stopped" by an operator | "paused" until workers have reported | "")}.
 --   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
 --   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation}
--- Touches: nothing (reads known, node, dev, on, nodes, workers, worker).
+-- Touches: nothing (reads meta, known, node, dev, on, nodes, workers, worker).
 local nodes, workers = {}, {}
 local names
 if ARGV[5] then
@@ -32,5 +33,6 @@ for i, name in ipairs(ARGV[5] and {} or call("ZRANGE", K.workers, 0, -1)) do
   local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc")
   workers[i] = { name, w[1] or "", w[2] or "0", call("ZSCORE", K.workers, name) - now, w[3] or "" }
 end
-return { now, { call("ZCARD", K.delayed), call("ZCARD", K.waiting), call("ZCARD", K.granted), call("ZCARD", K.held) },
-  nodes, workers }
+local why = call("HMGET", K.meta, "stopped", "paused")
+return { now, { call("ZCARD", K.delayed), call("ZCARD", K.waiting), call("ZCARD", K.granted), call("ZCARD", K.held),
+  call("ZCARD", K.onhold) }, nodes, workers, why[1] and "stopped" or why[2] and "paused" or "" }

@@ -1,15 +1,17 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events cores index place line claim room
+-- uses: base events journal cores index place line claim room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
---   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant.
+--   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "".
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
 --   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
--- Touches: alloc, tasks, meta, expires, delayed, classes, events and all that claim and enqueue touch.
+-- Touches: alloc, tasks, meta, expires, delayed, classes, events, journal and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
 local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
-local tenant = ARGV[20]
+local tenant, note = ARGV[20], read_note(ARGV[21])
+local no = refused(note)
+if no then return no end
 
 if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
   return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
@@ -66,7 +68,7 @@ end
 
 -- What would wait must find room in line. A retry of a task that is known does not: it stands in for what it replaces.
 if not dkey and call("HEXISTS", K.tasks, tid) == 0 then
-  local count = call("ZCARD", K.waiting) + call("ZCARD", K.delayed)
+  local count = call("ZCARD", K.waiting) + call("ZCARD", K.delayed) + call("ZCARD", K.onhold)
   if count >= tonumber(ARGV[19]) then return { "full", count } end
 end
 
@@ -77,6 +79,7 @@ if delayed then
   index()
   call("ZADD", K.delayed, eta, id)
   event("delayed", id, tid, "name", name, "eta", eta, unpack(FIRST))
+  journal(note, { "allocation:" .. id }, { state = "none" }, { state = "delayed" })
   return { "delayed", now }
 end
 
@@ -85,6 +88,7 @@ if dkey then
   index()
   local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
+  journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
   return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now }
 end
@@ -96,5 +100,6 @@ enqueue(id, shape, line_score(priority, seq))
 local position = call("ZRANK", K.waiting, id) + 1
 local start = estimate(name, position) or ""
 event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))
+journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })
 local gpu_free, cores_free, ram_free = roomiest()
 return { "waiting", position, start, gpu_free, cores_free, ram_free, now }

@@ -55,7 +55,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.manual, "-inf", now, "LIMIT", 0, bat
   local a = load_alloc(id)
   call("ZREM", K.manual, id)
   if a then
-    if a.state == "waiting" then dequeue(id, a.shape) else withdraw(id, a) end
+    if a.state == "granted" or a.state == "running" then withdraw(id, a) else take_out(id, a) end
     event("released", id, a.tid, "name", a.name, "device", a.dev or "", "token", a.tok, "outcome", "ttl")
     forget(id, a, "ttl")
     if a.dev then freed[#freed + 1] = node_of(a.dev) end
@@ -65,10 +65,8 @@ end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, batch)) do
   local a = load_alloc(id)
   call("ZREM", K.expires, id)
-  if a and (a.state == "waiting" or a.state == "delayed" or a.state == "granted") then
-    if a.state == "waiting" then dequeue(id, a.shape)
-    elseif a.state == "delayed" then call("ZREM", K.delayed, id)
-    else withdraw(id, a); moved = true end
+  if a and a.state ~= "running" and a.state ~= "released" then
+    if a.state == "granted" then withdraw(id, a); moved = true else take_out(id, a) end
     event("expired", id, a.tid, "name", a.name, "from", a.state)
     if a.ttl then
       call("ZREM", K.manual, id)

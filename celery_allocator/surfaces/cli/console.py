@@ -14,8 +14,9 @@ from celery.app.utils import find_app
 from celery_allocator.allocating import Session
 from celery_allocator.errors import AllocatorError, LabelError, RequirementsError, SettingsError
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
+from celery_allocator.operations import Actor, Effect, Operator
 from celery_allocator.plugin import is_installed
-from celery_allocator.plugin.outcome import write_results
+from celery_allocator.plugin.outcome import forget_ends, write_results
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session as plugin_session
 from celery_allocator.settings import Settings
@@ -60,6 +61,8 @@ class Console:
         self._backend_url = backend_url
         self._pool = pool
         self._session: Session | None = None
+        #: In whose name commands change something; see :func:`acting`.
+        self.actor: Actor | None = None
 
     @property
     def settings(self) -> Settings:
@@ -72,7 +75,7 @@ class Console:
         if self._session is None:
             conf = None if self.app is None else self.app.conf
             settings = Settings.load(conf=conf, backend_url=self._backend_url, pool=self._pool)
-            self._session = Session(settings, connect_to=functools.partial(self._connect, settings))
+            self._session = Session(settings, connect_to=functools.partial(self._connect, settings), actor=self.actor)
         return self._session
 
     @property
@@ -94,6 +97,19 @@ class Console:
         """Write the result of a cancelled task if that can be done from here; else the next tick of a worker does."""
         if self.app is not None and self.publishes and obituary is not None:
             write_results(self.app, [obituary])
+
+    @property
+    def operator(self) -> Operator:
+        """Acts on the ledger in the name of :attr:`actor`."""
+        actor = self.actor or Actor.of_process("cli")
+        return Operator(self.ledger, actor, self._take_effect if self.publishes else None)
+
+    def _take_effect(self, effect: Effect) -> None:
+        self.publish(effect.grants)
+        for obituary in effect.obituaries:
+            self.settle(obituary)
+        if self.app is not None:
+            forget_ends(self.app, effect.revived)
 
     def _connect(self, settings: Settings) -> Ledger:
         if self.app is None or self._backend_url is not None:
@@ -134,6 +150,21 @@ def json_option(command: F) -> F:
 
     option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
     result: F = option(wrapped)  # type: ignore[assignment]
+    return result
+
+
+def acting(command: F) -> F:
+    """Add ``--actor`` and ``--reason``, for the journal, to a command that changes something."""
+
+    @functools.wraps(command)
+    @click.pass_obj
+    def wrapped(console: Console, /, *args: Any, actor: str | None, reason: str, **kwargs: Any) -> Any:
+        console.actor = Actor(actor, "cli", reason) if actor else Actor.of_process("cli", reason)
+        return command(*args, **kwargs)
+
+    by = click.option("--actor", metavar="NAME", help="Who does it, for the journal (default: user@host).")
+    why = click.option("--reason", default="", metavar="TEXT", help="Why, for the journal.")
+    result: F = by(why(wrapped))  # type: ignore[assignment]
     return result
 
 

@@ -8,7 +8,16 @@ import click
 
 from celery_allocator import __version__
 from celery_allocator.demo.command import demo
-from celery_allocator.surfaces.cli import allocations, operators, parked, processes, reading, verifying
+from celery_allocator.surfaces.cli import (
+    allocations,
+    journalling,
+    operators,
+    parked,
+    processes,
+    reading,
+    verifying,
+    waiting,
+)
 from celery_allocator.surfaces.cli.console import Group, open_console
 
 
@@ -29,7 +38,9 @@ def allocator(ctx: click.Context, app: str | None, backend_url: str | None, pool
 for _command in (
     *reading.COMMANDS,
     *allocations.COMMANDS,
+    *waiting.COMMANDS,
     *operators.COMMANDS,
+    *journalling.COMMANDS,
     *parked.COMMANDS,
     *verifying.COMMANDS,
     *processes.COMMANDS,

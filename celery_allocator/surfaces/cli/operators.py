@@ -1,4 +1,4 @@
-"""Commands for operators: cordon, uncordon, drain, tick."""
+"""Commands for operators: cordon, uncordon, drain, pause, resume, tick."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import time
 import click
 
 from celery_allocator.errors import AllocationTimeout
-from celery_allocator.surfaces.cli.console import EXIT_FAILED, Console, json_option, pass_console, print_json
+from celery_allocator.operations import Command, Cordon, Drain, Effect, Pause, Resume, Uncordon
+from celery_allocator.surfaces.cli.console import (
+    EXIT_FAILED,
+    Console,
+    acting,
+    json_option,
+    pass_console,
+    print_json,
+)
 
 #: Seconds between two looks at a node that empties.
 _WATCH_S = 0.2
@@ -18,12 +26,14 @@ _target = click.argument("target", metavar="NODE|NODE/DEVICE")
 @click.command()
 @_target
 @json_option
+@acting
 @pass_console
 def cordon(console: Console, target: str, *, as_json: bool) -> None:
     """Grant nothing new on a node or device. What it holds, granted or running, goes on."""
-    held = _cordon(console, target, drain=False)
+    effect = _run(console, Cordon(target))
+    held = sorted(effect.held)
     if as_json:
-        print_json({"success": True, "target": target, "state": "cordoned", "held": held})
+        print_json({"success": True, "target": target, "state": "cordoned", "held": held, "entry": effect.entry})
     else:
         click.echo(f"{target} is cordoned; {_count(held)} held there")
 
@@ -31,14 +41,14 @@ def cordon(console: Console, target: str, *, as_json: bool) -> None:
 @click.command()
 @_target
 @json_option
+@acting
 @pass_console
 def uncordon(console: Console, target: str, *, as_json: bool) -> None:
     """Grant on a node or device again."""
-    console.session.upkeep()
-    grants = console.ledger.uncordon(target, publishes=console.publishes)
-    console.publish(grants)
+    effect = _run(console, Uncordon(target))
     if as_json:
-        print_json({"success": True, "target": target, "state": "ready", "granted": [g.allocation_id for g in grants]})
+        granted = [grant.allocation_id for grant in effect.grants]
+        print_json({"success": True, "target": target, "state": "ready", "granted": granted, "entry": effect.entry})
     else:
         click.echo(f"{target} is ready")
 
@@ -50,25 +60,46 @@ def uncordon(console: Console, target: str, *, as_json: bool) -> None:
     "--timeout", "timeout_s", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer (with --wait)."
 )
 @json_option
+@acting
 @pass_console
 @click.pass_context
 def drain(
     ctx: click.Context, console: Console, target: str, timeout_s: float | None, *, wait: bool, as_json: bool
 ) -> None:
     """Empty a node or device: grant nothing new, take back what has not started, let what runs end."""
-    held = _cordon(console, target, drain=True)
+    effect = _run(console, Drain(target))
+    held = sorted(effect.held)
     if not as_json:
         click.echo(f"{target} is draining; {_count(held)} still there")
     if wait:
         held = _watch(console, target, held, timeout_s, quiet=as_json)
     if as_json:
-        print_json({"success": not (wait and held), "target": target, "state": "draining", "held": held})
+        done = not (wait and held)
+        print_json({"success": done, "target": target, "state": "draining", "held": held, "entry": effect.entry})
     elif wait and not held:
         click.echo(f"{target} is empty")
     if wait and held:
         late = AllocationTimeout(f"{_count(held)} still on {target} after {timeout_s:g} s; it goes on draining")
         click.echo(f"Error: {late}", err=True)
         ctx.exit(EXIT_FAILED)
+
+
+@click.command()
+@json_option
+@acting
+@pass_console
+def pause(console: Console, *, as_json: bool) -> None:
+    """Grant nothing in the whole pool. What is granted already starts and runs; what is submitted waits."""
+    _tell(_run(console, Pause()), as_json=as_json)
+
+
+@click.command()
+@json_option
+@acting
+@pass_console
+def resume(console: Console, *, as_json: bool) -> None:
+    """Grant in the pool again, after pause."""
+    _tell(_run(console, Resume()), as_json=as_json)
 
 
 @click.command()
@@ -96,11 +127,17 @@ def tick(console: Console, *, as_json: bool) -> None:
         )
 
 
-def _cordon(console: Console, target: str, *, drain: bool) -> list[str]:
+def _run(console: Console, command: Command) -> Effect:
     console.session.upkeep()
-    grants, held = console.ledger.cordon(target, drain=drain, publishes=console.publishes)
-    console.publish(grants)
-    return sorted(held)
+    return console.operator.run(command)
+
+
+def _tell(effect: Effect, *, as_json: bool) -> None:
+    if as_json:
+        granted = [grant.allocation_id for grant in effect.grants]
+        print_json({"success": True, "text": effect.text, "granted": granted, "entry": effect.entry})
+    else:
+        click.echo(effect.text)
 
 
 def _watch(console: Console, target: str, held: list[str], timeout_s: float | None, *, quiet: bool) -> list[str]:
@@ -127,4 +164,4 @@ def _count(held: list[str]) -> str:
     return f"{len(held)} allocation{'' if len(held) == 1 else 's'}"
 
 
-COMMANDS: tuple[click.Command, ...] = (cordon, uncordon, drain, tick)
+COMMANDS: tuple[click.Command, ...] = (cordon, uncordon, drain, pause, resume, tick)

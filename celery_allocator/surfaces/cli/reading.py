@@ -31,8 +31,10 @@ def status(console: Console, *, as_json: bool) -> None:
         return
     click.echo(
         f"pool {cluster.pool} at {console.ledger.url}: {cluster.running} running, {cluster.granted} granted, "
-        f"{cluster.waiting} waiting, {cluster.delayed} delayed"
+        f"{cluster.waiting} waiting, {cluster.delayed} delayed, {cluster.on_hold} on hold"
     )
+    if cluster.paused:
+        click.echo(_PAUSED[cluster.paused])
     if not cluster.nodes:
         waits = " What waits is placed when one is." if cluster.waiting else ""
         click.echo(
@@ -41,6 +43,12 @@ def status(console: Console, *, as_json: bool) -> None:
         )
         return
     click.echo(f"\n{_nodes(cluster)}\n\n{_devices(cluster)}")
+
+
+_PAUSED = {
+    "stopped": "Nothing is granted: an operator has paused the pool (celery-allocator resume).",
+    "paused": "Nothing is granted yet: the server was restarted, and workers have still to report what they run.",
+}
 
 
 def _nodes(cluster: ClusterState) -> str:

@@ -1,0 +1,133 @@
+"""The journal of operator actions: what is written with an action, and what is read of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from celery_allocator.errors import ActionRefused, DuplicateAction, JournalMoved
+from celery_allocator.ledger import wire
+from celery_allocator.ledger.replies import Grant
+
+DONE, UNDONE = "done", "undone"
+
+
+@dataclass(frozen=True)
+class Note:
+    """Who does what, and why: written into the journal in the same step as the action.
+
+    ``way``: ``do``, or ``undo`` or ``redo`` of entry ``of``. ``once``: an idempotency key, remembered for a week.
+    ``seen``: how many actions had been taken when this one was decided on; any since then, and it is refused.
+    ``keeps_place``: redone, the entry stands among the others where it stood before.
+    """
+
+    action: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    actor: str = ""
+    reason: str = ""
+    source: str = ""
+    once: str = ""
+    way: str = "do"
+    of: int | None = None
+    seen: int | None = None
+    keeps_place: bool = False
+
+    def packed(self, keep: int) -> str:
+        """As the scripts read it. ``keep``: entries that the journal keeps."""
+        values = {key: "" if value is None else value for key, value in asdict(self).items()}
+        return json.dumps({**values, "args": dict(self.args), "of": str(values["of"]), "keep": keep})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One action in the journal. Times: seconds since the epoch on the ledger's clock.
+
+    ``objects``: what it touched, such as ``node:n1``, ``device:n1/gpu_0``, ``allocation:alloc_…``, ``pool``. ``state``:
+    ``done`` or ``undone``. ``done_op``: its place among all actions, undos and redos, which are
+    counted; ``undone_op``: that of its last undo. ``restorable``: it keeps the record of what it ended.
+    """
+
+    number: int
+    action: str
+    args: Mapping[str, Any]
+    objects: tuple[str, ...]
+    actor: str
+    reason: str
+    source: str
+    at: float
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    state: str
+    done_op: int
+    undone_op: int | None = None
+    undone_at: float | None = None
+    undone_by: str = ""
+    undone_reason: str = ""
+    restorable: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON-ready data."""
+        return {**asdict(self), "objects": list(self.objects)}
+
+
+@dataclass(frozen=True)
+class Operated:
+    """Reply of an operator's action. ``entry``: its number in the journal; ``None`` where it was not written there.
+
+    ``was``: the state before. ``held``: ids of what a cordoned place still holds.
+    """
+
+    entry: int | None
+    grants: tuple[Grant, ...] = ()
+    was: str = ""
+    becomes: str = ""
+    held: tuple[str, ...] = ()
+
+
+def raise_refused(note: Note | None, reply: Any) -> None:
+    """Raise what the scripts refuse a note with (see ``_journal.lua``)."""
+    if note is None or not isinstance(reply, list) or not reply or not isinstance(reply[0], bytes):
+        return
+    if reply[0] == b"duplicate":
+        raise DuplicateAction(note.once, int(reply[1]))
+    if reply[0] == b"moved":
+        raise JournalMoved("another action was taken meanwhile")
+    if reply[0] == b"entry":
+        state = reply[1].decode()
+        told = {"gone": "is not in the journal any more", DONE: "is in force", UNDONE: "is undone already"}
+        raise ActionRefused(f"cannot {note.way} entry {note.of}: it {told.get(state, state)}")
+
+
+def number(value: Any) -> int | None:
+    """An entry's number in a reply; ``None`` for an empty one."""
+    return int(value) if value not in (b"", "", None) else None
+
+
+@wire.reads("a journal entry")
+def entry(row: list[Any]) -> Entry:
+    """One row of ``journal.lua``'s reply."""
+    no, restorable, *texts = row
+    action, args, objects, actor, reason, source, at, before, after, state, done, undone, undone_at, by, why = (
+        text.decode() for text in texts
+    )
+    return Entry(
+        number=int(no),
+        action=action,
+        args=json.loads(args) or {},
+        objects=tuple(objects.split("\n")),
+        actor=actor,
+        reason=reason,
+        source=source,
+        at=int(at) / 1000,
+        before=json.loads(before) or {},
+        after=json.loads(after) or {},
+        state=state,
+        done_op=int(done),
+        undone_op=int(undone) if undone else None,
+        undone_at=int(undone_at) / 1000 if undone_at else None,
+        undone_by=by,
+        undone_reason=why,
+        restorable=bool(restorable),
+    )

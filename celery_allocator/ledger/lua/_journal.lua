@@ -1,0 +1,60 @@
+-- Library: the journal of operator actions. Touches: meta, journal, entry, once, events.
+-- A note says who acts and why; it is a JSON object: way ("do", or "undo"|"redo" with of, the entry), action, args, actor,
+-- reason, source, once (an idempotency key or ""), seen (how many actions the caller knew of when it decided; "": it does
+-- not matter), keep (entries that are kept), keeps_place (a redo after which the entry stands among the others where it
+-- stood before). Every action, undo and redo has a number of its own, `op`: an entry carries that of when it was done, its
+-- place among the others, and that of when it was undone.
+local ONCE = 604800000 -- ms for which an idempotency key is remembered: a week
+
+local function read_note(text)
+  if text and text ~= "" then return cjson.decode(text) end
+end
+
+-- Why the action cannot be taken now, as the script's reply; nil if it can.
+local function refused(note)
+  if not note then return nil end
+  if note.once ~= "" then
+    local entry = call("GET", K.once .. note.once)
+    if entry then return { "duplicate", entry } end
+  end
+  if note.seen ~= "" and tonumber(note.seen) ~= tonumber(call("HGET", K.meta, "ops") or 0) then return { "moved" } end
+  if note.way ~= "do" then
+    local state = call("HGET", K.entry .. note.of, "state")
+    if state ~= (note.way == "undo" and "done" or "undone") then return { "entry", state or "gone" } end
+  end
+end
+
+-- Write down what was done to `objects` (a list such as "node:n1", the first of them first in what is told of it). before,
+-- after: tables. payload: what it takes to bring back what ended, or nil. Returns the entry's number, or "".
+local function journal(note, objects, before, after, payload)
+  if not note then return "" end
+  local op = call("HINCRBY", K.meta, "ops", 1)
+  local was, is = cjson.encode(before), cjson.encode(after)
+  local entry, state = note.of, note.way == "undo" and "undone" or "done"
+  if note.way == "do" then
+    entry = tostring(call("HINCRBY", K.meta, "entries", 1))
+    call("ZADD", K.journal, entry, entry)
+    call("HSET", K.entry .. entry, "action", note.action, "args", cjson.encode(note.args), "objects", table.concat(objects, "\n"),
+      "actor", note.actor, "reason", note.reason, "source", note.source, "at", NOW, "done", op)
+    for _, old in ipairs(call("ZRANGE", K.journal, 0, -1 - note.keep)) do
+      call("ZREM", K.journal, old)
+      call("DEL", K.entry .. old)
+    end
+  elseif note.way == "undo" then
+    call("HSET", K.entry .. entry, "undone", op, "undone_at", NOW, "undone_by", note.actor, "undone_reason", note.reason)
+  else
+    if not note.keeps_place then call("HSET", K.entry .. entry, "done", op) end
+    call("HDEL", K.entry .. entry, "undone", "undone_at", "undone_by", "undone_reason")
+  end
+  call("HSET", K.entry .. entry, "state", state)
+  if note.way ~= "undo" then call("HSET", K.entry .. entry, "before", was, "after", is) end
+  if payload then call("HSET", K.entry .. entry, "payload", payload) end
+  if note.once ~= "" then call("SET", K.once .. note.once, entry, "PX", ONCE) end
+  event("operated", objects[1], "", "entry", entry, "action", note.action, "actor", note.actor, "reason", note.reason,
+    "source", note.source, "state", note.way == "do" and "done" or note.way .. "ne",
+    "before", was, "after", is)
+  return entry
+end
+
+-- Everything of an allocation's record, for `restore`.
+local function dump(id) return cmsgpack.pack(call("HGETALL", K.alloc .. id)) end

@@ -1,0 +1,157 @@
+"""The ledger as operators steer it: one script each; with a ``note``, the action is journalled in the same step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from celery_allocator.errors import ActionRefused, AllocationNotFound, EntryNotFound, UnknownTargetError
+from celery_allocator.ledger import journal, replies, wire
+from celery_allocator.ledger.access import Access
+from celery_allocator.ledger.journal import Entry, Note, Operated
+from celery_allocator.ledger.replies import Grant
+
+
+class Operating(Access):
+    """The methods of operators. A ``note`` may make any of them raise :class:`ActionRefused`.
+
+    ``publishes``: the caller publishes the grants that come back; else the next tick does.
+    """
+
+    # --- nodes, devices, the pool
+
+    def cordon(
+        self, target: str, *, drain: bool = False, publishes: bool = True
+    ) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
+        """Stop granting on a node or ``node/device``. ``drain`` also takes back unstarted grants.
+
+        Returns the grants made elsewhere and the ids of what still runs there. Raises :class:`UnknownTargetError`.
+        """
+        reply = self.set_state(target, "draining" if drain else "cordoned", publishes=publishes)
+        return reply.grants, reply.held
+
+    def uncordon(self, target: str, *, publishes: bool = True) -> tuple[Grant, ...]:
+        """Grant on a node or device again. Raises :class:`UnknownTargetError`."""
+        return self.set_state(target, "ready", publishes=publishes).grants
+
+    @wire.reads("an allocation")
+    def set_state(
+        self, target: str, state: str | Mapping[str, Any], *, publishes: bool = True, note: Note | None = None
+    ) -> Operated:
+        """Make a node or ``node/device`` ``ready``, ``cordoned`` or ``draining``, or put it back into several states.
+
+        A mapping gives the state of the node and of each device by name. Raises :class:`UnknownTargetError`.
+        """
+        several = isinstance(state, Mapping)
+        word, states = ("restore", json.dumps(dict(state))) if isinstance(state, Mapping) else (state, "")
+        reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states)
+        if reply[0] != b"ok":
+            known = ", ".join(wire.device_keys(self._run("snapshot"))) or "none"
+            raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
+        _, grants, held, entry = reply
+        return Operated(
+            journal.number(entry),
+            replies.grants(grants),
+            becomes="" if several else word,
+            held=tuple(i.decode() for i in held),
+        )
+
+    def pause(self, *, stop: bool, publishes: bool = True, note: Note | None = None) -> Operated:
+        """Stop granting in the whole pool, or (``stop=False``) resume it. What is granted already starts and runs."""
+        reply = self._noted(note, "pause", "1" if stop else "0", "1" if publishes else "0", self._pack(note))
+        _, was, grants, entry = reply
+        words = {True: "paused", False: "granting"}
+        return Operated(journal.number(entry), replies.grants(grants), words[was == b"1"], words[stop])
+
+    # --- allocations
+
+    @wire.reads("the allocation")
+    def prioritize(self, allocation_id: str, priority: int, *, note: Note | None = None) -> Operated:
+        """Give what has not been granted another priority; its place in line follows.
+
+        Raises :class:`AllocationNotFound`, :class:`ActionRefused` once it is granted.
+        """
+        reply = self._noted(note, "prioritize", allocation_id, priority, self._pack(note))
+        self._found(allocation_id, reply)
+        if reply[0] == b"granted":
+            raise ActionRefused(f"{allocation_id} is {reply[1].decode()}: its priority has no effect any more")
+        return Operated(journal.number(reply[2]), was=str(int(reply[1])), becomes=str(priority))
+
+    def hold(
+        self, allocation_id: str, *, by: str = "operator", publishes: bool = True, note: Note | None = None
+    ) -> Operated:
+        """Put what waits or is delayed on hold: it keeps its place, and is not granted.
+
+        Raises :class:`AllocationNotFound`, :class:`ActionRefused` in any other state.
+        """
+        return self._hold(allocation_id, "hold", by, publishes, note)
+
+    def unhold(self, allocation_id: str, *, publishes: bool = True, note: Note | None = None) -> Operated:
+        """Let what is on hold go on. Raises :class:`AllocationNotFound`, :class:`ActionRefused` if it is not held."""
+        return self._hold(allocation_id, "unhold", "", publishes, note)
+
+    def restore(self, allocation_id: str, *, publishes: bool = True, note: Note) -> Operated:
+        """Bring back what the note's entry ended, where it was. See ``restore.lua``.
+
+        Raises :class:`ActionRefused` saying what is in its way.
+        """
+        reply = self._noted(note, "restore", allocation_id, "1" if publishes else "0", self._pack(note))
+        verdict, *rest = reply
+        if verdict == b"taken":
+            device, ids = rest[0].decode(), ", ".join(i.decode() for i in rest[1])
+            raise ActionRefused(f"the place of {allocation_id} on {device} is taken: held there are {ids or 'none'}")
+        if verdict != b"ok":
+            raise ActionRefused(_IN_THE_WAY[verdict].format(id=allocation_id, what=rest[0].decode() if rest else ""))
+        state, grants, entry = rest
+        return Operated(journal.number(entry), replies.grants(grants), "released", state.decode())
+
+    # --- the journal
+
+    def journal(self, limit: int = 50, before: int | None = None) -> tuple[Entry, ...]:
+        """Entries, latest first; only those before number ``before``."""
+        return self.journal_now(limit, before)[1]
+
+    def journal_now(self, limit: int = 50, before: int | None = None) -> tuple[int, tuple[Entry, ...]]:
+        """How many actions have been taken so far, and the latest entries."""
+        ops, rows = self._run("journal", "", limit, "" if before is None else before)
+        return int(ops), tuple(journal.entry(row) for row in rows)
+
+    def entry(self, number: int) -> Entry:
+        """One entry. Raises :class:`EntryNotFound`."""
+        _, rows = self._run("journal", number, 1, "")
+        if not rows:
+            raise EntryNotFound(f"no entry {number} in the journal: it keeps the last {self.options.journal_maxlen}")
+        return journal.entry(rows[0])
+
+    # --- plumbing
+
+    def _noted(self, note: Note | None, name: str, *args: Any) -> Any:
+        reply = self._run(name, *args)
+        journal.raise_refused(note, reply)
+        return reply
+
+    def _pack(self, note: Note | None) -> str:
+        return "" if note is None else note.packed(self.options.journal_maxlen)
+
+    def _hold(self, allocation_id: str, what: str, by: str, publishes: bool, note: Note | None) -> Operated:
+        reply = self._noted(note, "hold", allocation_id, what, by, "1" if publishes else "0", self._pack(note))
+        self._found(allocation_id, reply)
+        state = reply[1].decode()
+        if reply[0] == b"state":
+            told = f"only what waits or is delayed can be put on hold; {allocation_id} is {state}"
+            raise ActionRefused(told if what == "hold" else f"{allocation_id} is not on hold: it is {state}")
+        return Operated(journal.number(reply[3]), replies.grants(reply[2]), was=state)
+
+    @staticmethod
+    def _found(allocation_id: str, reply: Any) -> None:
+        if reply[0] == b"gone":
+            raise AllocationNotFound(f"no live allocation {allocation_id!r}: it has ended or never was")
+
+
+_IN_THE_WAY = {
+    b"lost": "the journal keeps no record of {id} any more",
+    b"alive": "{id} is there already: it is {what}",
+    b"expired": "{id} has expired meanwhile",
+    b"offline": "the place of {id} is gone: {what} is offline",
+}

@@ -1,0 +1,50 @@
+"""Operator actions: commands with inverses, the journal they are written in, undo and redo."""
+
+from __future__ import annotations
+
+from celery_allocator.operations.actor import Actor
+from celery_allocator.operations.commands import (
+    COMMANDS,
+    Allocate,
+    Cancel,
+    Command,
+    Cordon,
+    Drain,
+    Hold,
+    Pause,
+    Priority,
+    Release,
+    Resume,
+    Uncordon,
+    Unhold,
+    command,
+)
+from celery_allocator.operations.digest import digest
+from celery_allocator.operations.effect import Effect
+from celery_allocator.operations.operator import Operator
+from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo
+
+__all__ = [
+    "COMMANDS",
+    "Actor",
+    "Allocate",
+    "Cancel",
+    "Command",
+    "Cordon",
+    "Drain",
+    "Effect",
+    "Hold",
+    "Operator",
+    "Pause",
+    "Plan",
+    "Priority",
+    "Release",
+    "Resume",
+    "Uncordon",
+    "Unhold",
+    "command",
+    "describe",
+    "digest",
+    "plan_redo",
+    "plan_undo",
+]

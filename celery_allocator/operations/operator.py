@@ -1,0 +1,90 @@
+"""An operator: takes actions on a ledger in somebody's name, and undoes and redoes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from celery_allocator.errors import ActionRefused, JournalMoved
+from celery_allocator.ledger import Entry, Ledger
+from celery_allocator.operations.actor import Actor
+from celery_allocator.operations.commands import Command, Step, command
+from celery_allocator.operations.effect import Effect
+from celery_allocator.operations.plan import Plan, plan_redo, plan_undo
+
+#: How often a plan is made anew because somebody acted meanwhile.
+_TRIES = 5
+
+
+class Operator:
+    """Acts for ``actor``. ``settle`` is told of every effect at once: it publishes grants and writes results.
+
+    Without ``settle`` grants are left to the workers' next tick, and so are results.
+    """
+
+    def __init__(self, ledger: Ledger, actor: Actor, settle: Callable[[Effect], None] | None = None) -> None:
+        self.ledger = ledger
+        self.actor = actor
+        self._settle = settle
+
+    def run(self, action: Command) -> Effect:
+        """Take an action. Raises :class:`ActionRefused` and what the ledger raises; then nothing has changed."""
+        note = self.actor.note(action.action, action.as_args())
+        return self._told(action.do(Step(self.ledger, note, self._publishes)))
+
+    def journal(self, limit: int = 50, before: int | None = None) -> tuple[Entry, ...]:
+        """Entries, latest first."""
+        return self.ledger.journal(limit, before)
+
+    def plan(self, way: str, number: int | None = None, *, cascade: bool = False) -> Plan:
+        """What an undo or redo would do, without doing it. Raises :class:`ActionRefused`."""
+        seen, entries = self.ledger.journal_now(self.ledger.options.journal_maxlen)
+        make = plan_undo if way == "undo" else plan_redo
+        return make(entries, number, seen, cascade=cascade)
+
+    def undo(self, number: int | None = None, *, cascade: bool = False) -> list[Effect]:
+        """Undo an entry (``None``: the latest in force), with ``cascade`` also what depends on it.
+
+        Raises :class:`ActionRefused`. Where a cascade stops halfway, the error says what was undone before that.
+        """
+        return self._again("undo", number, cascade=cascade)
+
+    def redo(self, number: int | None = None, *, cascade: bool = False) -> list[Effect]:
+        """Redo an entry (``None``: the one undone last), with ``cascade`` also what has to be redone before it."""
+        return self._again("redo", number, cascade=cascade)
+
+    def follow(self, plan: Plan) -> Iterator[Effect]:
+        """Do what a plan says, step by step. Raises :class:`JournalMoved` if somebody has acted since it was made."""
+        for step, entry in enumerate(plan.entries):
+            last, keeps_place = entry is plan.entries[-1], plan.keeps_place(entry)
+            note = self.actor.note_again(plan.way, entry, plan.seen + step, last=last, keeps_place=keeps_place)
+            one = command(entry.action, entry.args)
+            act = one.undo if plan.way == "undo" else one.redo
+            yield self._told(act(Step(self.ledger, note, self._publishes, entry)))
+
+    @property
+    def _publishes(self) -> bool:
+        return self._settle is not None
+
+    def _again(self, way: str, number: int | None, *, cascade: bool) -> list[Effect]:
+        done: list[Effect] = []
+        for last in range(_TRIES, -1, -1):
+            plan = self.plan(way, number, cascade=cascade)
+            number = plan.entries[-1].number  # also when it was "the latest": that one is meant from now on
+            try:
+                done.extend(self.follow(plan))  # also where that raises halfway
+            except JournalMoved:
+                if not last:
+                    raise
+            except ActionRefused as error:
+                if not done:
+                    raise
+                texts = "; ".join(effect.text for effect in done)
+                raise ActionRefused(f"{error} Done before that: {texts}") from error
+            else:
+                break
+        return done
+
+    def _told(self, effect: Effect) -> Effect:
+        if self._settle is not None:
+            self._settle(effect)
+        return effect

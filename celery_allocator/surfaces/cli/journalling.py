@@ -1,0 +1,124 @@
+"""Commands of the journal: journal, undo, redo."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from celery_allocator.ledger import Entry
+from celery_allocator.model import iso_utc
+from celery_allocator.operations import Allocate, Release, describe
+from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
+
+_number = click.argument("number", type=click.IntRange(1), required=False, metavar="[ENTRY]")
+_cascade = click.option("--cascade", is_flag=True, help="Also what stands in the way; shown first, and asked for.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command()
+@click.argument("number", type=click.IntRange(1), required=False, metavar="[ENTRY]")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
+@click.option("--before", type=click.IntRange(1), metavar="ENTRY", help="Only older ones than this.")
+@json_option
+@pass_console
+def journal(console: Console, number: int | None, limit: int, before: int | None, *, as_json: bool) -> None:
+    """Who has done what, when and why, latest first; or one entry with all of it."""
+    if number is not None:
+        entry = console.ledger.entry(number)
+        if as_json:
+            print_json(entry.as_dict())
+        else:
+            click.echo(text.pairs((key, _shown(value)) for key, value in entry.as_dict().items()))
+        return
+    found = console.ledger.journal(limit, before)
+    if as_json:
+        print_json([entry.as_dict() for entry in found])
+    elif not found:
+        click.echo("The journal is empty.")
+    else:
+        heads = ("ENTRY", "WHEN", "STATE", "ACTION", "ON", "BY", "FROM", "WHY")
+        click.echo(text.table(heads, (_row(entry) for entry in found)))
+
+
+@click.command()
+@_number
+@_cascade
+@_dry_run
+@_yes
+@json_option
+@acting
+@pass_console
+def undo(console: Console, number: int | None, *, cascade: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Undo an operator's action: the latest that is in force, or that of the journal's ENTRY.
+
+    It is refused where later actions on the same depend on it; --cascade undoes those, too.
+    """
+    _again(console, "undo", number, cascade=cascade, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+@click.command()
+@_number
+@_cascade
+@_dry_run
+@_yes
+@json_option
+@acting
+@pass_console
+def redo(console: Console, number: int | None, *, cascade: bool, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Redo what was undone: the last one, or the journal's ENTRY."""
+    _again(console, "redo", number, cascade=cascade, dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _again(
+    console: Console, way: str, number: int | None, *, cascade: bool, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    console.session.upkeep()
+    operator = console.operator
+    plan = operator.plan(way, number, cascade=cascade)
+    if dry_run:
+        if as_json:
+            print_json({"success": True, "plan": [entry.as_dict() for entry in plan.entries]})
+        else:
+            click.echo("\n".join(plan.lines()))
+        return
+    if plan.others and not yes:
+        if as_json:
+            raise click.UsageError("--cascade with --json cannot ask: add --yes, or --dry-run to see the plan")
+        click.echo("\n".join(plan.lines()), err=True)
+        click.confirm(f"{way.capitalize()} these {len(plan.entries)}?", abort=True, err=True)
+    _offer_again(console, plan.entries)
+    act = operator.undo if way == "undo" else operator.redo
+    effects = act(plan.entries[-1].number, cascade=cascade)
+    if as_json:
+        print_json({"success": True, "done": [{"entry": effect.entry, "text": effect.text} for effect in effects]})
+    else:
+        for effect in effects:
+            click.echo(f"{way}ne {effect.entry}: {effect.text}")
+
+
+def _offer_again(console: Console, entries: tuple[Entry, ...]) -> None:
+    """This host was let go with the last allocation by hand that it had: one may come back, and needs it."""
+    if any(entry.action in (Allocate.action, Release.action) for entry in entries):
+        here = console.session.node(console.session.inventory.node)
+        if here is not None and here.state == "offline":
+            console.session.offer_host(console.settings.ttl_s)
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    on = describe(entry).split(" ", 2)[2].rsplit(" by ", 1)[0] if entry.args else "the pool"
+    when = iso_utc(entry.at)
+    return entry.number, when, entry.state, entry.action, on, entry.actor, entry.source, entry.reason
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return value
+
+
+COMMANDS: tuple[click.Command, ...] = (journal, undo, redo)
