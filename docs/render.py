@@ -41,6 +41,7 @@ EVENTS = {
     "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
     "held": "Put on hold: it keeps its place, and is not granted. `by`: who holds it; `from`: the state it was in.",
     "unheld": "No longer on hold.",
+    "breaker": "The circuit breaker of a task name (`id`) is `open`, `half-open` or `closed`.",
     "priority": "Has another priority, and its place in line with it.",
     "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",

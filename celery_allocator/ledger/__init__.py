@@ -7,6 +7,7 @@ from celery_allocator.ledger.connection import connect, resolve_url
 from celery_allocator.ledger.journal import Entry, Note, Operated
 from celery_allocator.ledger.replies import (
     Available,
+    BreakerState,
     Cancelled,
     Grant,
     Mailbox,
@@ -23,6 +24,7 @@ from celery_allocator.ledger.serving import Beat, Claim
 __all__ = [
     "Available",
     "Beat",
+    "BreakerState",
     "Cancelled",
     "Claim",
     "Entry",

@@ -10,7 +10,8 @@ from celery_allocator.errors import ActionRefused, AllocationNotFound, EntryNotF
 from celery_allocator.ledger import journal, replies, wire
 from celery_allocator.ledger.access import Access
 from celery_allocator.ledger.journal import Entry, Note, Operated
-from celery_allocator.ledger.replies import Grant
+from celery_allocator.ledger.replies import BreakerState, Grant
+from celery_allocator.model import label
 
 
 class Operating(Access):
@@ -106,6 +107,34 @@ class Operating(Access):
         state, grants, entry = rest
         return Operated(journal.number(entry), replies.grants(grants), "released", state.decode())
 
+    # --- circuit breakers
+
+    @wire.reads("what a breaker has set aside")
+    def set_breaker(
+        self,
+        name: str,
+        allows: int | None,
+        memory: str = "",
+        *,
+        batch: int = 200,
+        publishes: bool = True,
+        note: Note | None = None,
+    ) -> tuple[Operated, int]:
+        """Let so many more tasks of a name be granted; ``None`` closes its breaker: as many as fit.
+
+        Whose turn comes and may not be granted is set aside, on hold. Up to ``batch`` of those go on, as far as they
+        are let. ``memory``: what the keeper of the breaker remembers of it. Returns how many are still set aside, too.
+        """
+        few = "" if allows is None else allows
+        args = (label("task name", name), few, memory, batch, "1" if publishes else "0", self._pack(note))
+        _, grants, left, entry = self._noted(note, "breaker", *args)
+        return Operated(journal.number(entry), replies.grants(grants)), int(left)
+
+    def breakers(self) -> tuple[BreakerState, ...]:
+        """The breakers that are not closed, and those whose keeper remembers something, by task name."""
+        rows = sorted(self._run("breakers"))
+        return tuple(BreakerState(row[0].decode(), _allowance(row[1]), row[2].decode(), int(row[3])) for row in rows)
+
     # --- the journal
 
     def journal(self, limit: int = 50, before: int | None = None) -> tuple[Entry, ...]:
@@ -149,6 +178,12 @@ class Operating(Access):
             raise AllocationNotFound(f"no live allocation {allocation_id!r}: it has ended or never was")
 
 
+def _allowance(text: bytes) -> int | None:
+    """How many more may be granted; ``None`` for a breaker that is closed, or closing (see ``_breaker.lua``)."""
+    return int(text) if text and int(text) < _CLOSING else None
+
+
+_CLOSING = 500_000_000
 _IN_THE_WAY = {
     b"lost": "the journal keeps no record of {id} any more",
     b"alive": "{id} is there already: it is {what}",

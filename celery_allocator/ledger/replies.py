@@ -126,6 +126,19 @@ class Cancelled:
 
 
 @dataclass(frozen=True)
+class BreakerState:
+    """The breaker of a task name. ``allows``: how many more may be granted; ``None`` when it is closed.
+
+    ``memory``: what its keeper remembers; ``aside``: how many it has set aside.
+    """
+
+    name: str
+    allows: int | None
+    memory: str
+    aside: int
+
+
+@dataclass(frozen=True)
 class Ticked:
     """Reply of :meth:`Ledger.tick`. ``ran`` is False when somebody else ticked a moment ago."""
 

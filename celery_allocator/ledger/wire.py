@@ -152,6 +152,8 @@ def submitted(
             estimated_start_at=_seconds(estimate),
         )
         return whole(waiting, free(int(gpu_free), int(cores_free), int(ram_free)))
+    if verdict == "on_hold":
+        return whole(Allocation(**base, state=State.ON_HOLD, submitted_at=at, on_hold_by="breaker"), free(0, 0, 0))
     return whole(Allocation(**base, state=State.DELAYED, submitted_at=at), free(0, 0, 0))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from celery_allocator.operations.actor import Actor
+from celery_allocator.operations.breaking import BY_OPERATOR, CloseBreaker, OpenBreaker
 from celery_allocator.operations.commands import (
-    COMMANDS,
     Allocate,
     Cancel,
     Command,
@@ -17,23 +17,26 @@ from celery_allocator.operations.commands import (
     Resume,
     Uncordon,
     Unhold,
-    command,
 )
 from celery_allocator.operations.digest import digest
 from celery_allocator.operations.effect import Effect
 from celery_allocator.operations.operator import Operator
 from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo
+from celery_allocator.operations.registry import COMMANDS, command
 
 __all__ = [
+    "BY_OPERATOR",
     "COMMANDS",
     "Actor",
     "Allocate",
     "Cancel",
+    "CloseBreaker",
     "Command",
     "Cordon",
     "Drain",
     "Effect",
     "Hold",
+    "OpenBreaker",
     "Operator",
     "Pause",
     "Plan",

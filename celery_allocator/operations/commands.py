@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from celery_allocator.errors import ActionRefused, RequestError, RequirementsError
+from celery_allocator.errors import ActionRefused, RequirementsError
 from celery_allocator.ledger import Entry, Ledger, Note
 from celery_allocator.model import FIELDS
 from celery_allocator.operations.effect import Effect
@@ -248,24 +248,3 @@ def _ended(at: Step, allocation_id: str, token: int | None, outcome: str) -> Eff
 def _restored(at: Step, allocation_id: str) -> Effect:
     done = at.ledger.restore(allocation_id, publishes=at.publishes, note=at.note)
     return Effect(done.entry, f"{allocation_id} is {done.becomes} again", done.grants, revived=(allocation_id,))
-
-
-#: Every command by the name of its action.
-COMMANDS: dict[str, type[Command]] = {
-    kind.action: kind
-    for kind in (Cordon, Drain, Uncordon, Pause, Resume, Priority, Hold, Unhold, Cancel, Release, Allocate)
-}
-
-
-def command(action: str, args: Mapping[str, Any]) -> Command:
-    """A command from its name and plain values. Raises :class:`RequestError` naming what is unknown or missing."""
-    kind = COMMANDS.get(action)
-    if kind is None:
-        raise RequestError(f"unknown action {action!r}; known are {', '.join(COMMANDS)}")
-    names = [spec.name for spec in fields(kind)]
-    if unknown := [str(key) for key in args if key not in names]:
-        raise RequestError(f"{action} takes {', '.join(names) or 'nothing'}, not {', '.join(unknown)}")
-    try:
-        return kind(**args)
-    except TypeError as error:
-        raise RequestError(f"{action} needs {', '.join(names)}: {error}") from None

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from celery_allocator.errors import ActionRefused, JournalMoved
 from celery_allocator.ledger import Entry, Ledger
 from celery_allocator.operations.actor import Actor
-from celery_allocator.operations.commands import Command, Step, command
+from celery_allocator.operations.commands import Command, Step
 from celery_allocator.operations.effect import Effect
 from celery_allocator.operations.plan import Plan, plan_redo, plan_undo
+from celery_allocator.operations.registry import command
 
 #: How often a plan is made anew because somebody acted meanwhile.
 _TRIES = 5

@@ -26,10 +26,11 @@ PRIORITIES = (-1000, -1, 0, 1, 5, 1000)
 
 _targets = st.tuples(st.sampled_from(["cordon", "drain", "uncordon"]), st.sampled_from(TARGETS))
 _pool = st.tuples(st.sampled_from(["pause", "resume"]), st.none())
+_breaker = st.tuples(st.sampled_from(["open-breaker", "close-breaker"]), st.sampled_from(["work", "other"]))
 _one = st.tuples(st.sampled_from(["hold", "unhold", "cancel", "release"]), st.integers(0, 30))
 _priority = st.tuples(st.just("priority"), st.tuples(st.integers(0, 30), st.sampled_from(PRIORITIES)))
 _allocate = st.tuples(st.just("allocate"), st.tuples(st.sampled_from([0, 500, 2_000, 9_000]), st.integers(0, 3)))
-actions = st.one_of(_targets, _pool, _one, _priority, _allocate)
+actions = st.one_of(_targets, _pool, _breaker, _one, _priority, _allocate)
 
 
 class Desk:
@@ -72,6 +73,8 @@ class Desk:
             return command(what, {})
         if what in ("cordon", "drain", "uncordon"):
             return command(what, {"target": how})
+        if what.endswith("-breaker"):
+            return command(what, {"name": how})
         if what == "priority":
             number, priority = how  # type: ignore[misc]
             return command(what, {"allocation_id": self._pick(self.waiting, number), "priority": priority})

@@ -69,7 +69,8 @@ end
 
 -- One record against every set that should name it, and those that should not.
 local function audit_record(id)
-  local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok")
+  local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok",
+    "hold", "name")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
   local known = held or state == "waiting" or state == "delayed" or state == "on_hold" or state == "released"
@@ -96,6 +97,7 @@ local function audit_record(id)
   end
   listed("delayed", K.delayed, state == "delayed")
   listed("on hold", K.onhold, state == "on_hold")
+  listed("set aside", K.aside .. (v[11] or ""), state == "on_hold" and v[10] == "breaker")
   listed("among what expires", K.expires, v[5] and (by_hand or (state ~= "running" and state ~= "released"))
     and call("ZSCORE", K.expires, id))
   if state == "released" then

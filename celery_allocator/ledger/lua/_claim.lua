@@ -97,6 +97,7 @@ local function take_out(id, a)
     call("ZREM", K.delayed, id)
   elseif a.state == "on_hold" then
     call("ZREM", K.onhold, id)
+    call("ZREM", K.aside .. a.name, id)
   end
 end
 

@@ -1,4 +1,4 @@
--- Library: grant what now fits. Touches: shapes, line, waiting and all that a claim touches.
+-- Library: grant what now fits. Touches: shapes, line, waiting and all that claim and breaker touch.
 -- Rule: in order of priority, then arrival, every waiting allocation that fits is granted. Within a shape the first
 -- that does not fit speaks for all behind it, so a pass looks at heads of shapes and never at every waiter.
 
@@ -12,13 +12,15 @@ local function head_of(shape)
       return nil
     end
     local a = load_alloc(id)
-    if a and a.state == "waiting" and a.shape == shape then return id, a end
-    dequeue(id, shape)
+    local stands = a and a.state == "waiting" and a.shape == shape
+    if stands and admits(a.name, need_of(shape).kind) then return id, a end
+    if stands then set_aside(id, a) else dequeue(id, shape) end
   end
 end
 
 local function grant_head(shape, need, dkey, id, a, n, out)
   dequeue(id, shape)
+  spend(a.name, need.kind)
   local token, cores, d = claim(id, dkey, need, n)
   record_grant(id, a, dkey, need, token, cores, d)
   if need.kind == "t" then
@@ -113,12 +115,13 @@ local function place_or_wait(id, a, out)
   if not first then return end
   local need = need_of(a.shape)
   local dkey, n = place(need, a.strat)
-  if dkey then grant_head(a.shape, need, dkey, id, a, n, out) end
+  if not dkey then return end
+  if admits(a.name, need.kind) then grant_head(a.shape, need, dkey, id, a, n, out) else set_aside(id, a) end
 end
 
 -- What was on hold goes on: it is delayed again, or in line under its old place, or granted. Returns its state then.
 local function unhold(id, a, out)
-  call("ZREM", K.onhold, id)
+  take_out(id, a)
   call("HDEL", K.alloc .. id, "hold")
   event("unheld", id, a.tid, "name", a.name)
   if a.eta and tonumber(a.eta) > now then
@@ -131,6 +134,16 @@ local function unhold(id, a, out)
   a.state = "waiting"
   place_or_wait(id, a, out)
   return call("HGET", K.alloc .. id, "state")
+end
+
+-- Let up to `some` of what a name's breaker has set aside go on. Returns how many are left.
+local function let_go(name, some, out)
+  for _, id in ipairs(some > 0 and call("ZRANGE", K.aside .. name, 0, some - 1) or {}) do
+    local a = load_alloc(id)
+    call("ZREM", K.aside .. name, id)
+    if a and a.state == "on_hold" then unhold(id, a, out) end
+  end
+  return call("ZCARD", K.aside .. name)
 end
 
 -- The caller cannot publish: its grants are due at once for the next tick.

@@ -1,6 +1,6 @@
 -- Rebuild everything that is counted from the allocations' records, and what nodes and devices have.
 -- flags: allow-oom
--- uses: base events cores index place line claim pass audit
+-- uses: base events cores index place line claim breaker pass audit
 -- KEYS: prefix. ARGV from 5: ids of all records there are (found by SCAN).
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.
@@ -116,7 +116,11 @@ end
 for id, a in pairs(known) do
   if a.state == "waiting" then enqueue(id, a.shape, a.score) end
   if a.state == "delayed" then call("ZADD", K.delayed, a.eta, id) end
-  if a.state == "on_hold" then call("ZADD", K.onhold, NOW, id) end
+  call("ZREM", K.aside .. (a.name or ""), id)
+  if a.state == "on_hold" then
+    call("ZADD", K.onhold, NOW, id)
+    if call("HGET", K.alloc .. id, "hold") == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
+  end
   if a.state == "released" then
     if buried[id] or not call("ZSCORE", K.parked, id) then call("ZADD", K.obits, buried[id] or NOW, id) end
   else

@@ -1,9 +1,9 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events journal cores index place line claim room
+-- uses: base events journal cores index place line claim breaker room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "".
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
---   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now}
+--   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events, journal and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
@@ -60,8 +60,10 @@ local delayed = eta ~= "" and tonumber(eta) > now
 -- Whoever shares the shape with a waiter does not fit either; it goes behind it.
 local dkey, node
 if not delayed and call("EXISTS", K.line .. shape) == 0 then dkey, node = place(need, strategy) end
+local aside = dkey and not admits(name, need.kind)
+if aside then dkey = nil end
 
-if not dkey and ARGV[18] == "raise" then
+if not dkey and not aside and ARGV[18] == "raise" then
   local dimension, largest = never(call("HKEYS", K.classes))
   if dimension then return { "never", dimension, largest } end
 end
@@ -86,6 +88,7 @@ end
 if dkey then
   local token, cores, d = claim(id, dkey, need, node, seq)
   index()
+  spend(name, need.kind)
   local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
@@ -101,5 +104,9 @@ local position = call("ZRANK", K.waiting, id) + 1
 local start = estimate(name, position) or ""
 event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))
 journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })
+if aside then
+  set_aside(id, load_alloc(id))
+  return { "on_hold", now }
+end
 local gpu_free, cores_free, ram_free = roomiest()
 return { "waiting", position, start, gpu_free, cores_free, ram_free, now }

@@ -1,6 +1,6 @@
 -- Maintenance, about once a second by whoever comes first.
 -- flags: allow-oom
--- uses: base events cores index place line claim pass loss leases epoch
+-- uses: base events cores index place line claim breaker pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
 --   for which the caller could not reach the server ("": it cannot know, a command that has just begun), shortest pause ms, when the caller sent this by the server's clock
 --   (as it knows it from the last reply) or "".
@@ -89,6 +89,9 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, ba
     event("waiting", id, a.tid, "name", a.name, "shape", a.shape)
     place_or_wait(id, a, grants)
   end
+end
+for _, name in ipairs(call("HKEYS", K.breakers)) do
+  if is_closing(call("HGET", K.breakers, name)) and let_go(name, batch, grants) == 0 then call("HDEL", K.breakers, name) end
 end
 local obits = {}
 if ARGV[7] == "1" then

@@ -10,6 +10,7 @@ from celery_allocator import __version__
 from celery_allocator.demo.command import demo
 from celery_allocator.surfaces.cli import (
     allocations,
+    breakers,
     journalling,
     operators,
     parked,
@@ -41,6 +42,7 @@ for _command in (
     *waiting.COMMANDS,
     *operators.COMMANDS,
     *journalling.COMMANDS,
+    *breakers.COMMANDS,
     *parked.COMMANDS,
     *verifying.COMMANDS,
     *processes.COMMANDS,
