@@ -148,6 +148,14 @@ class Serving(Access):
         )
         return Claim(reply[0]), reply[1].decode(errors="backslashreplace") if len(reply) > 1 else ""
 
+    def take_duty(self, name: str, holder: str, lease_s: float) -> bool:
+        """Take, or keep for ``lease_s`` more seconds, what one worker does at a time. False if somebody else has it."""
+        return bool(self._run("duty", name, holder, ms(lease_s)))
+
+    def give_up_duty(self, name: str, holder: str) -> None:
+        """Leave a duty to others at once."""
+        self._run("duty", name, holder, 0)
+
     def close_worker(self, worker: str, incarnation: str) -> tuple[Grant, ...]:
         """Stop granting to a worker that finishes what it runs; unstarted grants go elsewhere."""
         reply = self._run("unregister_worker", worker, incarnation, "1")

@@ -44,4 +44,5 @@ class CloseBreaker(_Breaker):
     action = "close-breaker"
 
     def do(self, at: Step) -> Effect:
-        return self._set(at, None, "")
+        now = at.ledger.server_time()
+        return self._set(at, None, json.dumps({"phase": "closed", "since": now, "failed_probings": 0}))

@@ -29,7 +29,7 @@ def content(ledger: Ledger) -> dict[str, Any]:
     others = [*_all(ledger.delayed), *_all(ledger.on_hold), *_all(ledger.held)]
     return {
         "stopped": state.paused == "stopped",
-        "breakers": [[breaker.name, breaker.allows, breaker.memory] for breaker in ledger.breakers()],
+        "breakers": [[breaker.name, breaker.allows] for breaker in ledger.breakers() if breaker.allows is not None],
         "nodes": [_node(node) for node in state.nodes],
         "line": [allocation.allocation_id for allocation in line],
         "allocations": sorted((_allocation(a) for a in (*line, *others)), key=lambda row: str(row["id"])),
