@@ -20,8 +20,8 @@ class Duty:
     """Runs ``step(ledger)`` every ``every_s`` seconds while this worker has the duty of that name.
 
     Whoever has it keeps it as long as it comes back within ``lease_s``. ``retire`` is called when somebody else has
-    taken it over: what ``step`` remembers has grown old. A step that fails is told of in the log, once while the reason stays
-    the same, and the next one is tried.
+    taken it over: what ``step`` remembers has grown old. A step that fails is told of in the log, once while the reason
+    stays the same, and the next one is tried.
     """
 
     def __init__(
