@@ -21,6 +21,10 @@
     ├── EntryNotFound                the journal has no entry of that number (also a LookupError)
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
     ├── InventoryError               this host's devices cannot be read as asked
+    ├── HistoryError                 the history cannot be used
+    │   ├── HistoryUnavailable       its database cannot be reached, or holds no history yet
+    │   ├── HistorySchemaError       its tables are those of another version
+    │   └── HistoryExtraMissing      its libraries are not installed
     └── LedgerError                  the ledger cannot be used
         ├── LedgerUnavailable        it cannot be reached
         ├── LedgerSchemaError        it was written by an incompatible version
@@ -245,6 +249,30 @@ class InventoryError(AllocatorError):
     """This host's devices cannot be read as asked."""
 
     code = "bad_inventory"
+
+
+class HistoryError(AllocatorError):
+    """The history cannot be used."""
+
+    code = "history_error"
+
+
+class HistoryUnavailable(HistoryError):
+    """The history's database cannot be reached, or holds no history yet."""
+
+    code = "history_unavailable"
+
+
+class HistorySchemaError(HistoryError):
+    """The history's tables are those of another version."""
+
+    code = "history_schema"
+
+
+class HistoryExtraMissing(HistoryError):
+    """The libraries of the history are not installed; the message has the command that does it."""
+
+    code = "history_extra"
 
 
 class LedgerError(AllocatorError):

@@ -43,6 +43,16 @@ class Settings:
         None, "Folder of the embedded server. Unset: `~/.local/state/celery-allocator` (XDG_STATE_HOME respected)."
     )
     events_maxlen: int = _setting(100_000, "Entries the ledger's event stream keeps, at least.")
+    # --- the history
+    history_url: str | None = _setting(
+        None,
+        "Database of the history: `postgresql://…` or `sqlite:///…` ([how](../howto/history.md)). Unset: the SQLite "
+        "file `history.sqlite3` in the embedded server's folder.",
+    )
+    history_days: int = _setting(90, "Days that the history keeps what has ended. 0: for good.")
+    recorder: bool = _setting(
+        False, "Record the history in a thread of this worker. Several may: one at a time does, the others stand by."
+    )
     # --- this host
     node: str | None = _setting(None, "Name of this host in the ledger. Unset: its host name.")
     devices: str = _setting(
@@ -116,7 +126,7 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{_names(name)} is {value!r}: it must be at least 1")
-        for name in ("reserve_cpu_cores", "reserve_ram_mb", "max_losses"):
+        for name in ("reserve_cpu_cores", "reserve_ram_mb", "max_losses", "history_days"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must not be negative")
         if not 0 < self.runtime_decay <= 1:

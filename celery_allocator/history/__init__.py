@@ -1,0 +1,49 @@
+"""The history: what the event stream said, kept in PostgreSQL or SQLite for as long as wanted.
+
+::
+
+    ledger's stream ─ recorder ─► events, allocations, node_states, … ─► history, report, gate, restore
+
+Its libraries are the extra ``history``; names are loaded on first use, so that nothing else needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from celery_allocator.errors import HistoryExtraMissing
+
+_EXPORTS = {
+    "History": "store",
+    "open_history": "store",
+    "Schema": "schema",
+}
+
+__all__ = [*_EXPORTS]  # noqa: PLE0604 (names of the lazy table)
+
+if TYPE_CHECKING:
+    from celery_allocator.history.schema import Schema
+    from celery_allocator.history.store import History, open_history
+
+#: What the extra installs.
+_LIBRARIES = ("sqlalchemy", "alembic", "psycopg")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        value = getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _LIBRARIES:
+            raise
+        raise HistoryExtraMissing(
+            f"the history needs {error.name}, which is not installed: pip install 'celery-allocator[history]'"
+        ) from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
