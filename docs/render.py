@@ -34,7 +34,8 @@ EVENTS = {
     "waiting": "Joined the line: nothing had room, or its ETA has come.",
     "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB and kind.",
     "started": "Passed the gate of its worker: the task runs.",
-    "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time.",
+    "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
+    "`error`: class of the exception, where a task failed.",
     "requeued": "Given back by its worker (a rejected delivery, say) and in line again.",
     "republished": "Granted, but not started within the deadline: its message is published again, with the same token.",
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
@@ -48,7 +49,8 @@ EVENTS = {
     "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
     "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
     "lost": "Its process or worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
-    "node": "A host told what it has, for the first time or changed. `id` is the host.",
+    "node": "A host told what it has, for the first time or changed. `id` is the host; `gpu_memory_mb`: of each, "
+    "as `gpu_0:24576 …`.",
     "node_lost": "Nobody renewed the host's lease: its devices are offline. `id` is the host.",
     "worker": "A worker began to serve a device. `id` is the worker.",
     "closing": "A worker is shutting down: it finishes what it runs and gets nothing new.",

@@ -139,13 +139,15 @@ class Ledger(Serving, Mending, Operating):
         token: int | None = None,
         outcome: str = "released",
         *,
+        error: str = "",
         publishes: bool = True,
         note: Note | None = None,
     ) -> Released:
         """Give back what an allocation holds, once; a second call, or one with an old token, changes nothing.
 
         ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word
-        is recorded. ``publishes``: the caller publishes the returned grants; else the next tick does.
+        is recorded. ``error``: the class of the exception a task failed with, recorded along. ``publishes``: the caller
+        publishes the returned grants; else the next tick does.
         """
         reply = self._run(
             "release",
@@ -155,6 +157,7 @@ class Ledger(Serving, Mending, Operating):
             self.options.runtime_decay,
             "1" if publishes else "0",
             self._pack(note),
+            error,
         )
         raise_refused(note, reply)
         verdict = reply[0].decode()

@@ -24,6 +24,8 @@ class Ending:
 
     allocation: Allocation
     outcome: str
+    #: Class of the exception that ended it, where one did.
+    error: str = ""
     pid: int | None = None
     born: str | None = None
 
@@ -80,7 +82,9 @@ class Endings:
         for ending in ready:
             if ending.allocation.allocation_id in held:
                 between()
-                publish(ledger.release(ending.allocation.allocation_id, ending.allocation.token, ending.outcome).grants)
+                claim = ending.allocation
+                released = ledger.release(claim.allocation_id, claim.token, ending.outcome, error=ending.error)
+                publish(released.grants)
             self._settled(ending.allocation)
         for ending in asked:
             if ending.allocation.allocation_id not in held:

@@ -142,23 +142,23 @@ class WorkerKeeper:
         """Child process ``pid`` has begun a task."""
         forget_termination(self._pool, pid)
 
-    def ended(self, allocation: Allocation, outcome: str, *, by_child: bool = False) -> None:
+    def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing of it runs: if its child has not released it, the keeper does.
 
         ``by_child``: it ended in a child, which nearly always has; that is made sure of for many at once, with the next
         beat or tick.
         """
-        self._endings.add(Ending(allocation, outcome))
+        self._endings.add(Ending(allocation, outcome, error))
         self._holdings.answered(allocation.allocation_id)
         if not by_child:
             self._wake.set()
 
-    def gone(self, allocation: Allocation, outcome: str, pid: int | None) -> None:
+    def gone(self, allocation: Allocation, outcome: str, pid: int | None, *, error: str = "") -> None:
         """The task ended violently: release it when process ``pid`` is gone."""
         if pid is None or pid == os.getpid():  # never started, or a pool of threads: there is no process to wait for
-            self._endings.add(Ending(allocation, outcome))
+            self._endings.add(Ending(allocation, outcome, error))
         else:
-            self._endings.add(Ending(allocation, outcome, pid, born(pid)))
+            self._endings.add(Ending(allocation, outcome, error, pid, born(pid)))
         self._wake.set()
 
     def info(self) -> dict[str, Any]:

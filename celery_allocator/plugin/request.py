@@ -12,16 +12,19 @@ import logging
 from typing import Any
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import own_header
-from celery_allocator.plugin.running import GRANT, MovedOn
+from celery_allocator.plugin.running import GRANT, MovedOn, error_name
 from celery_allocator.plugin.session import Keeper, session
 
 logger = logging.getLogger(__name__)
 
+#: Outcomes of what Celery tells by an exception, and is no failure.
+_NO_FAILURE = {Retry: "retry", Ignore: "ignored", Reject: "rejected"}
 #: What main is told of when the process of a task is gone or going. Anything else was returned by a child that lives.
 _PROCESS_LOST = (WorkerLostError, Terminated, TimeLimitExceeded, SystemExit, KeyboardInterrupt)
 
@@ -32,6 +35,8 @@ class AllocationHooks:
     _claim: Allocation | None = None
     #: Outcome to release with; ``None``: the claim stays until this worker has left, and is lost with it.
     _ending: str | None = "ended"
+    #: Class of the exception it failed with.
+    _error = ""
     _process_lost = False
     #: Why this worker may not run it any more; its process is being killed.
     stale = ""
@@ -53,6 +58,8 @@ class AllocationHooks:
         if original is not None:
 
             def on_success(self: Any, failed__retval__runtime: Any, **options: Any) -> Any:
+                if not failed__retval__runtime[0] and self._ending == "ended":
+                    self._ending = "success"
                 try:
                     return original(self, failed__retval__runtime, **options)
                 finally:
@@ -84,6 +91,8 @@ class AllocationHooks:
             return None
         if isinstance(_error_of(exc_info), MovedOn):
             self._ending = "requeue"
+        elif self._ending == "ended":
+            self._ending, self._error = _failure(exc_info)
         self._process_lost = not return_ok and isinstance(_error_of(exc_info), _PROCESS_LOST)
         try:
             survivable = exc_info if self._claim is None else _without_memory_error(exc_info)
@@ -99,6 +108,8 @@ class AllocationHooks:
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """A time limit passed; after the hard one the child is killed."""
         self._process_lost = not soft
+        if not soft and self._ending == "ended":
+            self._ending, self._error = "failure", TimeLimitExceeded.__name__
         try:
             return super().on_timeout(soft, timeout)  # type: ignore[misc]
         finally:
@@ -142,15 +153,28 @@ class AllocationHooks:
 
     def _child_idle(self, by_child: bool = False) -> None:
         if self._claim is not None and self._keeper is not None and not self.stale:
-            self._keeper.ended(self._claim, self._ending or "ended", by_child=by_child)
+            self._keeper.ended(self._claim, self._ending or "ended", error=self._error, by_child=by_child)
 
     def _child_dying(self) -> None:
         if self._claim is not None and self._keeper is not None and not self.stale and self._ending is not None:
-            self._keeper.gone(self._claim, self._ending, self.worker_pid)  # type: ignore[attr-defined]
+            pid: int | None = self.worker_pid  # type: ignore[attr-defined]
+            self._keeper.gone(self._claim, self._ending, pid, error=self._error)
 
 
 def _error_of(exc_info: Any) -> Any:
     return getattr(exc_info.exception, "exc", exc_info.exception)
+
+
+def _failure(exc_info: Any) -> tuple[str, str]:
+    """Outcome and class of the error, where the child has not told the ledger."""
+    told = exc_info.exception
+    for kind, outcome in _NO_FAILURE.items():
+        if isinstance(told, kind) or isinstance(_error_of(exc_info), kind):
+            return outcome, ""
+    error = _error_of(exc_info)
+    if isinstance(error, (SystemExit, KeyboardInterrupt)):  # so the result says, too
+        return "failure", WorkerLostError.__name__
+    return "failure", error_name(error)
 
 
 def _without_memory_error(exc_info: Any) -> Any:

@@ -35,6 +35,8 @@ _OUTCOMES = {
     states.IGNORED: "ignored",
     states.REJECTED: "rejected",
 }
+#: Longest name of an exception's class that is recorded.
+_LONGEST_NAME = 100
 _pinned: dict[str, Previous | None] = {}
 
 
@@ -69,6 +71,12 @@ def fence_of(request: Any) -> int | None:
     return int(grant[FENCE]) if grant and FENCE in grant else None
 
 
+def error_name(error: object) -> str:
+    """The name of an exception's class, as it is recorded: never its text, which may hold anything."""
+    name = type(error).__name__ if isinstance(error, BaseException) else ""
+    return "".join(char for char in name if char.isprintable())[:_LONGEST_NAME]
+
+
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
     """Pin the process to the granted cores (signal ``task_prerun``)."""
     allocation = of_request(task.request)
@@ -96,10 +104,11 @@ def on_postrun(
         return
     if isinstance(retval, MovedOn) or (isinstance(retval, Reject) and retval.requeue and task.acks_late):
         outcome = "requeue"
+    error = error_name(retval) if outcome == "failure" else ""
     try:
-        released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the keeper releases
-        logger.warning("could not release %s of task %s: %s; the worker will", allocation.allocation_id, task_id, error)
+        released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome, error=error)
+    except Exception as why:  # noqa: BLE001  # whatever it is, the keeper releases
+        logger.warning("could not release %s of task %s: %s; the worker will", allocation.allocation_id, task_id, why)
         return
     publish_grants(task.app, released.grants)
 

@@ -60,10 +60,10 @@ class Keeper(Protocol):
     def begun(self, pid: int) -> None:
         """A child has begun a task."""
 
-    def ended(self, allocation: Allocation, outcome: str, *, by_child: bool = False) -> None:
+    def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing runs any more; ``by_child``: in a child, which has released it already."""
 
-    def gone(self, allocation: Allocation, outcome: str, pid: int | None) -> None:
+    def gone(self, allocation: Allocation, outcome: str, pid: int | None, *, error: str = "") -> None:
         """The task ended violently: its resources are free when the process is gone."""
 
 

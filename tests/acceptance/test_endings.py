@@ -27,8 +27,10 @@ REAPED_S = 30.0
 
 def test_a_failure(cluster: Cluster) -> None:
     """An exception ends the claim like a result does."""
+    result = cluster.app.send_task("zoo.fail")
     with pytest.raises(ValueError, match="as asked"):
-        cluster.app.send_task("zoo.fail").get(timeout=SOON_S)
+        result.get(timeout=SOON_S)
+    assert _ending(cluster, result.id) == ("failure", "ValueError")
 
 
 @pytest.mark.parametrize("name", ["zoo.kill_child", "zoo.exit_child"])
@@ -38,6 +40,7 @@ def test_a_child_that_dies(cluster: Cluster, name: str) -> None:
     with pytest.raises(WorkerLostError):
         result.get(timeout=REAPED_S)
     assert result.state == "FAILURE"
+    assert _ending(cluster, result.id) == ("failure", "WorkerLostError")
 
 
 def test_a_child_that_dies_takes_the_task_back_into_line(cluster: Cluster) -> None:
@@ -73,6 +76,15 @@ def test_a_message_that_nobody_can_publish(cluster: Cluster) -> None:
     cluster.ledger.unpark(allocation_id, requeue=False)
 
 
+def _ending(cluster: Cluster, task_id: str) -> tuple[str, str]:
+    """Outcome and class of the error, as the event stream has them."""
+    cluster.settle()
+    (released,) = [
+        e for _, e in cluster.ledger.events(count=100_000) if e["task"] == task_id and e["event"] == "released"
+    ]
+    return released["outcome"], released.get("error", "")
+
+
 def _place(cluster: Cluster, allocation_id: str, task_id: str, message: bytes) -> None:
     submitted = cluster.ledger.submit(allocation_id, task_id, "zoo.fail", Requirements(512, 1, 64), message=message)
     granted = submitted.allocation
@@ -85,6 +97,7 @@ def test_the_hard_time_limit(cluster: Cluster) -> None:
     result = cluster.app.send_task("zoo.sleep", (PATIENT,), time_limit=1)
     with pytest.raises(TimeLimitExceeded):
         result.get(timeout=REAPED_S)
+    assert _ending(cluster, result.id) == ("failure", "TimeLimitExceeded")
 
 
 def test_the_soft_time_limit(cluster: Cluster) -> None:

@@ -85,6 +85,10 @@ def test_an_event_names_what_it_is_about(cluster: LedgerPool) -> None:
     assert (events["granted"]["cores"], events["granted"]["shape"]) == ("0,1", "2000:2:0:t")
     assert {**common, "worker": "w.n1.gpu_0"}.items() <= events["started"].items()
     assert {**common, "outcome": "success", "held_ms": "1500"}.items() <= events["released"].items()
+    assert "error" not in events["released"]
+    failed = cluster.running(1_000, 1)
+    cluster.ledger.release(failed.allocation_id, failed.token, "failure", error="ValueError")
+    assert cluster.ledger.events()[-1][1]["error"] == "ValueError"
 
 
 def test_the_stream_is_capped(ledger_client: redis.Redis, pool: str) -> None:

@@ -148,7 +148,7 @@ def test_what_a_child_did_not_begin_is_not_ended_when_its_worker_has_it_again(
         on_postrun(task_id="t", task=task, retval=caught.value, state=states.IGNORED)
     else:  # the ledger did not answer the child: main releases
         releases: list[str] = []
-        keeper = SimpleNamespace(ended=lambda claim, outcome, by_child: releases.append(outcome))
+        keeper = SimpleNamespace(ended=lambda claim, outcome, error, by_child: releases.append(outcome))
         session(app).keeper = keeper  # type: ignore[assignment]
         request = Request(app, held)
         request.on_failure(SimpleNamespace(exception=caught.value), return_ok=True)

@@ -27,7 +27,7 @@ local lease = now + tonumber(ARGV[6])
 call("ZADD", K.nodes, was_live and tonumber(was_live) > lease and was_live or lease, node)
 call("SADD", K.known, node)
 local state = old[6] or "ready"
-local names, listed = {}, {}
+local names, listed, sizes = {}, {}, {}
 
 local function class_of(mem) return mem .. ":" .. count_free(own) .. ":" .. ram end
 
@@ -55,6 +55,7 @@ end
 
 call("HSET", K.node .. node, "own", own, "map", map, "cfree", cfree, "ram", ram, "rfree", rfree, "st", state)
 for i = 9, #ARGV, 6 do
+  sizes[#sizes + 1] = ARGV[i] .. ":" .. ARGV[i + 1]
   upsert(ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
 end
 upsert("cpu", 0, "", "", "", "")
@@ -75,7 +76,7 @@ end
 call("HSET", K.node .. node, "devs", table.concat(names, " "))
 local grants = {}
 if changed then
-  event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1)
+  event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1, "gpu_memory_mb", table.concat(sizes, " "))
   pass_node(load_node(node), grants)
 end
 return grants

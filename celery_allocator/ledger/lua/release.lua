@@ -3,7 +3,7 @@
 -- uses: base events journal cores index place line claim breaker pass loss
 -- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, decay of the run-time mean, publish ("1": the caller
 --   publishes the grants; "0": it cannot, so they are due at once for the next tick), note (see
---   _journal) or "".
+--   _journal) or "", class of the error or "".
 -- outcome "requeue" puts the task back into line under its old place instead of ending it. "lost": its process died, and it
 -- may be repeated as often as LOSSES says; then it is buried, so that a result is written.
 -- Reply: {"ok", grants, entry} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state} | what _journal
@@ -35,7 +35,7 @@ else
     call("HSET", K.runtimes, a.name, mean, "*", all)
   end
   event("released", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "outcome", outcome,
-    "held_ms", a.s_ms and now - a.s_ms or 0)
+    "held_ms", a.s_ms and now - a.s_ms or 0, unpack((ARGV[11] or "") ~= "" and { "error", ARGV[11] } or {}))
   forget(id, a, outcome)
 end
 local entry = journal(note, { "allocation:" .. id }, { state = a.state, device = a.dev }, { state = "released" }, record)
