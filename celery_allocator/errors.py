@@ -13,6 +13,7 @@
     ├── UnknownTargetError           no node, device or worker has that name (also a LookupError)
     ├── StaleTokenError              the token is not the live one: the claim has moved on
     ├── AllocationTimeout            not granted within the time given (also a TimeoutError)
+    ├── GateConfigError              a quality gate's file cannot be used (also a ValueError)
     ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
     ├── ActionRefused                an operator's action, an undo or a redo cannot be taken; the text says why
@@ -181,6 +182,26 @@ class RequestError(AllocatorError, ValueError):
     """A request to the agent tool is malformed: unknown tool, unknown or missing parameter."""
 
     code = "bad_request"
+
+
+class GateConfigError(AllocatorError, ValueError):
+    """A quality gate's file cannot be used; names the file, and the rule and key where one is to blame."""
+
+    code = "bad_gate"
+
+    def __init__(self, file: str, rule: str, key: str, what: str) -> None:
+        self.file = file
+        self.rule = rule
+        self.key = key
+        self.what = what
+        where = ": ".join(part for part in (file, f"rule {rule!r}" if rule else "", key) if part)
+        super().__init__(f"{where}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.file, self.rule, self.key, self.what))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "file": self.file, "rule": self.rule, "key": self.key}
 
 
 class DeviceBusyError(AllocatorError):

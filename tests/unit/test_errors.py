@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "PoolFullError": ("default", 100_000, 100_000),
     "DuplicateAction": ("a key", 12),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
+    "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }
 
