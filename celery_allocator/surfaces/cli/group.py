@@ -11,6 +11,7 @@ from celery_allocator.demo.command import demo
 from celery_allocator.surfaces.cli import (
     allocations,
     breakers,
+    gating,
     journalling,
     operators,
     parked,
@@ -45,6 +46,7 @@ for _command in (
     *breakers.COMMANDS,
     *parked.COMMANDS,
     *verifying.COMMANDS,
+    *gating.COMMANDS,
     *processes.COMMANDS,
     demo,
 ):

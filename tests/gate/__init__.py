@@ -1,0 +1,1 @@
+"""The quality gate and the circuit breaker's decisions."""
