@@ -47,10 +47,25 @@ class Book:
         """One allocation; times in seconds after ``T0``. Returns its id."""
         name = name or f"a{next(self._numbers)}"
         row: dict[str, Any] = {
-            **{"task_id": f"task of {name}", "task_name": "work", "tenant": "", "kind": "task", "state": "released"},
-            **{"gpu_memory_mb": 1000, "cpu_cores": 1, "ram_mb": 100, "priority": 0, "strategy": "best_fit"},
-            **{"submitted_at": 0, "grants": 1, "losses": 0, "run_s": 0.0, "held_s": 0.0, "last_event_id": "0-0"},
-            **{"last_event_at": 10**6, "node": "n1", "device": "gpu_0"},
+            "task_id": f"task of {name}",
+            "task_name": "work",
+            "tenant": "",
+            "kind": "task",
+            "state": "released",
+            "gpu_memory_mb": 1000,
+            "cpu_cores": 1,
+            "ram_mb": 100,
+            "priority": 0,
+            "strategy": "best_fit",
+            "submitted_at": 0,
+            "grants": 1,
+            "losses": 0,
+            "run_s": 0.0,
+            "held_s": 0.0,
+            "last_event_id": "0-0",
+            "last_event_at": 10**6,
+            "node": "n1",
+            "device": "gpu_0",
             **columns,
         }
         times = {key: at(value) for key, value in row.items() if key.endswith("_at") and value is not None}
@@ -73,8 +88,14 @@ class Book:
         texts = {key: str(value) for key, value in fields.items()}
         self._rows.append(
             Event(
-                **{"pool": self.pool, "event_id": f"{ms}-{sequence}", "ordinal": ms * 2**20 + sequence},
-                **{"event": what, "at": moment, "object_id": name, "task_id": "", "fields": texts},
+                pool=self.pool,
+                event_id=f"{ms}-{sequence}",
+                ordinal=ms * 2**20 + sequence,
+                event=what,
+                at=moment,
+                object_id=name,
+                task_id="",
+                fields=texts,
             )
         )
 
