@@ -124,7 +124,7 @@ class _Reader:
             window=self._window(name, table["window"]) if "window" in table else common["window"],
             minimum=minimum,
             maximum=maximum,
-            min_samples=self._count(name, table["min_samples"]) if "min_samples" in table else common["min_samples"],
+            min_samples=self._min_samples(name, kind, table, common["min_samples"]),
             severity=self._severity(name, table.get("severity", Severity.FAIL.value)),
             filters=MappingProxyType(dict(self._filters(name, kind, table))),
             options=MappingProxyType(
@@ -153,6 +153,13 @@ class _Reader:
         if not isinstance(value, OPTION_TYPES[wanted]) or (isinstance(value, bool) and wanted != "bool"):
             raise self._wrong(name, key, f"is {value!r}: it must be of type {wanted}")
         return value
+
+    def _min_samples(self, name: str, kind: RuleKind, table: Mapping[str, Any], common: int) -> int:
+        if not kind.live:
+            return self._count(name, table["min_samples"]) if "min_samples" in table else common
+        if "min_samples" in table:
+            raise self._wrong(name, "min_samples", f"means nothing to {kind.name}, which looks once, at the ledger")
+        return 1
 
     def _bound(self, name: str, key: str, value: Any) -> float | None:
         if value is None:
