@@ -22,7 +22,7 @@ _NEVER = datetime(9999, 1, 1, tzinfo=timezone.utc)
 class Event:
     """One entry of the event stream as the history keeps it; ``fields`` without event, time and ids.
 
-    ``task_name`` and ``tenant`` are those of its allocation (empty where it concerns none).
+    ``task_name``, ``tenant`` and ``shape`` ("2048:2:4096:t") are those of its allocation, empty where it concerns none.
     """
 
     event_id: str
@@ -32,6 +32,7 @@ class Event:
     fields: Mapping[str, Any]
     task_name: str = ""
     tenant: str = ""
+    shape: str = ""
 
     def text(self, field: str) -> str:
         """A field, empty where the event has none."""

@@ -51,7 +51,8 @@ class RecordedHistory:
         query = (
             select(
                 *(EventRow.event_id, EventRow.event, EventRow.at, EventRow.object_id, EventRow.fields),
-                *(AllocationRow.task_name, AllocationRow.tenant),
+                *(AllocationRow.task_name, AllocationRow.tenant, AllocationRow.gpu_memory_mb, AllocationRow.cpu_cores),
+                *(AllocationRow.ram_mb, AllocationRow.kind),
             )
             .outerjoin(
                 AllocationRow, (AllocationRow.pool == pool) & (AllocationRow.allocation_id == EventRow.object_id)
@@ -64,9 +65,8 @@ class RecordedHistory:
         queries = [query] if of is None else [query.where(EventRow.object_id.in_(ids)) for ids in _parts(of)]
         for one in queries:
             for row in self._rows(one):
-                yield Event(
-                    row.event_id, row.event, row.at, row.object_id, row.fields, row.task_name or "", row.tenant or ""
-                )
+                known = (row.task_name or "", row.tenant or "", _shape(row))
+                yield Event(row.event_id, row.event, row.at, row.object_id, row.fields, *known)
 
     def count_events(self, start: datetime, end: datetime) -> int:
         """How many events there are of that time."""
@@ -85,6 +85,13 @@ class RecordedHistory:
     def _rows(self, query: Any) -> Iterator[Any]:
         with self._history.session() as session:
             yield from session.execute(query.execution_options(yield_per=_FETCH))
+
+
+def _shape(row: Any) -> str:
+    """As the event stream writes it; empty where it is not known."""
+    if row.gpu_memory_mb is None:
+        return ""
+    return f"{row.gpu_memory_mb}:{row.cpu_cores or 0}:{row.ram_mb or 0}:{'m' if row.kind == 'manual' else 't'}"
 
 
 def _column(name: str) -> InstrumentedAttribute[Any]:

@@ -23,10 +23,13 @@ ALLOCATION_EVENTS = (
         "cancelled",
         "expired",
     ),
-    *("parked", "held", "unheld"),
+    *("parked", "held", "unheld", "restored"),
 )
 #: Events that change what there is to be had.
-POOL_EVENTS = ("node", "node_lost", "worker", "closing", "left", "worker_lost", "cordoned", "draining", "uncordoned")
+POOL_EVENTS = (
+    *("node", "node_lost", "worker", "closing", "left", "worker_lost", "cordoned", "draining", "uncordoned"),
+    *("paused", "resumed"),
+)
 #: What is said where a replay is not possible.
 LACKING = "events of this time are missing (see history_gaps)"
 #: Events after which an allocation holds nothing and does not wait.
@@ -108,6 +111,8 @@ class Replay:
         self.nodes: dict[str, NodeView] = {}
         self.devices: dict[str, DeviceView] = {}
         self.held: dict[str, Holding] = {}
+        #: Whether an operator has stopped all granting.
+        self.stopped = False
         #: How many allocations of each shape wait and may be granted.
         self.line: Counter[Shape] = Counter()
         #: Nodes of which something else is held than when this was last emptied.
@@ -124,10 +129,6 @@ class Replay:
             handle(event)
         elif event.event in _ENDINGS:
             self._end(event.object_id)
-
-    def learn(self, allocation: str, shape: Shape) -> None:
-        """What an allocation asks for, where that is known from elsewhere."""
-        self._shapes.setdefault(allocation, shape)
 
     def forget_held(self) -> None:
         """Begin anew with nothing held."""
@@ -163,6 +164,13 @@ class Replay:
         else:
             self._end(event.object_id)
 
+    def _on_restored(self, event: Event) -> None:
+        """What had ended is back; where it has its old place again, its grant follows."""
+        if event.text("to") == "on_hold":
+            self._suspended[event.object_id] = True
+        elif event.text("to") != "delayed":
+            self._wait(event)
+
     def _on_held(self, event: Event) -> None:
         self._suspended[event.object_id] = self._leave_line(event.object_id)
 
@@ -175,8 +183,15 @@ class Replay:
         if shape is not None:
             self._shapes[event.object_id] = shape
 
+    def _shape(self, event: Event) -> Shape | None:
+        """What its allocation asks for: as its events said, else as its row does."""
+        known = self._shapes.get(event.object_id)
+        if known is None and (known := Shape.parse(event.shape)) is not None:
+            self._shapes[event.object_id] = known
+        return known
+
     def _wait(self, event: Event) -> None:
-        allocation, shape = event.object_id, self._shapes.get(event.object_id)
+        allocation, shape = event.object_id, self._shape(event)
         self._leave_line(allocation)
         if allocation in self._suspended:
             self._suspended[allocation] = True
@@ -195,7 +210,7 @@ class Replay:
     def _take(self, event: Event) -> None:
         allocation, device = event.object_id, event.text("device")
         self._leave_line(allocation)
-        shape = self._shapes.get(allocation)
+        shape = self._shape(event)
         if shape is None or not device:
             return
         token, cores = self._granted_cores.get(allocation, ("", ()))
@@ -285,6 +300,13 @@ class Replay:
     _on_draining = _on_cordoned
     _on_uncordoned = _on_cordoned
 
+    def _on_paused(self, event: Event) -> None:
+        # Without "by" it is the ledger's own, after a change of its server: that one is idle time.
+        self.stopped = self.stopped or bool(event.text("by"))
+
+    def _on_resumed(self, event: Event) -> None:
+        self.stopped = self.stopped and not event.text("by")
+
     def _of_node(self, name: str) -> list[str]:
         return [key for key in self.devices if key.partition("/")[0] == name]
 
@@ -297,13 +319,9 @@ def seed(replay: Replay, evidence: Evidence) -> bool:
     """Bring a replay to the start of the window; False where the history lacks events that this would need."""
     start = evidence.window.start
     earliest, alive = start, list[str]()
-    columns = ("allocation_id", "submitted_at", "gpu_memory_mb", "cpu_cores", "ram_mb", "kind")
-    for row in evidence.records.alive(columns, start):
+    for row in evidence.records.alive(("allocation_id", "submitted_at"), start):
         earliest = min(earliest, utc(row.submitted_at))
         alive.append(row.allocation_id)
-        if row.gpu_memory_mb is not None:
-            shape = Shape(row.gpu_memory_mb, row.cpu_cores or 0, row.ram_mb or 0, row.kind == "task")
-            replay.learn(row.allocation_id, shape)
     if evidence.gaps(earliest):
         return False
     for event in evidence.records.events(POOL_EVENTS, start=None, end=start):

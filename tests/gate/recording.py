@@ -22,10 +22,18 @@ def record(ledger: Ledger, book: Book) -> None:
         if fields.get("new"):
             gpu, cores, ram, kind = fields["shape"].split(":")
             rows[name] = {
-                **{"task_id": task, "task_name": fields["name"], "tenant": fields["tenant"], "submitted_at": seconds},
-                **{"gpu_memory_mb": int(gpu), "cpu_cores": int(cores), "ram_mb": int(ram)},
-                **{"kind": "task" if kind == "t" else "manual", "state": what, "node": None, "device": None},
-                **{"queue_position": int(fields.get("position") or 0) or None},
+                "task_id": task,
+                "task_name": fields["name"],
+                "tenant": fields["tenant"],
+                "submitted_at": seconds,
+                "gpu_memory_mb": int(gpu),
+                "cpu_cores": int(cores),
+                "ram_mb": int(ram),
+                "kind": "task" if kind == "t" else "manual",
+                "state": what,
+                "node": None,
+                "device": None,
+                "queue_position": int(fields.get("position") or 0) or None,
             }
             if fields.get("estimate"):
                 rows[name]["estimated_start_at"] = int(fields["estimate"]) / 1000 - T0.timestamp()

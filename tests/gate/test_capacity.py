@@ -166,6 +166,7 @@ def test_idle_time_is_time_with_room_for_what_waits(book: Book) -> None:
         ("node_lost", "n1", {}),
         ("cancelled", "a1", {}),
         ("held", "a1", {}),
+        ("paused", "", {"by": "operator"}),
     ],
 )
 def test_idle_time_ends_with_the_room_or_the_task(book: Book, what: str, name: str, fields: dict[str, Any]) -> None:
@@ -178,6 +179,33 @@ def test_idle_time_ends_with_the_room_or_the_task(book: Book, what: str, name: s
         book.event("unheld", "a1", 200)
         book.event("cancelled", "a1", 210)
         assert book.value("idle_gap")[0] == 70.0
+
+
+def test_a_pause_of_the_ledgers_own_is_idle_time(book: Book) -> None:
+    pool(book)
+    book.event("waiting", "a1", 100, shape="1000:1:0:t")
+    book.event("paused", "", 110, until=1)
+    book.event("resumed", "", 170)
+    book.event("cancelled", "a1", 170)
+    assert book.value("idle_gap")[0] == 2 * 70.0
+
+
+def test_what_was_undone_is_back(book: Book) -> None:
+    """Its shape is that of its row: its first event was long before."""
+    pool(book)
+    for name, to in (("a1", "waiting"), ("a2", "on_hold"), ("a3", "delayed")):
+        book.allocation(name, submitted_at=-9000, ended_at=None, gpu_memory_mb=1000, cpu_cores=4, ram_mb=0)
+        book.event("restored", name, 100, to=to)
+    grant(book, "full", 100, 1000, device="n1/gpu_1")
+    book.event("cancelled", "a1", 130)
+    assert book.value("idle_gap")[0] == 30.0
+    book.event("restored", "a4", 200, to="running")
+    grant(book, "a4", 200, 1000, "0,1,2,3", token=9)
+    book.event("unheld", "a2", 200)
+    assert book.value("idle_gap")[0] == 30.0
+    book.event("released", "a4", 300)
+    book.event("cancelled", "a2", 310)
+    assert book.value("idle_gap")[0] == 40.0
 
 
 def test_cpu_work_needs_the_pseudo_device(book: Book) -> None:

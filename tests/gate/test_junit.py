@@ -20,7 +20,7 @@ CHILDREN = {
     "properties": {"property"},
     "property": set(),
     "testcase": {"skipped", "error", "failure", "system-out", "system-err"},
-    **dict.fromkeys(("skipped", "error", "failure", "system-out"), set[str]()),
+    **{key: set[str]() for key in ("skipped", "error", "failure", "system-out")},
 }
 REQUIRED = {
     "testsuite": {"name", "tests", "failures", "errors", "skipped", "time", "timestamp"},

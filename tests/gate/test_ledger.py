@@ -148,7 +148,13 @@ def test_lost_workers_and_offline_devices(cluster: LedgerPool) -> None:
 
 ACTIONS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "start", "end", "lose", "back", "drain", "ready", "wait"]), st.integers(0, 99)
+        st.sampled_from(
+            [
+                *("submit", "submit", "start", "end", "lose", "back", "drain", "ready"),
+                *("hold", "unhold", "pause", "resume"),
+            ]
+        ),
+        st.integers(0, 99),
     ),
     max_size=40,
 )
@@ -186,6 +192,12 @@ def act(cluster: LedgerPool, action: str, number: int) -> None:
         ledger.cordon(("n1", "n1/gpu_0")[number % 2], drain=number % 3 == 0)
     elif action == "ready":
         ledger.uncordon(("n1", "n1/gpu_0")[number % 2])
+    elif action in ("pause", "resume"):
+        ledger.pause(stop=action == "pause")
+    elif action == "hold" and (waiting := ledger.queue()):
+        ledger.hold(waiting[number % len(waiting)].allocation_id)
+    elif action == "unhold" and (on_hold := ledger.on_hold()):
+        ledger.unhold(on_hold[number % len(on_hold)].allocation_id)
     elif chosen is None:
         return
     elif action == "start" and chosen.state is State.GRANTED:

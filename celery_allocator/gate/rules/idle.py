@@ -15,11 +15,11 @@ from celery_allocator.model.cluster import CPU_DEVICE
 def idle_gap(evidence: Evidence) -> Measurement:
     """Device-seconds of the window in which a device stood with room for a task that waited.
 
-    A device counts from the moment at which it is ready (on a live node, not cordoned or draining, served by a worker
-    that is not closing) and a task waits whose GPU memory, cores, RAM and slot are all free there, until that is so
-    no more. Two such devices count twice. What is granted and has not started holds its room. Filters choose the
-    tasks and the devices. The ledger grants what fits in the same step that frees it, so anything above 0 has a
-    cause: granting was paused (a change of the server), or something is wrong. Samples are the events that were
+    A device counts from the moment at which it is ready (on a live node, not cordoned, draining or paused, served by
+    a worker that is not closing) and a task waits whose GPU memory, cores, RAM and slot are all free there, until
+    that is so no more. Two such devices count twice. What is granted and has not started holds its room. Filters
+    choose the tasks and the devices. The ledger grants what fits in the same step that frees it, so anything above 0
+    has a cause: granting was paused (a change of the server), or something is wrong. Samples are the events that were
     looked at.
     """
     clock = _idle(evidence)
@@ -91,7 +91,11 @@ class _Clock:
 
     def _see(self, at: float, devices: Iterable[str]) -> None:
         for device in devices:
-            ready = self._replay.devices[device].serves and self._evidence.matches(device=device)
+            ready = (
+                not self._replay.stopped
+                and self._replay.devices[device].serves
+                and self._evidence.matches(device=device)
+            )
             self._switch(self._ready_since, self.ready, device, at, on=ready)
             idle = ready and any(self._has_room(device, shape) for shape in self._shapes)
             self._switch(self._idle_since, self.idle, device, at, on=idle)
