@@ -9,6 +9,9 @@
 It holds no clock and reads nothing. Whoever keeps it (beside the ledger, say) asks :meth:`Breaker.counts_from` from
 when on outcomes are to be counted, counts, calls :meth:`Breaker.step`, keeps the state that comes back, and does what
 the action says. Each answer is complete in itself, so a step that was lost or made twice does no harm.
+
+In the ledger :class:`Close`, :class:`Open` and :class:`LetPass` are what ``Ledger.set_breaker`` takes as ``allows``:
+``None``, 0 and so many; ``to_wire()`` is the ``memory`` it keeps.
 """
 
 from __future__ import annotations
