@@ -92,6 +92,11 @@ class Settings:
     journal_maxlen: int = _setting(
         1000, "Operator actions that the ledger's journal remembers, at least 1; older ones cannot be undone."
     )
+    breaker: Mapping[str, float] | None = _setting(
+        None,
+        "Circuit breakers: `{}` or some of `failure_rate` (0.5), `window_s` (300), `min_samples` (10), `open_s` (60), "
+        "`backoff` (2), `longest_open_s` (3600) and `probes` (3). Unset: none.",
+    )
     # --- leases and upkeep
     lease_s: float = _setting(15.0, "Seconds a worker's claim outlives its last heartbeat.")
     heartbeat_s: float | None = _setting(None, "Seconds between heartbeats. Unset: a third of the lease.")

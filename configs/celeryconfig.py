@@ -71,7 +71,10 @@ allocator_runtime_decay = 0.2
 allocator_max_message_bytes = 1_048_576
 # Tasks that may wait in the pool. Beyond it, apply_async raises PoolFullError; retries are still taken.
 allocator_max_waiting = 100_000
+# Operator actions that can be undone.
 allocator_journal_maxlen = 1000
+# Circuit breakers: {} or some of failure_rate, window_s, min_samples, open_s, backoff, longest_open_s, probes.
+allocator_breaker = None
 
 # --- Leases and upkeep
 

@@ -41,7 +41,7 @@ EVENTS = {
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
     "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
     "held": "Put on hold: it keeps its place, and is not granted. `by`: who holds it; `from`: the state it was in.",
-    "unheld": "No longer on hold.",
+    "unheld": "No longer on hold. `to`: delayed again, or in line (and granted at once, perhaps).",
     "breaker": "The circuit breaker of a task name (`id`) is `open`, `half-open` or `closed`.",
     "priority": "Has another priority, and its place in line with it.",
     "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had.",

@@ -9,6 +9,7 @@ from celery_allocator.allocating.session import Session as FunctionSession
 from celery_allocator.allocating.session import use_default
 from celery_allocator.errors import SettingsError
 from celery_allocator.plugin import bootsteps, running
+from celery_allocator.plugin.duties import DutiesStep
 from celery_allocator.plugin.session import session
 
 _AMQP = "celery_allocator.plugin.sender:AllocatorAMQP"
@@ -45,6 +46,7 @@ def install(app: Celery) -> Celery:
         )
     )
     app.steps["consumer"].add(bootsteps.AllocatorStep)
+    app.steps["consumer"].add(DutiesStep)
     running.connect_signals()
     bootsteps.connect_signals()
     # allocate_resources() and its kin in this app's processes use this app's ledger.

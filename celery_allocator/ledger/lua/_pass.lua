@@ -123,8 +123,9 @@ end
 local function unhold(id, a, out)
   take_out(id, a)
   call("HDEL", K.alloc .. id, "hold")
-  event("unheld", id, a.tid, "name", a.name)
-  if a.eta and tonumber(a.eta) > now then
+  local early = a.eta and tonumber(a.eta) > now
+  event("unheld", id, a.tid, "name", a.name, "to", early and "delayed" or "waiting")
+  if early then
     call("HSET", K.alloc .. id, "state", "delayed")
     call("ZADD", K.delayed, a.eta, id)
     call("ZREM", K.manual, id)
