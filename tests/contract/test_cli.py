@@ -409,3 +409,16 @@ def test_an_undone_cancel_is_back_in_line(run: Run, session: Session) -> None:
     run("cancel", "task")
     assert run("undo") == f"undone 2: {name} is waiting again\n"
     assert session.ledger.get(name).queue_position == 1
+
+
+def test_a_breaker_by_hand(run: Run, session: Session) -> None:
+    assert run("breaker") == "Every breaker is closed.\n"
+    run("breaker", "open", "proj.work", "--reason", "bad release")
+    session.ledger.register_worker("w@host1", "i1", by_hand.NODE, "cpu", slots=1, queue="q", lease_s=60)
+    assert session.ledger.get(submit_task(session, "task")).on_hold_by == "breaker"
+    (row,) = run("breaker", "--json")
+    assert (row["name"], row["state"], row["by"]) == ("proj.work", "open", "operator")
+    assert "proj.work" in run("breaker")
+    assert run("breaker", "close", "proj.work").startswith("the breaker of proj.work is closed")
+    assert run("undo").startswith("undone 2: the breaker of proj.work is open")
+    assert run("breaker", "--json")[0]["state"] == "open"

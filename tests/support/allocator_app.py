@@ -189,6 +189,12 @@ def _endings(app: Celery) -> None:
     def fail(*args: Any) -> None:
         raise ValueError("as asked")
 
+    @app.task(name="zoo.fail_unless", shared=False, resources=GPU)
+    def fail_unless(key: str) -> str:
+        if not app.backend.client.exists(key):
+            raise ValueError("not yet")
+        return "well"
+
     @app.task(name="zoo.sleep", shared=False, resources=GPU)
     def sleep(seconds: float) -> float:
         time.sleep(seconds)

@@ -185,7 +185,8 @@ class Cluster:
     def idle(self) -> bool:
         """Whether nothing is held, waits or is delayed, and no ended task lacks its result."""
         state = self.ledger.snapshot()
-        return not (state.delayed or state.waiting or state.granted or state.running or self._unsettled())
+        live = state.delayed or state.waiting or state.on_hold or state.granted or state.running
+        return not (live or self._unsettled())
 
     def settle(self, timeout: float = SOON_S) -> None:
         """Wait until the pool is idle, and check that nothing of anything is left behind."""

@@ -97,7 +97,7 @@ def assert_empty(ledger: Ledger) -> None:
     """Nothing is held, waits or lies ahead, all capacity is free, and no record is left behind."""
     assert_right(ledger)
     state = ledger.snapshot()
-    assert (state.delayed, state.waiting, state.granted, state.running) == (0, 0, 0, 0)
+    assert (state.delayed, state.waiting, state.on_hold, state.granted, state.running) == (0, 0, 0, 0, 0)
     for node in state.nodes:
         assert set(node.cpu_cores_free) == set(node.cpu_cores)
         assert node.ram_free_mb == node.ram_mb
@@ -108,7 +108,7 @@ def assert_empty(ledger: Ledger) -> None:
 
 #: Families of keys that live on in an empty ledger: what is known of nodes and devices, counters, history.
 _LASTING = ("meta", "nodes", "known", "node:", "dev:", "workers", "worker:", "ix:", "ff:", "classes", "runtimes",
-            "events", "tick", "t:")  # fmt: skip
+            "events", "tick", "t:", "journal", "j:", "once:", "breaker", "duty:")  # fmt: skip
 
 
 def left_behind(ledger: Ledger) -> list[str]:
