@@ -4,6 +4,7 @@
 
     AllocatorError
     ├── SettingsError                a setting has a value that cannot be used
+    │   └── TokensError              the file of agents' tokens cannot be used; says the line and the key
     ├── RequirementsError            a requirement is malformed (also a ValueError)
     ├── LabelError                   an id or a name cannot be recorded (also a ValueError)
     ├── MessageTooLargeError         a task's message is larger than the ledger keeps (also a ValueError)
@@ -22,6 +23,7 @@
     │   └── JournalMoved             another action was taken between the decision and this one
     ├── EntryNotFound                the journal has no entry of that number (also a LookupError)
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
+    │   └── CapExceeded              the caller may ask, but not for so much
     ├── InventoryError               this host's devices cannot be read as asked
     ├── HistoryError                 the history cannot be used
     │   ├── HistoryUnavailable       its database cannot be reached, or holds no history yet
@@ -54,6 +56,12 @@ class SettingsError(AllocatorError):
     """A setting has a value that cannot be used."""
 
     code = "bad_setting"
+
+
+class TokensError(SettingsError):
+    """The file of agents' tokens cannot be used; the text says the line and the key."""
+
+    code = "bad_tokens"
 
 
 class RequirementsError(AllocatorError, ValueError):
@@ -248,6 +256,29 @@ class PermissionDenied(AllocatorError, PermissionError):
     """The caller lacks a permission."""
 
     code = "permission_denied"
+
+
+class CapExceeded(PermissionDenied):
+    """The caller may ask, but not for so much; names the cap, what was asked for and the most there may be."""
+
+    code = "cap_exceeded"
+
+    def __init__(self, cap: str, asked: float, most: float) -> None:
+        self.cap = cap
+        self.asked = asked
+        self.most = most
+        told = (
+            f"{most:g} live allocations are all that this caller may have: release one first"
+            if cap == "allocations"
+            else f"{cap}={asked:g} is more than this caller may ask for: at most {most:g}"
+        )
+        super().__init__(told)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.cap, self.asked, self.most))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "cap": self.cap, "asked": self.asked, "most": self.most}
 
 
 class ActionRefused(AllocatorError):

@@ -19,9 +19,12 @@ from celery_allocator.allocating import (
     allocation,
     execute,
     lease,
+    pool_queue,
+    pool_status,
     release_resources,
     renew_resources,
     tool_schema,
+    tool_schemas,
 )
 
 __all__ = [
@@ -32,9 +35,12 @@ __all__ = [
     "allocation",
     "execute",
     "lease",
+    "pool_queue",
+    "pool_status",
     "release_resources",
     "renew_resources",
     "tool_schema",
+    "tool_schemas",
 ]
 
 if __name__ == "__main__":

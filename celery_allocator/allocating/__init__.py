@@ -12,20 +12,26 @@ from celery_allocator.allocating.function import (
     renew_resources,
 )
 from celery_allocator.allocating.holding import Lease, lease
-from celery_allocator.allocating.session import Session, default_session, use_default
+from celery_allocator.allocating.reading import pool_queue, pool_status
+from celery_allocator.allocating.schema import tool_schemas
+from celery_allocator.allocating.session import Owner, Session, default_session, use_default
 from celery_allocator.allocating.tool import PERMISSION, execute, tool_schema
 
 __all__ = [
     "PERMISSION",
     "Lease",
+    "Owner",
     "Session",
     "allocate_resources",
     "allocation",
     "default_session",
     "execute",
     "lease",
+    "pool_queue",
+    "pool_status",
     "release_resources",
     "renew_resources",
     "tool_schema",
+    "tool_schemas",
     "use_default",
 ]

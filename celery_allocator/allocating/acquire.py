@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from celery_allocator.allocating.request import Request
 from celery_allocator.allocating.session import Session
-from celery_allocator.errors import AllocatorError, UnsatisfiableError
+from celery_allocator.errors import AllocatorError, LedgerError, UnsatisfiableError
 from celery_allocator.ledger import Available, new_allocation_id
 from celery_allocator.model import Allocation, DeviceState, Kind, NodeState, State
 from celery_allocator.operations import Allocate
@@ -41,6 +41,7 @@ def acquire(session: Session, request: Request) -> Acquired:
     life_s = min(request.ttl_s, session.settings.lease_s) if request.wait_s > 0 else request.ttl_s
     began = time.perf_counter()
     allocation_id = new_allocation_id()
+    session.own(allocation_id)
     try:
         submitted = ledger.submit(
             allocation_id,
@@ -52,8 +53,13 @@ def acquire(session: Session, request: Request) -> Acquired:
             ttl_s=life_s,
             note=session.note(Allocate(allocation_id)),
         )
-    except UnsatisfiableError as error:
-        raise session.explain(error) from None
+    except LedgerError:  # it may have been submitted nevertheless
+        raise
+    except AllocatorError as error:
+        session.disown(allocation_id)
+        if isinstance(error, UnsatisfiableError):
+            raise session.explain(error) from None
+        raise
     taken = submitted.allocation
     left: Available | None = submitted.available
     if taken.state is State.WAITING and request.wait_s > 0:
@@ -89,7 +95,7 @@ def _wait(session: Session, request: Request, taken: Allocation, life_s: float) 
     pause = _FIRST_PAUSE_S
     try:
         while taken.state is State.WAITING and (now := time.monotonic()) < deadline:
-            time.sleep(min(pause, deadline - now, life_s / 4))
+            session.pause(min(pause, deadline - now, life_s / 4))
             pause = min(pause * 1.5, _LAST_PAUSE_S)
             session.upkeep()
             if now - renewed >= life_s / 3:

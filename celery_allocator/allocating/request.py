@@ -66,6 +66,13 @@ def token(value: Any) -> int | None:
     return value
 
 
+def count(key: str, value: Any, *, most: int) -> int:
+    """A whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RequirementsError(key, value, f"must be a whole number from 1 to {most}")
+    return value
+
+
 def time_to_live(value: Any) -> float:
     """A TTL in seconds: at least a millisecond, the ledger's resolution."""
     return seconds("ttl_s", value, least=0.001)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError
 
@@ -18,6 +21,18 @@ from celery_allocator.settings import Settings
 TRY_SIMULATED = "To try it without a GPU, set ALLOCATOR_DEVICES=sim:2x24576 (two simulated GPUs of 24576 MB)"
 
 
+class CallerLeft(BaseException):
+    """Whoever waits for an allocation has gone: it leaves the line, as after an interrupt."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who owns what is allocated. ``most``: how many may live at once, those in line included; ``None``: any number."""
+
+    name: str
+    most: int | None = None
+
+
 class Session:
     """A ledger and the settings it is used with. It connects, and looks at this host, when first needed."""
 
@@ -28,13 +43,19 @@ class Session:
         *,
         connect_to: Callable[[], Ledger] | None = None,
         actor: Actor | None = None,
+        owner: Owner | None = None,
+        inventory: NodeInventory | None = None,
     ) -> None:
         self.settings = settings if settings is not None else Settings.load()
         #: In whose name allocations are made and released; they are journalled if there is one.
         self.actor = actor
+        #: Whose they are, where it is kept.
+        self.owner = owner
+        #: Set when nobody waits for the answer any more.
+        self.left = threading.Event()
         self._connect = connect_to
         self._ledger = ledger
-        self._inventory: NodeInventory | None = None
+        self._inventory = inventory
 
     @property
     def ledger(self) -> Ledger:
@@ -49,6 +70,27 @@ class Session:
         if self._inventory is None:
             self._inventory = discover(self.settings)
         return self._inventory
+
+    def for_caller(self, actor: Actor, owner: Owner) -> Session:
+        """A session on the same ledger and host that acts in somebody's name."""
+        return Session(self.settings, self.ledger, actor=actor, owner=owner, inventory=self.inventory)
+
+    def own(self, allocation_id: str) -> None:
+        """Note whose allocation this will be. Raises :class:`CapExceeded`."""
+        if self.owner is not None:
+            self.ledger.own(self.owner.name, allocation_id, self.owner.most)
+
+    def disown(self, allocation_id: str) -> None:
+        """It will not be."""
+        if self.owner is not None:
+            self.ledger.disown(self.owner.name, allocation_id)
+
+    def pause(self, seconds: float) -> None:
+        """Sleep so long. Raises :class:`CallerLeft` as soon as nobody waits any more."""
+        if self.owner is None:
+            time.sleep(seconds)
+        elif self.left.wait(seconds):
+            raise CallerLeft
 
     def note(self, command: Command) -> Note | None:
         """What the journal is told of ``command``; ``None`` if nobody in particular acts."""

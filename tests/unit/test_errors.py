@@ -26,6 +26,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "MessageTooLargeError": ("proj.infer", 2_000_000, 1_048_576),
     "PoolFullError": ("default", 100_000, 100_000),
     "DuplicateAction": ("a key", 12),
+    "CapExceeded": ("gpu_memory_mb", 9000, 8192),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),
