@@ -106,6 +106,10 @@ class Settings:
         3, "Times a repeatable task is granted again after losing its process or worker, before it fails."
     )
     ttl_s: float = _setting(3600.0, "Default life of an allocation made by hand, in seconds; renew() extends it.")
+    # --- agents (`celery-allocator mcp`)
+    mcp_tokens: str | None = _setting(
+        None, "File of the tokens with which agents call the MCP server over HTTP ([how](../howto/agents.md#tokens))."
+    )
     # --- running tasks
     pin_cores: bool = _setting(
         True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."

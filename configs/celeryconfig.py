@@ -96,6 +96,11 @@ allocator_ttl_s = 3600.0
 # Pin a task's process to its granted cores while it runs (pools prefork and solo).
 allocator_pin_cores = True
 
+# --- Agents (celery-allocator mcp --http)
+
+# File of the tokens with which agents call (configs/mcp-tokens.toml is an example).
+allocator_mcp_tokens: str | None = None
+
 # --- The launcher (celery -A proj allocator workers)
 
 # Slots of each GPU worker: how many tasks may share a GPU at most. Its memory decides how many do.

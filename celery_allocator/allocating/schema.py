@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+from celery_allocator.allocating.catalogue import MEANINGS, TOOLS, Tool
 from celery_allocator.allocating.reading import MOST_LISTED
 from celery_allocator.allocating.session import Session, default_session
-from celery_allocator.allocating.catalogue import MEANINGS, TOOLS, Tool
 from celery_allocator.errors import RequestError
 from celery_allocator.model import FIELDS, MAX_LABEL, TASK_TYPES, TENANT, TENANT_DOC, Strategy
 from celery_allocator.settings import Settings

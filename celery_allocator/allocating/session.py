@@ -75,6 +75,10 @@ class Session:
         """A session on the same ledger and host that acts in somebody's name."""
         return Session(self.settings, self.ledger, actor=actor, owner=owner, inventory=self.inventory)
 
+    def for_reader(self, owner: Owner) -> Session:
+        """A session on the same ledger that looks for somebody."""
+        return Session(self.settings, self.ledger, owner=owner)
+
     def own(self, allocation_id: str) -> None:
         """Note whose allocation this will be. Raises :class:`CapExceeded`."""
         if self.owner is not None:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery_allocator.allocating import reply
+from celery_allocator.allocating.catalogue import CONTROL, TOOLS
 from celery_allocator.allocating.schema import parameters
 from celery_allocator.allocating.session import Session, default_session
-from celery_allocator.allocating.catalogue import CONTROL, TOOLS
 from celery_allocator.errors import AllocatorError, PermissionDenied, RequestError
 
 TOOL = "resource_allocator"

@@ -24,6 +24,7 @@ NEEDS_AN_EXTRA = {
         "celery_allocator.demo.session",
         "celery_allocator.demo.summary",
     },
+    "celery_allocator/surfaces/cli/agents.py": {"celery_allocator.surfaces.mcp"},
 }
 
 

@@ -43,6 +43,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "start_deadline_s": (4.0, "4"),
     "max_losses": (0, "0"),
     "ttl_s": (60.0, "60"),
+    "mcp_tokens": ("/etc/tokens.toml", "/etc/tokens.toml"),
     "pin_cores": (False, "off"),
     "worker_concurrency": (5, "5"),
     "worker_cpu_concurrency": (6, "6"),

@@ -73,10 +73,14 @@ class Console:
     def session(self) -> Session:
         """Settings and ledger; made when first needed, so that ``--help`` connects to nothing."""
         if self._session is None:
-            conf = None if self.app is None else self.app.conf
-            settings = Settings.load(conf=conf, backend_url=self._backend_url, pool=self._pool)
-            self._session = Session(settings, connect_to=functools.partial(self._connect, settings), actor=self.actor)
+            self._session = self.fresh_session()
         return self._session
+
+    def fresh_session(self) -> Session:
+        """Another session of that sort, with a connection of its own."""
+        conf = None if self.app is None else self.app.conf
+        settings = Settings.load(conf=conf, backend_url=self._backend_url, pool=self._pool)
+        return Session(settings, connect_to=functools.partial(self._connect, settings), actor=self.actor)
 
     @property
     def ledger(self) -> Ledger:

@@ -9,6 +9,7 @@ import click
 from celery_allocator import __version__
 from celery_allocator.demo.command import demo
 from celery_allocator.surfaces.cli import (
+    agents,
     allocations,
     breakers,
     gating,
@@ -48,6 +49,7 @@ for _command in (
     *verifying.COMMANDS,
     *gating.COMMANDS,
     *processes.COMMANDS,
+    *agents.COMMANDS,
     demo,
 ):
     allocator.add_command(_command)
