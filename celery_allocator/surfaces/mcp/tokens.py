@@ -225,14 +225,15 @@ class _Reader:
         return TokensError(f"{self._path}{f', line {line}' if line else ''}: {where}: {rule}")
 
     def _line(self, name: str, key: str) -> int | None:
+        """The line of that key, else of the table that it belongs to. TOML's readers do not tell; most files are plain."""
+        mine = f"tokens.{name}" if name else key
         table, best = "", None
         for number, line in enumerate(self._lines, start=1):
-            header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)
-            if header:
-                table = header[1].replace('"', "").replace("'", "").replace(" ", "")
-            inside = not name or table in (f"tokens.{name}", f"tokens.{name}.caps")
+            if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line):
+                table = re.sub(r"[\"']|\s*(\.)\s*", r"\1", header[1])
+            inside = not name or table in (mine, f"{mine}.caps")
             if inside and key and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
                 return number
-            if header and name and inside and (best is None or table == f"tokens.{name}.{key}"):
+            if header and (table == f"{mine}.{key}" or (table == mine and best is None)):
                 best = number
         return best
