@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from celery_allocator.allocating.tool import execute
 from celery_allocator.surfaces.mcp.minting import add
 from tests.support import by_hand
 from tests.support.mcp_agent import McpServer, call, over_http, over_stdio
+from tests.support.processes import OwnedProcess
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
@@ -270,14 +273,15 @@ def test_agents_at_the_same_time(served: McpServer, tokens: Path) -> None:
     anyio.run(all_of_them)
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_who_goes_away_while_he_waits_is_out_of_the_line(
-    served: McpServer, tokens: Path, redis_server: RedisServer, pool: str
+    served: McpServer, tokens: Path, redis_server: RedisServer, pool: str, mode: str
 ) -> None:
     secret = add(tokens, "agent", [READ, CONTROL])
     ledger = by_hand.session(redis_server, pool).ledger
 
     async def session() -> None:
-        async with over_http(served.url, secret) as client:
+        async with over_http(served.url, secret, mode) as client:
             needs = {"cpu_cores": 8}
             await call(client, "resource_allocator", task_id="t1", task_type="processing", resource_requirements=needs)
             async with anyio.create_task_group() as group:
@@ -293,6 +297,45 @@ def test_who_goes_away_while_he_waits_is_out_of_the_line(
     wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.owned("token:agent")] == ["t1"]
     ledger.client.close()
+
+
+def test_a_server_that_is_stopped_leaves_nobody_in_line(
+    served: McpServer, tokens: Path, redis_server: RedisServer, pool: str
+) -> None:
+    secret = add(tokens, "agent", [READ, CONTROL])
+    ledger = by_hand.session(redis_server, pool).ledger
+
+    ended: list[int] = []
+
+    async def session() -> None:
+        async with over_http(served.url, secret) as client:
+            job = {"task_type": "processing", "resource_requirements": {"cpu_cores": 8}}
+            await call(client, "resource_allocator", task_id="t1", **job)
+            async with anyio.create_task_group() as group:
+
+                async def ask() -> None:
+                    with contextlib.suppress(MCPError):
+                        await call(client, "resource_allocator", task_id="t2", wait_s=60, **job)
+
+                group.start_soon(ask)
+                await run_sync(wait_until, ledger.queue, 20, "somebody in line")
+                ended.append(await run_sync(served.stop))
+                group.cancel_scope.cancel()
+
+    with contextlib.suppress(Exception):  # whatever the client makes of it
+        anyio.run(session)
+    assert ended == [-signal.SIGTERM]  # raised again when all was in order
+    assert ledger.queue() == ()
+    assert [allocation.task_id for allocation in ledger.owned("token:agent")] == ["t1"]
+    ledger.client.close()
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path, served: McpServer, env: dict[str, str]) -> None:
+    port = served.url.rpartition(":")[2].partition("/")[0]
+    second = OwnedProcess([*served.argv, "--port", port], tmp_path / "second.log", env=served.env)
+    with second:
+        assert second.wait(30) != 0
+    assert "address already in use" in second.output()
 
 
 def test_what_agents_do_is_in_the_journal_under_their_names(
@@ -382,3 +425,24 @@ def test_arguments_that_do_not_fit_are_explained(env: dict[str, str]) -> None:
             assert (await call(client, "delete_everything"))["error"]["code"] == "bad_request"
 
     anyio.run(session)
+
+
+def test_a_host_that_ends_leaves_nobody_in_line(env: dict[str, str], redis_server: RedisServer, pool: str) -> None:
+    ledger = by_hand.session(redis_server, pool).ledger
+
+    async def session() -> None:
+        job = {"task_type": "processing", "resource_requirements": {"cpu_cores": 8}}
+        async with anyio.create_task_group() as group, over_stdio(env, "--allow-control") as client:
+            await call(client, "resource_allocator", task_id="t1", **job)
+
+            async def ask() -> None:
+                with contextlib.suppress(MCPError):
+                    await call(client, "resource_allocator", task_id="t2", wait_s=60, **job)
+
+            group.start_soon(ask)
+            await run_sync(wait_until, ledger.queue, 20, "somebody in line")
+
+    anyio.run(session)
+    wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
+    assert [allocation.task_id for allocation in ledger.held()] == ["t1"]
+    ledger.client.close()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_allocator.errors import SettingsError, TokensError
+from celery_allocator.allocating import Session, tool_schemas
+from celery_allocator.errors import RequestError, SettingsError, TokensError
+from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
 from celery_allocator.surfaces.mcp.caps import Caps
 from celery_allocator.surfaces.mcp.http import check_binding
 from celery_allocator.surfaces.mcp.minting import add, new_secret
 from celery_allocator.surfaces.mcp.tokens import TokenFile, hashed
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, clean_environment
 
 READ, CONTROL = "allocator:read", "runtime:control"
 HASH = "0" * 64
@@ -201,6 +206,29 @@ def test_a_server_that_would_be_wrong_does_not_start(args: list[str], words: str
     done = invoke("mcp", *args)
     assert done.exit_code == 2
     assert words in done.stderr
+
+
+def test_without_the_extra_the_command_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['mcp'] = None\n"
+        "from celery_allocator.surfaces.cli import main; sys.argv = ['celery-allocator', 'mcp']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60, env=clean_environment()
+    )
+    assert done.returncode == 1
+    assert "pip install 'celery-allocator[mcp]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("form", ["openai", "openai-responses", "mcp", "json-schema"])
+def test_the_tools_are_printed_in_each_form(form: str) -> None:
+    printed = json.loads(invoke("tools", "--format", form).stdout)
+    assert printed == tool_schemas(form, Session(Settings()))
+    names = [tool.get("name") or tool.get("title") or tool["function"]["name"] for tool in printed]
+    assert names == ["resource_allocator", "release", "status", "queue"]
+    with pytest.raises(RequestError, match="no form 'xml'"):
+        tool_schemas("xml")
 
 
 @pytest.mark.parametrize(

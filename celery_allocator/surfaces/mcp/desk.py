@@ -39,6 +39,8 @@ class Desk:
         self._connect = connect
         self._session: Session | None = None
         self._lock = threading.Lock()
+        self._serving = 0
+        self._idle = threading.Condition()
 
     @property
     def session(self) -> Session:
@@ -56,8 +58,23 @@ class Desk:
         self, caller: Caller, name: str, arguments: Mapping[str, Any], left: threading.Event | None = None
     ) -> dict[str, Any]:
         """Answer one call. ``left`` is set when the caller has gone: then what it asked for is given back."""
+        with self._idle:
+            self._serving += 1
         try:
-            answer = self._serve(caller, name, arguments, left or threading.Event())
+            return self._answer(caller, name, arguments, left or threading.Event())
+        finally:
+            with self._idle:
+                self._serving -= 1
+                self._idle.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until no call is served, at most so long; returns whether none is."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._serving, seconds)
+
+    def _answer(self, caller: Caller, name: str, arguments: Mapping[str, Any], left: threading.Event) -> dict[str, Any]:
+        try:
+            answer = self._serve(caller, name, arguments, left)
         except AllocatorError as error:
             answer = reply.refusal(
                 error, 0.0, allocation_id=arguments.get("allocation_id"), task_id=arguments.get("task_id")

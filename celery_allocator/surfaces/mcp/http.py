@@ -127,11 +127,15 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_S,
     )
-    _Server(config).run()
+    _Server(config, desk).run()
 
 
 class _Server(uvicorn.Server):
-    """Says where it serves once it does."""
+    """Says where it serves once it does; ends when those who waited for room have left the line."""
+
+    def __init__(self, config: uvicorn.Config, desk: Desk) -> None:
+        super().__init__(config)
+        self._desk = desk
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind and listen."""
@@ -140,6 +144,11 @@ class _Server(uvicorn.Server):
             for bound in server.sockets:
                 host, port = bound.getsockname()[:2]
                 _log.info("serving MCP at http://%s:%d%s", _bracketed(host), port, PATH)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let calls in progress end, cancel those that do not, and wait for their threads."""
+        await super().shutdown(sockets)
+        await run_sync(self._desk.drain, _GRACE_S)
 
 
 def _security(host: str, allowed: Iterable[str]) -> TransportSecuritySettings:

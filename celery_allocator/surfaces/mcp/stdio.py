@@ -9,6 +9,9 @@ from celery_allocator.surfaces.mcp.caller import Caller
 from celery_allocator.surfaces.mcp.desk import Desk
 from celery_allocator.surfaces.mcp.server import build
 
+#: Seconds that calls in progress get to end when the host has gone.
+_GRACE_S = 5
+
 
 def serve(desk: Desk, *, control: bool) -> None:
     """Serve this process's user until standard input ends. ``control``: changing tools too."""
@@ -20,3 +23,4 @@ def serve(desk: Desk, *, control: bool) -> None:
             await server.run(reading, writing, server.create_initialization_options())
 
     anyio.run(run)
+    desk.drain(_GRACE_S)

@@ -225,7 +225,7 @@ class _Reader:
         return TokensError(f"{self._path}{f', line {line}' if line else ''}: {where}: {rule}")
 
     def _line(self, name: str, key: str) -> int | None:
-        """The line of that key, else of the table that it belongs to. TOML's readers do not tell; most files are plain."""
+        """The line of that key, else of its table, in a file as people write them: the TOML reader does not tell."""
         mine = f"tokens.{name}" if name else key
         table, best = "", None
         for number, line in enumerate(self._lines, start=1):
