@@ -17,12 +17,16 @@ from celery_allocator.errors import HistoryExtraMissing
 _EXPORTS = {
     "History": "store",
     "open_history": "store",
+    "Recorder": "recorder",
+    "RecorderThread": "recorder",
+    "Progress": "recorder",
     "Schema": "schema",
 }
 
-__all__ = [*_EXPORTS]  # noqa: PLE0604 (names of the lazy table)
+__all__ = ["History", "Progress", "Recorder", "RecorderThread", "Schema", "open_history"]
 
 if TYPE_CHECKING:
+    from celery_allocator.history.recorder import Progress, Recorder, RecorderThread
     from celery_allocator.history.schema import Schema
     from celery_allocator.history.store import History, open_history
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
@@ -19,6 +20,14 @@ FILE = "history.sqlite3"
 #: Seconds to wait for a connection, and on SQLite for whoever writes.
 CONNECT_TIMEOUT_S = 10
 BUSY_TIMEOUT_S = 30
+#: As libpq takes them: a server that vanished without a word is noticed within about a minute.
+_TIMEOUTS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 def history_url(settings: Settings) -> URL:
@@ -39,14 +48,17 @@ def history_url(settings: Settings) -> URL:
 
 
 def open_engine(url: URL, *, writes: bool) -> Engine:
-    """An engine that connects when first used. ``writes``: transactions on SQLite begin as those of a writer."""
+    """An engine that connects when first used. ``writes``: transactions on SQLite begin as those of a writer.
+
+    Raises :class:`SettingsError` for options of the URL that no driver knows.
+    """
     try:
         if url.get_backend_name() == "sqlite":
             return _sqlite(url, writes)
         return create_engine(
             url,
             pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "celery-allocator"},
+            connect_args={"application_name": "celery-allocator", **_TIMEOUTS},
         )
     except (ArgumentError, NoSuchModuleError, TypeError) as error:
         raise _malformed(f"an option that is not known ({type(error).__name__})") from None
@@ -71,42 +83,30 @@ def explained(url: URL) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise as_ours(url, error) from error
+        raise _as_ours(url, error.orig or error) from error
+    except psycopg.Error as error:  # from the driver itself
+        raise _as_ours(url, error) from error
     except (SQLAlchemyError, OSError) as error:
         raise HistoryUnavailable(f"the history at {shown(url)} cannot be reached: {_line(error)}") from error
 
 
-def as_ours(url: URL, error: DBAPIError) -> HistoryError:
-    """A driver's error as one of ours."""
-    passes = error.connection_invalidated or type(error.orig).__name__ in _PASSING or _refused_for_now(error)
-    if passes:
-        return HistoryUnavailable(f"the history at {shown(url)} cannot be reached: {_line(error.orig)}")
-    return HistoryError(f"the history at {shown(url)} refuses: {_line(error.orig)}")
+def _as_ours(url: URL, error: BaseException) -> HistoryError:
+    # What is neither of these is a mistake, and no later try will do better.
+    if isinstance(error, _PASSING) and not str(error).startswith(_FOR_GOOD):
+        return HistoryUnavailable(f"the history at {shown(url)} cannot be reached: {_line(error)}")
+    return HistoryError(f"the history at {shown(url)} refuses: {_line(error)}")
 
 
-#: Classes of a driver's errors that a later try may not meet: no connection, shutting down, locked, disk full.
-_PASSING = {
-    "OperationalError",
-    "InterfaceError",
-    "AdminShutdown",
-    "CrashShutdown",
-    "CannotConnectNow",
-    "ConnectionTimeout",
-    "SerializationFailure",
-    "DeadlockDetected",
-    "LockNotAvailable",
-    "QueryCanceled",
-    "DiskFull",
-    "TooManyConnections",
-    "ReadOnlySqlTransaction",
-    "IdleInTransactionSessionTimeout",
-}
-
-
-def _refused_for_now(error: DBAPIError) -> bool:
-    """SQLSTATE classes 08 (connection), 40 (rollback), 53 (resources), 57 (intervention), 25006 (read-only)."""
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return state[:2] in ("08", "40", "53", "57") or state == "25006"
+#: No connection, shutting down, locked, out of disk or memory, read-only for now.
+_PASSING = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    sqlite3.OperationalError,
+)
+#: What SQLite says of a mistake under the same name.
+_FOR_GOOD = ("no such", "near ", "table ", "unable to open")
 
 
 def _sqlite(url: URL, writes: bool) -> Engine:

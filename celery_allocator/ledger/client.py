@@ -18,6 +18,7 @@ from celery_allocator.errors import (
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
+from celery_allocator.ledger.following import Following
 from celery_allocator.ledger.journal import Note, number, raise_refused
 from celery_allocator.ledger.mending import Mending
 from celery_allocator.ledger.operating import Operating
@@ -47,7 +48,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving, Mending, Operating, Owning):
+class Ledger(Serving, Mending, Operating, Owning, Following):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot

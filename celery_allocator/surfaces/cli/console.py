@@ -115,6 +115,12 @@ class Console:
         if self.app is not None:
             forget_ends(self.app, effect.revived)
 
+    def open_ledger(self) -> Ledger:
+        """A client of the ledger of its own, for a thread or a loop that closes it."""
+        if self.app is None or self._backend_url is not None:
+            return connect(self.settings)
+        return plugin_session(self.app).connect(self.settings)
+
     def _connect(self, settings: Settings) -> Ledger:
         if self.app is None or self._backend_url is not None:
             return connect(settings)

@@ -18,6 +18,7 @@ from celery_allocator.surfaces.cli import (
     parked,
     processes,
     reading,
+    recording,
     verifying,
     waiting,
 )
@@ -50,6 +51,7 @@ for _command in (
     *gating.COMMANDS,
     *processes.COMMANDS,
     *agents.COMMANDS,
+    *recording.COMMANDS,
     demo,
 ):
     allocator.add_command(_command)

@@ -1,0 +1,334 @@
+"""From events to rows: a pure function, so that any way of cutting the stream into batches gives the same rows.
+
+Every event is given once, in the order of the stream. Where entries were missed, or the history began in the middle of
+an allocation's life, its row says as much as the events that there are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+
+from celery_allocator.history.entry import Entry
+
+logger = logging.getLogger(__name__)
+
+_HOLDING = ("granted", "running")
+_KINDS = {"t": "task", "m": "manual"}
+
+
+@dataclass(slots=True)
+class AllocationRecord:
+    """A row of ``allocations`` without its pool; see :class:`~celery_allocator.history.models.AllocationRow`."""
+
+    allocation_id: str
+    last_event_id: str
+    last_event_at: datetime
+    task_id: str = ""
+    task_name: str = ""
+    tenant: str = ""
+    kind: str | None = None
+    gpu_memory_mb: int | None = None
+    cpu_cores: int | None = None
+    ram_mb: int | None = None
+    priority: int | None = None
+    strategy: str | None = None
+    submitted_at: datetime | None = None
+    eta_at: datetime | None = None
+    expires_at: datetime | None = None
+    estimated_start_at: datetime | None = None
+    queue_position: int | None = None
+    granted_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    state: str = "waiting"
+    outcome: str | None = None
+    node: str | None = None
+    device: str | None = None
+    worker: str | None = None
+    cores: str | None = None
+    token: int | None = None
+    grants: int = 0
+    losses: int = 0
+    wait_s: float | None = None
+    run_s: float = 0.0
+    held_s: float = 0.0
+    peak_gpu_memory_mb: int | None = None
+    peak_ram_mb: int | None = None
+
+
+#: The columns of ``allocations`` that a record holds, in its order.
+COLUMNS = tuple(spec.name for spec in fields(AllocationRecord))
+
+
+@dataclass(frozen=True)
+class StateRecord:
+    """A row of ``node_states`` (``device`` is ``None``) or ``device_states``, without its pool."""
+
+    event_id: str
+    at: datetime
+    event: str
+    node: str
+    device: str | None
+    state: str | None
+    worker: str | None = None
+    slots: int | None = None
+    cpu_cores: int | None = None
+    ram_mb: int | None = None
+    devices: int | None = None
+
+
+@dataclass
+class Changes:
+    """What a batch of events changes. ``allocations`` holds the rows there were before, changed, and new ones."""
+
+    allocations: MutableMapping[str, AllocationRecord] = field(default_factory=dict)
+    states: list[StateRecord] = field(default_factory=list)
+    actions: list[Entry] = field(default_factory=list)
+
+    def fold(self, entries: Iterable[Entry]) -> Changes:
+        """Apply events, each once and in order; returns itself."""
+        for entry in entries:
+            try:
+                self._apply(entry)
+            except Exception:  # a damaged entry must not stop all that come after it
+                logger.exception("history: entry %s cannot be understood; it is kept as an event only", entry.event_id)
+        return self
+
+    def _apply(self, entry: Entry) -> None:
+        change = _LIFE.get(entry.event)
+        if change is not None:
+            if not entry.object_id:
+                return
+            record = self.allocations.get(entry.object_id)
+            if record is None:
+                if entry.event in _LATER:  # nothing else is known of it: its row is gone, or was never written
+                    return
+                record = AllocationRecord(entry.object_id, entry.event_id, entry.at)
+                self.allocations[entry.object_id] = record
+            _met(record, entry)
+            change(record, entry)
+        elif entry.event in _STATES:
+            self._state(entry)
+        elif entry.event == "operated":
+            self.actions.append(entry)
+
+    def _state(self, entry: Entry) -> None:
+        # What a worker did is about the device it serves; all else, about a node or a device by its own name.
+        target = entry.fields.get("device", "") if entry.event in _OF_WORKERS else entry.object_id
+        node, _, device = target.partition("/")
+        if not node or (entry.event in _OF_WORKERS and not device):
+            return
+        self.states.append(
+            StateRecord(
+                entry.event_id,
+                entry.at,
+                entry.event,
+                node,
+                device or None,
+                _STATES[entry.event],
+                worker=entry.object_id if entry.event in _OF_WORKERS else None,
+                slots=entry.number("slots"),
+                cpu_cores=entry.number("cores"),
+                ram_mb=entry.number("ram_mb"),
+                devices=entry.number("devices"),
+            )
+        )
+
+
+def concerns_allocation(entry: Entry) -> bool:
+    """Whether the entry changes the row of an allocation."""
+    return entry.event in _LIFE and bool(entry.object_id)
+
+
+def _met(record: AllocationRecord, entry: Entry) -> None:
+    """What every event of an allocation tells."""
+    told = entry.fields
+    record.last_event_id, record.last_event_at = entry.event_id, entry.at
+    record.task_id = entry.task_id or record.task_id
+    record.task_name = told.get("name") or record.task_name
+    shape = told.get("shape")
+    if shape:
+        _shaped(record, shape)
+    if "new" in told:
+        record.submitted_at = entry.at
+        record.priority = entry.number("priority")
+        record.strategy = told.get("strategy") or None
+        record.tenant = told.get("tenant", "")
+        record.expires_at = entry.time("expires")
+        record.queue_position = entry.number("position")
+        record.estimated_start_at = entry.time("estimate")
+
+
+def _shaped(record: AllocationRecord, shape: str) -> None:
+    parts = shape.split(":")
+    if len(parts) == 4:
+        sizes = [int(part) if part.isdecimal() and len(part) < 10 else None for part in parts[:3]]
+        record.gpu_memory_mb, record.cpu_cores, record.ram_mb = sizes
+        record.kind = _KINDS.get(parts[3])
+
+
+def _placed(record: AllocationRecord, entry: Entry) -> None:
+    node, _, device = entry.fields.get("device", "").partition("/")
+    if device:
+        record.node, record.device = node, device
+    token = entry.number("token", 2**63)
+    record.token = record.token if token is None else token
+
+
+def _lives(record: AllocationRecord, state: str) -> None:
+    record.state, record.ended_at, record.outcome = state, None, None
+
+
+def _give_back(record: AllocationRecord, entry: Entry) -> None:
+    """What it held and ran since its last grant and start counts; after that it holds nothing."""
+    # Where its grant or start was missed, the event of its end may still say how long it ran.
+    told = (entry.number("held_ms", 2**53) or 0) / 1000
+    held, ran = told, told
+    if record.state in _HOLDING and record.granted_at is not None:
+        held = _since(record.granted_at, entry.at)
+    if record.state == "running" and record.started_at is not None:
+        ran = _since(record.started_at, entry.at)
+    record.held_s += held
+    record.run_s += ran
+
+
+def _since(then: datetime, now: datetime) -> float:
+    return max(0.0, (now - then).total_seconds())
+
+
+def _starts(record: AllocationRecord, at: datetime) -> None:
+    _lives(record, "running")
+    record.started_at = at
+    if record.wait_s is None and record.submitted_at is not None:
+        ready = max(record.submitted_at, record.eta_at or record.submitted_at)
+        record.wait_s = _since(ready, at)
+
+
+def _delayed(record: AllocationRecord, entry: Entry) -> None:
+    _lives(record, "delayed")
+    record.eta_at = entry.time("eta") or record.eta_at
+
+
+def _waiting(record: AllocationRecord, entry: Entry) -> None:
+    _give_back(record, entry)
+    _lives(record, "waiting")
+
+
+def _granted(record: AllocationRecord, entry: Entry) -> None:
+    _give_back(record, entry)
+    _placed(record, entry)
+    _lives(record, "granted")
+    record.cores = entry.fields.get("cores", "")
+    record.worker, record.started_at = None, None
+    record.granted_at = entry.at
+    record.grants += 1
+    if record.kind == "manual":  # held by whoever asked for it, from now on
+        _starts(record, entry.at)
+
+
+def _started(record: AllocationRecord, entry: Entry) -> None:
+    _placed(record, entry)
+    record.worker = entry.fields.get("worker") or None
+    _starts(record, entry.at)
+
+
+def _ends(record: AllocationRecord, entry: Entry, outcome: str) -> None:
+    _give_back(record, entry)
+    record.state, record.outcome, record.ended_at = "released", outcome, entry.at
+
+
+def _released(record: AllocationRecord, entry: Entry) -> None:
+    _placed(record, entry)
+    _ends(record, entry, entry.fields.get("outcome") or "released")
+    record.peak_gpu_memory_mb = _largest(record.peak_gpu_memory_mb, entry.number("peak_gpu_mb"))
+    record.peak_ram_mb = _largest(record.peak_ram_mb, entry.number("peak_ram_mb"))
+
+
+def _lost(record: AllocationRecord, entry: Entry) -> None:
+    _placed(record, entry)
+    record.losses += 1
+    if entry.fields.get("again") == "1":
+        _waiting(record, entry)
+    else:
+        _ends(record, entry, "lost")
+
+
+def _reclaimed(record: AllocationRecord, entry: Entry) -> None:
+    """It runs, under a grant that the ledger had forgotten or taken back; time that counted already does not again."""
+    _placed(record, entry)
+    if record.state not in _HOLDING:
+        record.granted_at = entry.at
+    if record.state != "running":
+        record.started_at = entry.at
+    _lives(record, "running")
+
+
+def _prioritised(record: AllocationRecord, entry: Entry) -> None:
+    record.priority = entry.number("priority")
+
+
+def _held(record: AllocationRecord, entry: Entry) -> None:
+    _waiting(record, entry)
+    record.state = "held"
+
+
+def _unheld(record: AllocationRecord, entry: Entry) -> None:
+    ahead = record.eta_at is not None and record.eta_at > entry.at
+    _lives(record, "delayed" if ahead else "waiting")
+
+
+def _settled(record: AllocationRecord, entry: Entry) -> None:
+    if record.ended_at is None:  # its end was missed
+        _ends(record, entry, entry.fields.get("outcome") or "ended")
+
+
+def _unchanged(record: AllocationRecord, entry: Entry) -> None:
+    """It is told of, and that is all."""
+
+
+def _largest(*values: int | None) -> int | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+#: What each event does to the row of its allocation.
+_LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
+    "delayed": _delayed,
+    "waiting": _waiting,
+    "granted": _granted,
+    "started": _started,
+    "released": _released,
+    "requeued": _waiting,
+    "withdrawn": _waiting,
+    "republished": _unchanged,
+    "cancelled": lambda record, entry: _ends(record, entry, entry.fields.get("outcome") or "cancelled"),
+    "expired": lambda record, entry: _ends(record, entry, "expired"),
+    "parked": lambda record, entry: _ends(record, entry, "parked"),
+    "lost": _lost,
+    "reclaimed": _reclaimed,
+    "renewed": _unchanged,
+    "settled": _settled,
+    "discarded": _unchanged,
+    "held": _held,
+    "unheld": _unheld,
+    "priority": _prioritised,
+}
+
+#: Events that make no row.
+_LATER = ("republished", "renewed", "settled", "discarded")
+
+#: State that an event leaves a node or device in.
+_STATES: dict[str, str] = {
+    "node": "online",
+    "node_lost": "offline",
+    "worker": "serving",
+    "closing": "closing",
+    "left": "idle",
+    "worker_lost": "idle",
+    "cordoned": "cordoned",
+    "draining": "draining",
+    "uncordoned": "ready",
+}
+_OF_WORKERS = ("worker", "closing", "left", "worker_lost")

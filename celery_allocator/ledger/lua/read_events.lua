@@ -1,0 +1,52 @@
+-- A consumer group reads on in the event stream. Nothing is read while entries that were read before are not acknowledged,
+-- nor where some were trimmed before they were read: the caller is told first, so that it can write that down.
+-- flags: allow-oom
+-- uses: base
+-- KEYS: prefix. ARGV from 5: group, consumer, count, what ("new", or "unacknowledged": those read before, again), up to which
+--   number of entries ever added the caller knows that some are missing.
+-- Reply: {"read", entries, how many follow} | {"unacknowledged", how many} | {"missed", how many, last entry read, first that
+--   there is, number of the last trimmed} | {"no group"}. entry: {id, {field, value, …} or nil if it was trimmed}
+-- Touches: events.
+local group, consumer, count, accepted = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[9])
+local function pairs_of(flat)
+  local out = {}
+  for i = 1, #flat, 2 do out[flat[i]] = flat[i + 1] end
+  return out
+end
+local groups = redis.pcall("XINFO", "GROUPS", K.events)
+if groups.err then return { "no group" } end
+local own
+for _, flat in ipairs(groups) do
+  local found = pairs_of(flat)
+  if found.name == group then own = found end
+end
+if not own then return { "no group" } end
+local stream = pairs_of(call("XINFO", "STREAM", K.events))
+local added = stream["entries-added"]
+
+if ARGV[8] == "unacknowledged" then
+  local reply = call("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", K.events, "0")
+  if own.pending > 0 and not (reply and reply[1] and reply[1][2][1]) then -- some were read under another name
+    call("XAUTOCLAIM", K.events, group, consumer, 0, "0-0", "COUNT", count, "JUSTID")
+    reply = call("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", K.events, "0")
+  end
+  return { "read", reply and reply[1] and reply[1][2] or {}, math.max(0, added - (own["entries-read"] or added)) }
+end
+if own.pending > 0 then return { "unacknowledged", own.pending } end
+
+local trimmed = added - stream.length
+-- The server does not know where the group stands after somebody has deleted entries or set the group: then neither do we.
+local stands = own["entries-read"] or trimmed
+if trimmed > stands and trimmed > accepted then
+  local first = stream["first-entry"]
+  return { "missed", trimmed - stands, own["last-delivered-id"], first and first[1] or stream["last-generated-id"], trimmed }
+end
+local reply = call("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", K.events, ">")
+local entries = reply and reply[1] and reply[1][2] or {}
+if trimmed > stands then
+  stands = trimmed
+  -- Servers differ in how they count on after a gap.
+  local last = entries[1] and entries[#entries][1] or own["last-delivered-id"]
+  call("XGROUP", "SETID", K.events, group, last, "ENTRIESREAD", trimmed + #entries)
+end
+return { "read", entries, math.max(0, added - stands - #entries) }

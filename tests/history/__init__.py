@@ -1,0 +1,1 @@
+"""The history: fold, migrations, recorder, restore."""
