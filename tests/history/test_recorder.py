@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from celery_allocator.errors import HistoryError, HistoryUnavailable, LedgerUnavailable
-from celery_allocator.history import History, Progress, Recorder, RecorderThread
+from celery_allocator.history import History, Progress, Recorder, RecorderThread, open_history
 from celery_allocator.history.entry import Entry, parse
 from celery_allocator.history.recorder import CONSUMER, GROUP
 from celery_allocator.history.turns import turn_to_write
@@ -314,7 +314,8 @@ def test_pools_in_one_database_do_not_meet(
     their = LedgerPool(redis_server.client(), other.pool)
     their.submit(1, id="a1")
     Recorder(lambda: Ledger(redis_server.client(), other.pool), other).run(threading.Event(), once=True)
-    assert stored(History(history._url, other.pool))["a1"]["gpu_memory_mb"] == 1
+    with open_history(other) as theirs:
+        assert stored(theirs)["a1"]["gpu_memory_mb"] == 1
     assert stored(history)["a1"]["gpu_memory_mb"] == 4000
     their.ledger.client.close()
 
