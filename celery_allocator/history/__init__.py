@@ -21,12 +21,25 @@ _EXPORTS = {
     "RecorderThread": "recorder",
     "Progress": "recorder",
     "Schema": "schema",
+    "Restoration": "restore",
+    "Restorer": "restore",
 }
 
-__all__ = ["History", "Progress", "Recorder", "RecorderThread", "Schema", "open_history"]
+__all__ = [
+    "History",
+    "Progress",
+    "Recorder",
+    "RecorderThread",
+    "Restoration",
+    "Restorer",
+    "Schema",
+    "load",
+    "open_history",
+]
 
 if TYPE_CHECKING:
     from celery_allocator.history.recorder import Progress, Recorder, RecorderThread
+    from celery_allocator.history.restore import Restoration, Restorer
     from celery_allocator.history.schema import Schema
     from celery_allocator.history.store import History, open_history
 
@@ -34,7 +47,8 @@ if TYPE_CHECKING:
 _LIBRARIES = ("sqlalchemy", "alembic", "psycopg")
 
 
-def __getattr__(name: str) -> Any:
+def load(name: str) -> Any:
+    """A name of this package. Raises :class:`HistoryExtraMissing` where its libraries are not installed."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
@@ -47,6 +61,9 @@ def __getattr__(name: str) -> Any:
         ) from error
     globals()[name] = value
     return value
+
+
+__getattr__ = load
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@ does not wake up to write beside another.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import socket
@@ -45,7 +46,9 @@ def turn_to_write(url: URL, pool: str, schema: Schema) -> Iterator[Writer | None
             try:
                 yield _writer(connection, pool, schema) if try_lock(descriptor) else None
             finally:
-                os.close(descriptor)  # which unlocks
+                # Closing is not enough: a child that was forked meanwhile has it open, too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+                os.close(descriptor)
     finally:
         engine.dispose()  # closes the connection, and so gives the lock back
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from redis.exceptions import NoPermissionError
 
 from celery_allocator.errors import AllocationNotFound, LedgerError, LedgerUnavailable, StaleTokenError
@@ -72,6 +75,34 @@ class Mending(Access):
         if reply[0] != b"ok":
             raise AllocationNotFound(f"no message of {allocation_id!r} is parked")
         return replies.grants(reply[1])
+
+    def learn(self, means_s: Mapping[str, float], *, overwrite: bool = False) -> tuple[str, ...]:
+        """Set mean run times, in seconds, by task name (``*``: all); those it has itself stay, unless ``overwrite``.
+
+        Returns the names whose mean was set.
+        """
+        if not means_s:
+            return ()
+        pairs = [part for name, mean in means_s.items() for part in (name, repr(mean * 1000))]
+        return tuple(_text(name) for name in self._run("learn", "1" if overwrite else "0", *pairs))
+
+    def learned(self) -> dict[str, float]:
+        """Mean run times in seconds, by task name; ``*``: all."""
+        found: Any = self._guard(self.client.execute_command, "HGETALL", keys.key(self.pool, "runtimes"))
+        rows = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        return {_text(name): float(mean) / 1000 for name, mean in rows}
+
+    def recorded_of(self, allocation_ids: Sequence[str]) -> set[str]:
+        """Which of these allocations the ledger has a record of."""
+        found: set[str] = set()
+        for start in range(0, len(allocation_ids), 1000):
+            chunk = allocation_ids[start : start + 1000]
+            with self.client.pipeline(transaction=False) as pipeline:
+                for allocation_id in chunk:
+                    pipeline.exists(keys.key(self.pool, "alloc", allocation_id))
+                there: Any = self._guard(pipeline.execute)
+            found.update(name for name, exists in zip(chunk, there, strict=True) if exists)
+        return found
 
     def _recorded(self) -> list[bytes]:
         """Ids of all records, also of those that nothing names."""

@@ -10,6 +10,7 @@ from celery_allocator.allocating.session import use_default
 from celery_allocator.errors import SettingsError
 from celery_allocator.plugin import bootsteps, running
 from celery_allocator.plugin.duties import DutiesStep
+from celery_allocator.plugin.recording import RecorderStep
 from celery_allocator.plugin.session import session
 
 _AMQP = "celery_allocator.plugin.sender:AllocatorAMQP"
@@ -47,6 +48,7 @@ def install(app: Celery) -> Celery:
     )
     app.steps["consumer"].add(bootsteps.AllocatorStep)
     app.steps["consumer"].add(DutiesStep)
+    app.steps["consumer"].add(RecorderStep)
     running.connect_signals()
     bootsteps.connect_signals()
     # allocate_resources() and its kin in this app's processes use this app's ledger.

@@ -19,6 +19,7 @@ from celery_allocator.surfaces.cli import (
     processes,
     reading,
     recording,
+    restoring,
     verifying,
     waiting,
 )
@@ -52,6 +53,7 @@ for _command in (
     *processes.COMMANDS,
     *agents.COMMANDS,
     *recording.COMMANDS,
+    *restoring.COMMANDS,
     demo,
 ):
     allocator.add_command(_command)

@@ -1,0 +1,163 @@
+"""After a lost ledger: what the history can give back, and what only it knows of.
+
+A ledger that came back empty has lost what it had learned (mean run times, for estimates), what operators had told it
+(what is cordoned), and what was in flight. The first two are given back; the last is told, for it cannot be run again
+from here: the messages were in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sqlalchemy import select
+
+from celery_allocator.errors import UnknownTargetError
+from celery_allocator.history.entry import ordinal
+from celery_allocator.history.models import AllocationRow, DeviceStateRow, NodeStateRow
+from celery_allocator.history.store import History
+from celery_allocator.ledger import Grant, Ledger
+
+#: What an operator last said of a node or device.
+_OPERATORS = {"cordoned": "cordoned", "draining": "draining", "uncordoned": "ready"}
+#: Estimates for all names together stand under this one.
+ALL_NAMES = "*"
+
+
+@dataclass
+class Restoration:
+    """What was, or would be, given back. Run times in seconds."""
+
+    #: Means that were set; and those that the ledger has itself, with its own value.
+    runtimes: dict[str, float] = field(default_factory=dict)
+    runtimes_kept: dict[str, float] = field(default_factory=dict)
+    #: Nodes and devices that were closed again, with the state.
+    closed: dict[str, str] = field(default_factory=dict)
+    #: The same, that the ledger does not know (yet), or has in another state by itself.
+    unknown: dict[str, str] = field(default_factory=dict)
+    differing: dict[str, str] = field(default_factory=dict)
+    #: Allocations that had not ended, and that the ledger has no record of.
+    in_flight: list[AllocationRow] = field(default_factory=list)
+    #: Grants that closing a node made elsewhere, to be published.
+    grants: tuple[Grant, ...] = ()
+
+
+class Restorer:
+    """Compares one pool's ledger with its history, and gives back."""
+
+    def __init__(self, history: History, ledger: Ledger, *, force: bool = False, publishes: bool = True) -> None:
+        """``force``: what the ledger knows itself is overwritten. ``publishes``: the caller publishes the grants."""
+        self._history = history
+        self._ledger = ledger
+        self._force = force
+        self._publishes = publishes
+
+    def plan(self) -> Restoration:
+        """What :meth:`apply` would do; changes nothing."""
+        found = Restoration()
+        known = {} if self._force else self._ledger.learned()
+        for name, mean in self.mean_runtimes().items():
+            if name in known:
+                found.runtimes_kept[name] = known[name]
+            else:
+                found.runtimes[name] = mean
+        cluster = self._ledger.snapshot()
+        now = {**{n.node: n.state for n in cluster.nodes}, **{d.key: d.state for d in cluster.devices}}
+        ours: set[str] = set()  # devices that are closed because we close their node
+        for target, state in self.operator_states().items():
+            if target not in now:
+                if state != "ready":
+                    found.unknown[target] = state
+            elif _closed(now[target]) != state:
+                # A ledger that was lost has everything open. What is closed there, somebody has closed since.
+                give = self._force or state != "ready" or target in ours
+                (found.closed if give else found.differing)[target] = state
+                if give and "/" not in target:
+                    devices = {key for key in now if key.startswith(f"{target}/")}
+                    now |= dict.fromkeys(devices, state)
+                    ours |= devices
+        found.in_flight = self.in_flight()
+        return found
+
+    def apply(self) -> Restoration:
+        """Give back. Raises :class:`LedgerUnavailable`; what was given back until then stays."""
+        found = self.plan()
+        found.runtimes = {
+            name: found.runtimes[name] for name in self._ledger.learn(found.runtimes, overwrite=self._force)
+        }
+        for target, state in list(found.closed.items()):
+            try:
+                if state == "ready":
+                    grants = self._ledger.uncordon(target, publishes=self._publishes)
+                else:
+                    grants, _ = self._ledger.cordon(target, drain=state == "draining", publishes=self._publishes)
+            except UnknownTargetError:  # gone since
+                found.unknown[target] = found.closed.pop(target)
+            else:
+                found.grants += grants
+        return found
+
+    def mean_runtimes(self) -> dict[str, float]:
+        """Decayed means by task name, in seconds, as the ledger makes them from each success (see ``release.lua``)."""
+        decay = self._ledger.options.runtime_decay
+        means: dict[str, float] = {}
+        for name, ran in self._runs():
+            for key in (name, ALL_NAMES):
+                means[key] = means[key] + decay * (ran - means[key]) if key in means else ran
+        return means
+
+    def operator_states(self) -> dict[str, str]:
+        """The last word of operators on each node and device: cordoned, draining or ready. Nodes come first.
+
+        What is said of a node is said of all its devices.
+        """
+        said: list[tuple[int, str, str]] = []
+        with self._history.session() as session:
+            nodes = select(NodeStateRow.event_id, NodeStateRow.event, NodeStateRow.node)
+            nodes = nodes.where(NodeStateRow.pool == self._history.pool, NodeStateRow.event.in_(_OPERATORS))
+            for event_id, event, node in session.execute(nodes):
+                said.append((ordinal(event_id), node, _OPERATORS[event]))
+            devices = select(DeviceStateRow.event_id, DeviceStateRow.event, DeviceStateRow.node, DeviceStateRow.device)
+            devices = devices.where(DeviceStateRow.pool == self._history.pool, DeviceStateRow.event.in_(_OPERATORS))
+            for event_id, event, node, device in session.execute(devices):
+                said.append((ordinal(event_id), f"{node}/{device}", _OPERATORS[event]))
+        states: dict[str, str] = {}
+        for _, target, state in sorted(said):
+            if "/" not in target:
+                states = {name: old for name, old in states.items() if not name.startswith(f"{target}/")}
+            states[target] = state
+        return dict(sorted(states.items(), key=lambda item: "/" in item[0]))
+
+    def in_flight(self) -> list[AllocationRow]:
+        """Allocations that had not ended by the history, and that the ledger has no record of; oldest first."""
+        query = (
+            select(AllocationRow)
+            .where(AllocationRow.pool == self._history.pool, AllocationRow.ended_at.is_(None))
+            .order_by(AllocationRow.submitted_at, AllocationRow.allocation_id)
+        )
+        with self._history.session() as session:
+            rows = session.scalars(query).all()
+        there = self._ledger.recorded_of([row.allocation_id for row in rows])
+        return [row for row in rows if row.allocation_id not in there]
+
+    def _runs(self) -> Iterator[tuple[str, float]]:
+        """Task name and run time of each success, oldest first."""
+        query = (
+            select(AllocationRow.task_name, AllocationRow.started_at, AllocationRow.ended_at)
+            .where(
+                AllocationRow.pool == self._history.pool,
+                AllocationRow.outcome == "success",
+                AllocationRow.started_at.is_not(None),
+                AllocationRow.ended_at.is_not(None),
+            )
+            .order_by(AllocationRow.ended_at)
+        )
+        with self._history.session() as session:
+            for name, began, ended in session.execute(query.execution_options(yield_per=5000)):
+                assert began is not None and ended is not None  # by the query
+                yield name, (ended - began).total_seconds()
+
+
+def _closed(state: str) -> str:
+    """A state without what is no operator's doing: a device that is offline is not closed."""
+    return state if state in ("cordoned", "draining") else "ready"
