@@ -7,6 +7,7 @@ that no client of this version touches it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -21,6 +22,9 @@ SHORTEST_PAUSE_MS = 2000
 
 #: What an older server says of a script whose first line gives its flags.
 _TOO_OLD = "user_script:1: unexpected symbol near '#'"
+
+#: What a server says to a user who may run scripts, but not the first command of this one.
+_MAY_NOT_READ = re.compile("ACL failure in script: .*'hget'", re.IGNORECASE)
 
 
 class Announcer:
@@ -48,6 +52,8 @@ class Announcer:
         except NoPermissionError:  # a user who only reads, and so need not tell
             return
         except ResponseError as error:
+            if _MAY_NOT_READ.search(str(error)):  # a recorder, which may read the event stream and nothing else
+                return
             connection.disconnect()
             if isinstance(error, MovedError) or str(error).startswith("MOVED"):
                 raise LedgerError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,23 @@ from tests.support.workers import WorkerFleet
 CONNECTION = {"ping", "select", "client|setinfo", "cluster|slots"}
 READING, WRITING = {"evalsha_ro", "eval_ro"}, {"evalsha", "eval"}
 #: What is called without a script.
-DIRECT = {"worker": {"hsetnx", "hget", "zmscore", "info"}, "operator": {"xrange", "scan"}, "dashboard": {"xrange"}}
+#: What a recorder calls, within its script and without.
+FOLLOWING = {
+    "xreadgroup",
+    "xautoclaim",
+    "xgroup|create",
+    "xgroup|setid",
+    "xinfo|stream",
+    "xinfo|groups",
+    "xack",
+    "xrange",
+}
+DIRECT = {
+    "worker": {"hsetnx", "hget", "zmscore", "info", *FOLLOWING},
+    "operator": {"scan", "hgetall", *FOLLOWING},
+    "dashboard": {"xrange"},
+    "recorder": {"time", *FOLLOWING},
+}
 WRITERS = ("producer", "worker", "operator")
 
 
@@ -36,8 +53,13 @@ def commands_of(names: list[str]) -> set[str]:
 @pytest.mark.parametrize("user", USERS)
 def test_a_user_has_the_rights_that_it_needs_and_no_other(user: str) -> None:
     line = users()[user]
-    operations = scripts.operations()
-    if user == "dashboard":
+    operations = [name for name in scripts.operations() if name != "read_events"]
+    called: set[str]
+    if user == "recorder":
+        called = WRITING
+        keys = "~{allocator:*}: ~{allocator:*}:events"
+        assert commands_of(["read_events"]) <= {command.partition("|")[0] for command in DIRECT["recorder"]}
+    elif user == "dashboard":
         called = READING | commands_of([name for name in operations if scripts.load(name).reads])
         keys = "%R~{allocator:*}:*"
     else:
@@ -84,6 +106,29 @@ def test_worker_and_producer_and_operator(
         done = python(env("operator"), "celery_allocator", *args)
         assert done.returncode == 0, done.stderr
     assert workers.workers[0].stop() == 0
+
+
+def test_the_recorder_and_what_restores(
+    acl_server: AclServer, redis_server: RedisServer, pool: str, tmp_path: Path, nothing_refused: None
+) -> None:
+    """Whoever may record does; the recorder's own user sees nothing but the stream."""
+    for number, user in enumerate(("recorder", "worker", "operator")):
+        with ledger_of(acl_server, "worker", pool) as ledger:
+            ledger.submit(f"a{number}", "t1", "name", Requirements(cpu_cores=1))
+        url = redis_server.url
+        env = environment(pool, broker=url, backend=url, ledger=acl_server.url_of(user))
+        env["ALLOCATOR_HISTORY_URL"] = f"sqlite:///{tmp_path}/history.sqlite3"
+        done = python(env, "celery_allocator", "recorder", "--once", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["recorded"] == 1
+        with acl_server.client() as admin:
+            # That it may not ask which run of the server this is, is as meant.
+            refused = acl_server.refused()
+            assert all("recorder: key" in line or "recorder: command hget" in line for line in refused), refused
+            admin.acl_log_reset()
+    restored = python(env, "celery_allocator", "restore", "--json")
+    assert restored.returncode == 0, restored.stderr
+    assert json.loads(restored.stdout)["in_flight"] == []
 
 
 def test_the_dashboards_commands(acl_server: AclServer, redis_server: RedisServer, pool: str) -> None:
@@ -168,6 +213,19 @@ FORBIDDEN = [
     ["EVAL", "return redis.call('FLUSHALL')", "0"],
     ["EVAL", "return redis.call('CONFIG', 'GET', '*')", "0"],
 ]
+#: Nor the recorder, what is not the stream.
+NOT_THE_STREAM = [
+    ["HGET", "{P}meta", "seq"],
+    ["XADD", "{P}events", "*", "op", "made up"],
+    ["DEL", "{P}events"],
+    ["XTRIM", "{P}events", "MAXLEN", "0"],
+    ["XGROUP", "DESTROY", "{P}events", "history"],
+    ["XRANGE", "{P}meta", "-", "+"],
+    ["EVAL", "return redis.call('HGET', KEYS[1]..'meta', 'seq')", "1", "{P}"],
+    ["EVAL", "return redis.call('XADD', KEYS[1]..'events', '*', 'a', 'b')", "1", "{P}"],
+    ["SCAN", "0"],
+    ["INFO"],
+]
 #: Nor the dashboard, what the others may.
 CHANGES = [
     ["SCAN", "0"],
@@ -194,7 +252,7 @@ def test_nothing_else_is_allowed(acl_server: AclServer, user: str, pool: str) ->
         admin.hset(f"{{allocator:{pool}}}:meta", "seq", "1")
         before = admin.dbsize()
         went_through = []
-        for command in FORBIDDEN + (CHANGES if user == "dashboard" else []):
+        for command in FORBIDDEN + {"dashboard": CHANGES, "recorder": NOT_THE_STREAM}.get(user, []):
             try:
                 client.execute_command(*(part.replace("{P}", f"{{allocator:{pool}}}:") for part in command))
             except redis.ResponseError as error:
