@@ -97,7 +97,11 @@ def test_units_are_valid(unit: Path, tmp_path: Path) -> None:
 
 
 def test_units_stop_gracefully_and_run_what_exists() -> None:
-    assert {unit.name for unit in UNITS} == {"celery-allocator-node.service", "celery-allocator-worker@.service"}
+    assert {unit.name for unit in UNITS} == {
+        "celery-allocator-node.service",
+        "celery-allocator-recorder.service",
+        "celery-allocator-worker@.service",
+    }
     for unit in UNITS:
         lines = unit.read_text().splitlines()
         # mixed: SIGTERM to the main process alone. Celery's children would die of one of their own.
