@@ -37,6 +37,16 @@ allocator_embedded_dir: str | None = None
 # Entries that the ledger's event stream keeps, at least.
 allocator_events_maxlen = 100_000
 
+# --- The history
+
+# Its database: "postgresql://…" or "sqlite:///…". Keep a password in PGPASSFILE, or set this in the environment. None:
+# an SQLite file in the embedded server's folder.
+allocator_history_url: str | None = None
+# Days that it keeps what has ended. 0: for good.
+allocator_history_days = 90
+# Record it in a thread of each worker: one at a time does, the others stand by. Without, run celery-allocator recorder.
+allocator_recorder = False
+
 # --- This host: better set as environment variables, where hosts differ
 
 # Name of this host in the ledger. None: its host name.

@@ -107,7 +107,9 @@ def test_units_stop_gracefully_and_run_what_exists() -> None:
         # mixed: SIGTERM to the main process alone. Celery's children would die of one of their own.
         assert "KillMode=mixed" in lines
         command = next(line for line in lines if line.startswith("ExecStart="))
-        assert "celery_allocator.launcher -A" in command or "worker --gpu %i" in command
+        assert (
+            "celery_allocator.launcher -A" in command or "worker --gpu %i" in command or command.endswith(" recorder")
+        )
 
 
 def test_environment_file_names_only_what_is_read() -> None:
