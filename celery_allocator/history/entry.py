@@ -37,9 +37,11 @@ class Entry(NamedTuple):
         return moment(self.fields.get(name))
 
 
-def parse(event_id: str, fields: Mapping[bytes, bytes]) -> Entry:
+def parse(event_id: str, fields: Mapping[str, str]) -> Entry:
     """An entry from what the stream holds."""
-    texts = {_text(name): _text(value) for name, value in fields.items()}
+    texts = dict(fields)
+    if any("\0" in text for pair in fields.items() for text in pair):  # PostgreSQL keeps none in a text
+        texts = {name.replace("\0", "\ufffd"): value.replace("\0", "\ufffd") for name, value in fields.items()}
     at = moment(texts.pop("at", None)) or moment(event_id.partition("-")[0]) or _EPOCH
     names = [texts.pop(name, "")[:_NAME_LENGTH] for name in ("event", "id", "task")]
     if "name" in texts:
@@ -69,8 +71,3 @@ def whole(text: str | None, limit: int = 2**31) -> int | None:
     except ValueError:
         return None
     return value if -limit < value < limit else None
-
-
-def _text(value: bytes) -> str:
-    # PostgreSQL keeps no NUL in a text.
-    return value.decode(errors="replace").replace("\0", "\ufffd")

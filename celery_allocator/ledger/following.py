@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from celery_allocator.ledger.access import Access
 class Delivery:
     """Entries in the order of the stream, each an id and its fields; ``None`` for fields that were trimmed since."""
 
-    entries: tuple[tuple[str, dict[bytes, bytes] | None], ...]
+    entries: tuple[tuple[str, dict[str, str] | None], ...]
     #: How many follow.
     lag: int
 
@@ -66,8 +67,9 @@ class Following(Access):
         reply = self._run("read_events", group, consumer, count, what, accepted)
         verdict = reply[0]
         if verdict == b"read":
-            entries = tuple((entry[0].decode(), _fields(entry[1])) for entry in reply[1])
-            return Delivery(entries, int(reply[2]))
+            # What is no UTF-8 becomes readable here, and nothing else does.
+            entries = json.loads(reply[1].decode(errors="replace"))
+            return Delivery(tuple((entry_id, _fields(flat)) for entry_id, flat in entries), int(reply[2]))
         if verdict == b"unacknowledged":
             return Unacknowledged(int(reply[1]))
         if verdict == b"missed":
@@ -107,5 +109,5 @@ def _name(key: Any) -> str:
     return key.decode() if isinstance(key, bytes) else str(key)
 
 
-def _fields(flat: Sequence[bytes] | None) -> dict[bytes, bytes] | None:
-    return None if flat is None else dict(zip(flat[::2], flat[1::2], strict=True))
+def _fields(flat: Any) -> dict[str, str] | None:
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else None

@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+import redis
 from sqlalchemy import select
 
 from celery_allocator.history import History
 from celery_allocator.history.entry import Entry, parse
 from celery_allocator.history.fold import COLUMNS, Changes
 from celery_allocator.history.models import AllocationRow, DeviceStateRow, Event, NodeStateRow, OperatorAction
+from celery_allocator.ledger import keys
 
 #: Milliseconds since the epoch of the first event made here.
 BEGAN = 1_700_000_000_000
@@ -21,7 +23,17 @@ def entry(number: int, event: str, object_id: str = "a1", *, at: int | None = No
     """The ``number``-th entry, ``at`` ms after the beginning (``number`` seconds, unless said otherwise)."""
     ms = BEGAN + (number * 1000 if at is None else at)
     told = {"event": event, "at": ms, "id": object_id, "task": f"task of {object_id}", **fields}
-    return parse(f"{ms}-{number}", {k.encode(): str(v).encode() for k, v in told.items()})
+    return parse(f"{ms}-{number}", {name: str(value) for name, value in told.items()})
+
+
+def in_stream(client: redis.Redis, pool: str) -> list[Entry]:
+    """The whole stream, read by XRANGE."""
+    return [
+        parse(
+            event_id.decode(), {name.decode(errors="replace"): v.decode(errors="replace") for name, v in fields.items()}
+        )
+        for event_id, fields in client.xrange(keys.key(pool, "events"))
+    ]
 
 
 def submitted(number: int, event: str = "waiting", object_id: str = "a1", **fields: Any) -> Entry:

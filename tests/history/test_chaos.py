@@ -15,10 +15,10 @@ import psycopg
 import pytest
 
 from celery_allocator.history import Recorder, open_history
-from celery_allocator.history.entry import Entry, parse
+from celery_allocator.history.entry import Entry
 from celery_allocator.ledger import Ledger, keys
 from celery_allocator.settings import Settings
-from tests.history.made import folded, recorded, stored
+from tests.history.made import folded, in_stream, recorded, stored
 from tests.support.ledger_checks import assert_right
 from tests.support.postgres_server import PostgresServer
 from tests.support.processes import OwnedProcess, clean_environment
@@ -128,7 +128,7 @@ def test_the_rows_equal_the_stream_whatever_is_killed(site: Site) -> None:
     progress = Recorder(connect, site.settings).run(threading.Event(), once=True)
     assert progress.lag == 0
     with site.redis.client() as client, open_history(site.settings) as history:
-        stream = [parse(i.decode(), fields) for i, fields in client.xrange(keys.key(POOL, "events"))]
+        stream = in_stream(client, POOL)
         written = recorded(history)
         assert_same(stream, written)
         assert stored(history) == folded(stream)

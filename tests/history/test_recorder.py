@@ -13,12 +13,12 @@ import redis
 
 from celery_allocator.errors import HistoryError, HistoryUnavailable, LedgerUnavailable
 from celery_allocator.history import History, Progress, Recorder, RecorderThread, open_history
-from celery_allocator.history.entry import Entry, parse
+from celery_allocator.history.entry import parse
 from celery_allocator.history.recorder import CONSUMER, GROUP
 from celery_allocator.history.turns import turn_to_write
 from celery_allocator.ledger import Ledger, Options, keys
 from celery_allocator.settings import Settings
-from tests.history.made import folded, recorded, stored
+from tests.history.made import folded, in_stream, recorded, stored
 from tests.support.ledger_pool import LedgerPool
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -50,11 +50,6 @@ def stream(ledger_client: redis.Redis, pool: str) -> str:
     return keys.key(pool, "events")
 
 
-def in_stream(client: redis.Redis, stream: str) -> list[Entry]:
-    """The whole stream."""
-    return [parse(event_id.decode(), fields) for event_id, fields in client.xrange(stream)]
-
-
 def live(cluster: LedgerPool, tasks: int = 12) -> None:
     """Tasks of all kinds come and go."""
     for number in range(tasks):
@@ -71,7 +66,7 @@ def live(cluster: LedgerPool, tasks: int = 12) -> None:
 
 
 def assert_equal_to_the_stream(history: History, client: redis.Redis, stream: str) -> None:
-    entries = in_stream(client, stream)
+    entries = in_stream(client, history.pool)
     assert recorded(history) == entries
     assert stored(history) == folded(entries)
 
@@ -150,7 +145,7 @@ def test_a_stream_that_is_gone_is_a_gap(
     assert record().gaps == 1
     (gap,) = history.gaps()
     assert (gap.first_event_id, gap.entries) == (before.position, None)
-    assert recorded(history) == kept + in_stream(ledger_client, stream)
+    assert recorded(history) == kept + in_stream(ledger_client, history.pool)
     assert record().gaps == 0
 
 
@@ -365,10 +360,13 @@ def test_a_server_that_is_away_is_waited_for(
 def test_an_entry_that_no_ledger_would_write_stops_nothing(
     cluster: LedgerPool, record: Record, history: History, ledger_client: redis.Redis, stream: str
 ) -> None:
-    ledger_client.xadd(stream, {b"\xff\0": b"\0\xfe" * 5000, "event": "granted", "id": "x" * 9000, "at": "never"})
+    ledger_client.xadd(
+        stream, {b"\xff\0\\u0000": b'\0\xfe\\"' * 5000, "event": "granted", "id": "x" * 9000, "at": "never"}
+    )
     ledger_client.xadd(stream, {"event": "released", "id": "y", "held_ms": "9" * 19, "at": "-5", "token": "9" * 30})
     ledger_client.xadd(stream, {"new": "", "event": "waiting", "id": "z", "shape": f"{'9' * 12}:1:1:t", "at": 2**60})
     live(cluster)
     record()
     assert len(recorded(history)) == ledger_client.xlen(stream)
     assert {"y", "z"} <= set(stored(history))
+    assert stored(history) == folded(in_stream(ledger_client, history.pool))

@@ -8,10 +8,9 @@ import pytest
 import redis
 
 from celery_allocator.history import History, open_history
-from celery_allocator.history.entry import parse
 from celery_allocator.ledger import Ledger, keys
 from celery_allocator.settings import Settings
-from tests.history.made import folded, recorded, stored
+from tests.history.made import folded, in_stream, recorded, stored
 from tests.security.environment import environment, produce
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -81,7 +80,7 @@ def test_workers_record_by_turns(
     wait_until(lambda: caught_up() and recording() == last.pid, 20, workers.output)
     assert last.stop() == 0
 
-    entries = [parse(i.decode(), fields) for i, fields in ledger_client.xrange(stream)]
+    entries = in_stream(ledger_client, pool)
     found = recorded(history)
     assert found == entries[: len(found)]
     assert stored(history) == folded(found)

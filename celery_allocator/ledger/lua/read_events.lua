@@ -5,7 +5,8 @@
 -- KEYS: prefix. ARGV from 5: group, consumer, count, what ("new", or "unacknowledged": those read before, again), up to which
 --   number of entries ever added the caller knows that some are missing.
 -- Reply: {"read", entries, how many follow} | {"unacknowledged", how many} | {"missed", how many, last entry read, first that
---   there is, number of the last trimmed} | {"no group"}. entry: {id, {field, value, …} or nil if it was trimmed}
+--   there is, number of the last trimmed} | {"no group"}. entries: as JSON, which clients read
+--   much faster than nested replies: [[id, [field, value, …] or false if it was trimmed], …]
 -- Touches: events.
 local group, consumer, count, accepted = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[9])
 local function pairs_of(flat)
@@ -30,7 +31,7 @@ if ARGV[8] == "unacknowledged" then
     call("XAUTOCLAIM", K.events, group, consumer, 0, "0-0", "COUNT", count, "JUSTID")
     reply = call("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", K.events, "0")
   end
-  return { "read", reply and reply[1] and reply[1][2] or {}, math.max(0, added - (own["entries-read"] or added)) }
+  return { "read", cjson.encode(reply and reply[1] and reply[1][2] or {}), math.max(0, added - (own["entries-read"] or added)) }
 end
 if own.pending > 0 then return { "unacknowledged", own.pending } end
 
@@ -49,4 +50,4 @@ if trimmed > stands then
   local last = entries[1] and entries[#entries][1] or own["last-delivered-id"]
   call("XGROUP", "SETID", K.events, group, last, "ENTRIESREAD", trimmed + #entries)
 end
-return { "read", entries, math.max(0, added - stands - #entries) }
+return { "read", cjson.encode(entries), math.max(0, added - stands - #entries) }
