@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 
-from celery_allocator.history.entry import Entry
+from celery_allocator.history.entry import Entry, whole
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class StateRecord:
     cpu_cores: int | None = None
     ram_mb: int | None = None
     devices: int | None = None
+    memory_mb: int | None = None
 
 
 @dataclass
@@ -136,6 +137,14 @@ class Changes:
                 devices=entry.number("devices"),
             )
         )
+        if entry.event == "node":
+            for told in entry.fields.get("gpu_memory_mb", "").split():
+                name, _, memory = told.rpartition(":")
+                if name:
+                    online = StateRecord(
+                        entry.event_id, entry.at, "node", node, name, "online", memory_mb=whole(memory)
+                    )
+                    self.states.append(online)
 
 
 def concerns_allocation(entry: Entry) -> bool:
@@ -272,12 +281,14 @@ def _prioritised(record: AllocationRecord, entry: Entry) -> None:
 
 def _held(record: AllocationRecord, entry: Entry) -> None:
     _waiting(record, entry)
-    record.state = "held"
+    record.state = "on_hold"
 
 
-def _unheld(record: AllocationRecord, entry: Entry) -> None:
-    ahead = record.eta_at is not None and record.eta_at > entry.at
-    _lives(record, "delayed" if ahead else "waiting")
+def _back(record: AllocationRecord, entry: Entry) -> None:
+    """No longer on hold, or no longer ended. What held a place has an event of its own when it gets one again."""
+    _give_back(record, entry)
+    state = entry.fields.get("to", "")
+    _lives(record, state if state in ("delayed", "on_hold") else "waiting")
 
 
 def _settled(record: AllocationRecord, entry: Entry) -> None:
@@ -312,7 +323,8 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "settled": _settled,
     "discarded": _unchanged,
     "held": _held,
-    "unheld": _unheld,
+    "unheld": _back,
+    "restored": _back,
     "priority": _prioritised,
 }
 

@@ -109,7 +109,7 @@ class AllocationRow(Base):
     granted_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
-    #: delayed, waiting, held, granted, running or released.
+    #: delayed, waiting, on_hold, granted, running or released.
     state: Mapped[str]
     #: success, failure, cancelled, expired, lost, ttl, parked, …; ``None`` while it lives.
     outcome: Mapped[str | None]
@@ -165,7 +165,7 @@ class DeviceStateRow(Base):
     device: Mapped[str] = mapped_column(primary_key=True)
     at: Mapped[datetime]
     event: Mapped[str]
-    #: serving, closing, idle, cordoned, draining or ready.
+    #: online, serving, closing, idle, cordoned, draining or ready, as far as the event tells.
     state: Mapped[str | None]
     worker: Mapped[str | None]
     slots: Mapped[int | None]

@@ -33,7 +33,9 @@ class Restoration:
     runtimes_kept: dict[str, float] = field(default_factory=dict)
     #: Nodes and devices that were closed again, with the state.
     closed: dict[str, str] = field(default_factory=dict)
-    #: The same, that the ledger does not know (yet), or has in another state by itself.
+    #: Whether the pool was stopped again (``True``: an operator had paused it) or resumed; ``None``: left as it is.
+    stopped: bool | None = None
+    #: Nodes and devices that the ledger does not know (yet), or has in another state by itself.
     unknown: dict[str, str] = field(default_factory=dict)
     differing: dict[str, str] = field(default_factory=dict)
     #: Allocations that had not ended, and that the ledger has no record of.
@@ -76,6 +78,9 @@ class Restorer:
                     devices = {key for key in now if key.startswith(f"{target}/")}
                     now |= dict.fromkeys(devices, state)
                     ours |= devices
+        stopped = self.pool_stopped()
+        if stopped != (cluster.paused == "stopped") and (stopped or self._force):
+            found.stopped = stopped
         found.in_flight = self.in_flight()
         return found
 
@@ -85,6 +90,8 @@ class Restorer:
         found.runtimes = {
             name: found.runtimes[name] for name in self._ledger.learn(found.runtimes, overwrite=self._force)
         }
+        if found.stopped is not None:  # before anything that grants
+            found.grants += self._ledger.pause(stop=found.stopped, publishes=self._publishes).grants
         for target, state in list(found.closed.items()):
             try:
                 if state == "ready":
@@ -127,6 +134,12 @@ class Restorer:
                 states = {name: old for name, old in states.items() if not name.startswith(f"{target}/")}
             states[target] = state
         return dict(sorted(states.items(), key=lambda item: "/" in item[0]))
+
+    def pool_stopped(self) -> bool:
+        """Whether operators' last word was to grant nothing in the whole pool."""
+        # The pool's own events have no object.
+        said = [event for event in self._history.events_of("") if event.fields.get("by") == "operator"]
+        return bool(said) and said[-1].event == "paused"
 
     def in_flight(self) -> list[AllocationRow]:
         """Allocations that had not ended by the history, and that the ledger has no record of; oldest first."""

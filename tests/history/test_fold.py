@@ -132,10 +132,23 @@ def test_what_is_reclaimed_goes_on() -> None:
 
 def test_holding_back_and_priority() -> None:
     record = row(submitted(0), entry(1, "held", by="me"))
-    assert record.state == "held"
-    record = row(submitted(0), entry(1, "held"), entry(2, "unheld"), entry(3, "priority", priority=-7))
+    assert record.state == "on_hold"
+    record = row(submitted(0), entry(1, "held"), entry(2, "unheld", to="waiting"), entry(3, "priority", priority=-7))
     assert (record.state, record.priority) == ("waiting", -7)
-    assert row(submitted(0, "delayed", eta=BEGAN + 9000), entry(1, "held"), entry(2, "unheld")).state == "delayed"
+    delayed = [submitted(0, "delayed", eta=BEGAN + 9000), entry(1, "held"), entry(2, "unheld", to="delayed")]
+    assert row(*delayed).state == "delayed"
+    assert row(submitted(0, "held")).submitted_at == at(0)
+
+
+@pytest.mark.parametrize(
+    ("to", "state"), [("waiting", "waiting"), ("delayed", "delayed"), ("on_hold", "on_hold"), ("running", "waiting")]
+)
+def test_an_end_that_an_operator_undid(to: str, state: str) -> None:
+    back = [submitted(0), grant(1), start(2), release(4), entry(5, "restored", to=to)]
+    record = row(*back)
+    assert (record.state, record.outcome, record.ended_at) == (state, None, None)
+    record = row(*back, grant(6), start(7), release(9))
+    assert (record.outcome, record.run_s, record.held_s, record.grants) == ("success", 4.0, 6.0, 2)
 
 
 def test_where_the_beginning_was_missed() -> None:
@@ -149,7 +162,7 @@ def test_where_the_beginning_was_missed() -> None:
 def test_nodes_devices_and_actions() -> None:
     changes = Changes().fold(
         [
-            entry(1, "node", "n1", cores=8, ram_mb=64_000, devices=2),
+            entry(1, "node", "n1", cores=8, ram_mb=64_000, devices=2, gpu_memory_mb="gpu_0:24576 gpu_1:x :9"),
             entry(2, "worker", "w1", device="n1/gpu_0", slots=4),
             entry(3, "cordoned", "n1"),
             entry(4, "draining", "n1/gpu_0"),
@@ -163,12 +176,15 @@ def test_nodes_devices_and_actions() -> None:
     found = [(s.event, s.node, s.device, s.state, s.worker) for s in changes.states]
     assert found == [
         ("node", "n1", None, "online", None),
+        ("node", "n1", "gpu_0", "online", None),
+        ("node", "n1", "gpu_1", "online", None),
         ("worker", "n1", "gpu_0", "serving", "w1"),
         ("cordoned", "n1", None, "cordoned", None),
         ("draining", "n1", "gpu_0", "draining", None),
         ("worker_lost", "n1", "gpu_0", "idle", "w1"),
     ]
-    assert changes.states[0].cpu_cores == 8 and changes.states[1].slots == 4
+    assert changes.states[0].cpu_cores == 8 and changes.states[3].slots == 4
+    assert [s.memory_mb for s in changes.states[1:3]] == [24576, None]
     assert [action.fields["action"] for action in changes.actions] == ["cordon"]
     assert changes.allocations == {}
 
@@ -192,8 +208,8 @@ def test_ids_sort_as_the_stream_does() -> None:
 
 EVENTS = st.sampled_from(
     ["delayed", "waiting", "granted", "started", "released", "requeued", "republished", "withdrawn", "cancelled",
-     "expired", "renewed", "settled", "lost", "parked", "discarded", "reclaimed", "held", "unheld", "priority",
-     "node", "node_lost", "worker", "left", "cordoned", "uncordoned", "operated", "epoch", "unheard of"]
+     "expired", "renewed", "settled", "lost", "parked", "discarded", "reclaimed", "held", "unheld", "restored",
+     "priority", "node", "node_lost", "worker", "left", "cordoned", "uncordoned", "operated", "epoch", "unheard of"]
 )  # fmt: skip
 
 

@@ -91,6 +91,30 @@ def test_what_operators_had_closed_is_closed_again(lost: LedgerPool, history: Hi
     assert Restorer(history, lost.ledger).plan().closed == {}
 
 
+def test_a_pool_that_an_operator_paused_is_paused_again(
+    cluster: LedgerPool, settings: Settings, redis_server: RedisServer, history: History
+) -> None:
+    def record() -> None:
+        Recorder(lambda: Ledger(redis_server.client(), cluster.ledger.pool), settings).run(threading.Event(), once=True)
+
+    cluster.ledger.pause(stop=True)
+    record()
+    for key in cluster.ledger.client.scan_iter(f"{{allocator:{cluster.ledger.pool}}}:*"):
+        cluster.ledger.client.delete(key)
+    assert Restorer(history, cluster.ledger).plan().stopped is True
+    assert cluster.ledger.snapshot().paused == ""
+    Restorer(history, cluster.ledger).apply()
+    assert cluster.ledger.snapshot().paused == "stopped"
+    assert Restorer(history, cluster.ledger).plan().stopped is None
+    record()
+    cluster.ledger.pause(stop=False)
+    record()
+    assert Restorer(history, cluster.ledger, force=True).plan().stopped is None
+    cluster.ledger.pause(stop=True)
+    assert Restorer(history, cluster.ledger).plan().stopped is None
+    assert Restorer(history, cluster.ledger, force=True).apply().stopped is False
+
+
 def test_what_was_closed_since_stays_unless_forced(lost: LedgerPool, history: History) -> None:
     lost.node("n2", (10_000,), slots=2)
     lost.ledger.cordon("n2")

@@ -43,6 +43,7 @@ def _plain(found: Restoration) -> dict[str, Any]:
     return {
         "runtimes_s": found.runtimes,
         "runtimes_kept_s": found.runtimes_kept,
+        "stopped": found.stopped,
         "closed": found.closed,
         "not_known_yet": found.unknown,
         "differing": found.differing,
@@ -67,6 +68,8 @@ def _tell(found: Restoration, *, dry_run: bool) -> None:
     click.echo(
         f"{len(found.runtimes)} mean run times {would}given back; {len(found.runtimes_kept)} the ledger has itself"
     )
+    if found.stopped is not None:
+        click.echo(f"the pool: {would}{'paused' if found.stopped else 'resumed'}")
     for target, state in found.closed.items():
         click.echo(f"{target}: {would}{state} again")
     for target, state in found.unknown.items():
