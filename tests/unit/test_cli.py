@@ -44,7 +44,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert f"Usage: celery-allocator {' '.join(path)}" in result.stdout
-    if path not in [("server",), ("workers",), ("mcp",)]:
+    if path not in [("server",), ("workers",), ("mcp",), ("history-db",)]:
         assert "--json" in result.stdout
 
 
