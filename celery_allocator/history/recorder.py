@@ -24,7 +24,7 @@ from celery_allocator.history.database import history_url
 from celery_allocator.history.entry import parse
 from celery_allocator.history.retention import Retention
 from celery_allocator.history.schema import Schema
-from celery_allocator.history.turns import turn_to_write
+from celery_allocator.history.turns import turns_to_write
 from celery_allocator.history.writer import Hole, Writer
 from celery_allocator.ledger import Ledger
 from celery_allocator.ledger.following import Delivery, Missed, Unacknowledged
@@ -86,33 +86,38 @@ class Recorder:
         Raises :class:`HistoryError` for what no later try will mend (a newer schema, a refusal), and with ``once`` also
         when another recorder is at work.
         """
-        retry_s = _RETRY_S[0]
-        complaint = ""
+        retry_s, complaint = _RETRY_S[0], ""
         while not stop.is_set():
             recorded = self.progress.recorded
             try:
-                self._schema.upgrade()
-                with turn_to_write(self._url, self._settings.pool, self._schema) as writer:
+                if self._schema.current() != self._schema.head:
+                    self._schema.upgrade()
+                with turns_to_write(self._url, self._settings.pool, self._schema) as take:
+                    writer = self._stand_by(take, stop, once=once)
                     if writer is not None:
                         self._record(writer, stop, once=once)
-                        if once:
-                            break
-                if writer is None:
-                    if once:
-                        raise HistoryError("another recorder is at work for this pool: it will catch up by itself")
-                    self._say("standing by")
-                    stop.wait(_STAND_BY_S)
-                complaint = ""
+                if once:
+                    break
             except (HistoryUnavailable, LedgerUnavailable) as error:
+                if self.progress.recorded > recorded:
+                    retry_s, complaint = _RETRY_S[0], ""
                 if str(error) != complaint:
                     complaint = str(error)
                     logger.warning("recorder: %s; trying again", error)
                 self._say("waiting")
-                if self.progress.recorded > recorded:
-                    retry_s = _RETRY_S[0]
                 stop.wait(retry_s)
                 retry_s = min(retry_s * 2, _RETRY_S[1])
         return self.progress
+
+    def _stand_by(self, take: Callable[[], Writer | None], stop: threading.Event, *, once: bool) -> Writer | None:
+        """The turn, once it is there; ``None`` if it was told to stop before."""
+        while (writer := take()) is None:
+            if once:
+                raise HistoryError("another recorder is at work for this pool: it will catch up by itself")
+            self._say("standing by")
+            if stop.wait(_STAND_BY_S):
+                return None
+        return writer
 
     # --- while it has the turn
 

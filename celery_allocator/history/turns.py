@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import URL, Connection, text
@@ -28,23 +28,23 @@ def recorder_name() -> str:
 
 
 @contextmanager
-def turn_to_write(url: URL, pool: str, schema: Schema) -> Iterator[Writer | None]:
-    """A writer for as long as nobody else has one for this pool; ``None`` if somebody has.
+def turns_to_write(url: URL, pool: str, schema: Schema) -> Iterator[Callable[[], Writer | None]]:
+    """A function that asks for the turn: it returns a writer, or ``None`` while somebody else has it.
 
-    Raises :class:`HistoryUnavailable`, and :class:`HistorySchemaError` if the tables are not those that it writes.
+    Once taken, the turn lasts until the end of the context. All is done on one connection. Raises
+    :class:`HistoryUnavailable`, and :class:`HistorySchemaError` if the tables are not those that it writes.
     """
     engine = open_engine(url, writes=True)
+    path = file_of(url)
     try:
         with explained(url), engine.connect() as connection:
-            path = file_of(url)
             if path is None:
-                yield _writer(connection, pool, schema) if _locked(connection, pool) else None
+                yield lambda: _writer(connection, pool, schema) if _locked(connection, pool) else None
                 return
-            descriptor = os.open(
-                path.with_name(f"{path.name}.{_digest(pool):x}.recorder"), os.O_RDWR | os.O_CREAT, 0o600
-            )
+            lock = path.with_name(f"{path.name}.{_digest(pool):x}.recorder")
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                yield _writer(connection, pool, schema) if try_lock(descriptor) else None
+                yield lambda: _writer(connection, pool, schema) if try_lock(descriptor) else None
             finally:
                 # Closing is not enough: a child that was forked meanwhile has it open, too.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)

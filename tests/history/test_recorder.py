@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import redis
@@ -15,7 +16,7 @@ from celery_allocator.errors import HistoryError, HistoryUnavailable, LedgerUnav
 from celery_allocator.history import History, Progress, Recorder, RecorderThread, open_history
 from celery_allocator.history.entry import parse
 from celery_allocator.history.recorder import CONSUMER, GROUP
-from celery_allocator.history.turns import turn_to_write
+from celery_allocator.history.turns import turns_to_write
 from celery_allocator.ledger import Ledger, Options, keys
 from celery_allocator.settings import Settings
 from tests.history.made import folded, in_stream, recorded, stored
@@ -230,7 +231,8 @@ def test_delivered_and_trimmed(
     found = ledger.read_events(GROUP, CONSUMER, 10)
     ids = [event_id for event_id, _ in found.entries]  # type: ignore[union-attr]
     if written:
-        with turn_to_write(history._url, settings.pool, history.schema) as writer:
+        with turns_to_write(history._url, settings.pool, history.schema) as take:
+            writer = take()
             assert writer is not None
             writer.write(
                 [parse(i, fields or {}) for i, fields in found.entries],  # type: ignore[union-attr]
@@ -370,3 +372,48 @@ def test_an_entry_that_no_ledger_would_write_stops_nothing(
     assert len(recorded(history)) == ledger_client.xlen(stream)
     assert {"y", "z"} <= set(stored(history))
     assert stored(history) == folded(in_stream(ledger_client, history.pool))
+
+
+def test_it_goes_on_while_everything_is_flushed_and_the_stream_is_tiny(
+    tmp_path: Path, settings: Settings, history: History
+) -> None:
+    """FLUSHALL under a recorder at work; then a stream that keeps next to nothing, and a recorder that comes late."""
+    server = RedisServer(tmp_path / "redis").start()
+    clients: list[redis.Redis] = []
+
+    def connect() -> Ledger:
+        clients.append(server.client())
+        return Ledger(clients[-1], settings.pool, options=Options(events_maxlen=100))
+
+    thread = RecorderThread(Recorder(connect, settings))
+    try:
+        cluster = LedgerPool(server.client(), settings.pool, Options(events_maxlen=100))
+        clients.append(cluster.ledger.client)
+        cluster.node("n1", (10_000, 8_000), slots=2)
+        thread.start()
+        live(cluster)
+        last = in_stream(cluster.ledger.client, settings.pool)[-1]
+        wait_until(lambda: thread.recorder.progress.position == last.event_id)
+        cluster.ledger.client.flushall()
+        wait_until(lambda: thread.recorder.progress.gaps == 1)
+        cluster.node("n1", (10_000, 8_000), slots=2)
+        live(cluster)
+        entries = in_stream(cluster.ledger.client, settings.pool)
+        wait_until(lambda: thread.recorder.progress.position == entries[-1].event_id)
+        assert recorded(history)[-len(entries) :] == entries
+        assert thread.stop()
+
+        for _ in range(30):
+            live(cluster)
+        kept = in_stream(cluster.ledger.client, settings.pool)
+        progress = Recorder(connect, settings).run(threading.Event(), once=True)
+        assert (progress.gaps, progress.recorded) == (1, len(kept)) and progress.missed > 300
+        found = recorded(history)
+        assert found[-len(kept) :] == kept
+        added = cluster.ledger.client.xinfo_stream(keys.key(settings.pool, "events"))["entries-added"]
+        assert len(found) - found.index(entries[0]) + progress.missed == added
+    finally:
+        thread.stop()
+        for client in clients:
+            client.close()
+        server.kill()

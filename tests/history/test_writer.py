@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from celery_allocator.history import History, open_history
 from celery_allocator.history.entry import Entry
 from celery_allocator.history.fold import Changes
-from celery_allocator.history.turns import turn_to_write
+from celery_allocator.history.turns import turns_to_write
 from celery_allocator.settings import Settings
 from tests.history.made import entry, folded, grant, others, recorded, release, start, stored, submitted
 from tests.history.test_fold import streams
@@ -25,7 +25,8 @@ NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 def write(history: History, *batches: list[Entry]) -> list[int]:
     """Write batches one after another; returns how many entries of each were new."""
-    with turn_to_write(history._url, history.pool, history.schema) as writer:
+    with turns_to_write(history._url, history.pool, history.schema) as take:
+        writer = take()
         assert writer is not None
         return [writer.write(batch, NOW)[0] for batch in batches]
 

@@ -35,9 +35,12 @@ def recorder(console: Console, *, once: bool, as_json: bool) -> None:
     report = _Report(as_json=as_json, quiet=once and as_json)
     made = history.Recorder(console.open_ledger, console.settings, on_progress=report)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    progress = made.run(stop, once=once)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        progress = made.run(stop, once=once)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if as_json and once:
         print_json({"success": True, **asdict(progress)})
     else:
