@@ -417,3 +417,18 @@ def test_it_goes_on_while_everything_is_flushed_and_the_stream_is_tiny(
         for client in clients:
             client.close()
         server.kill()
+
+
+def test_a_count_that_the_server_has_forgotten_is_no_gap(
+    cluster: LedgerPool, record: Record, history: History, ledger_client: redis.Redis, stream: str
+) -> None:
+    """Redis 7.0 forgets how many entries a group has read when it restarts."""
+    live(cluster)
+    record()
+    ledger_client.xtrim(stream, maxlen=5, approximate=False)
+    (group,) = ledger_client.xinfo_groups(stream)
+    ledger_client.execute_command("XGROUP", "SETID", stream, GROUP, group["last-delivered-id"], "ENTRIESREAD", 3)
+    live(cluster)
+    assert record().gaps == 0
+    (group,) = ledger_client.xinfo_groups(stream)
+    assert (group["entries-read"], group["lag"]) == (ledger_client.xinfo_stream(stream)["entries-added"], 0)

@@ -14,6 +14,12 @@ local function pairs_of(flat)
   for i = 1, #flat, 2 do out[flat[i]] = flat[i + 1] end
   return out
 end
+local function before(one, other)
+  local ms, seq = string.match(one, "(%d+)-(%d+)")
+  local other_ms, other_seq = string.match(other, "(%d+)-(%d+)")
+  if ms ~= other_ms then return tonumber(ms) < tonumber(other_ms) end
+  return tonumber(seq) < tonumber(other_seq)
+end
 local groups = redis.pcall("XINFO", "GROUPS", K.events)
 if groups.err then return { "no group" } end
 local own
@@ -38,16 +44,17 @@ if own.pending > 0 then return { "unacknowledged", own.pending } end
 local trimmed = added - stream.length
 -- The server does not know where the group stands after somebody has deleted entries or set the group: then neither do we.
 local stands = own["entries-read"] or trimmed
+local first = stream["first-entry"]
+-- Nor where the last entry that it read is still there: none was trimmed before it was read, whatever the counts say.
+if first and not before(own["last-delivered-id"], first[1]) then stands = math.max(stands, trimmed) end
 if trimmed > stands and trimmed > accepted then
-  local first = stream["first-entry"]
   return { "missed", trimmed - stands, own["last-delivered-id"], first and first[1] or stream["last-generated-id"], trimmed }
 end
 local reply = call("XREADGROUP", "GROUP", group, consumer, "COUNT", count, "STREAMS", K.events, ">")
 local entries = reply and reply[1] and reply[1][2] or {}
-if trimmed > stands then
-  stands = trimmed
-  -- Servers differ in how they count on after a gap.
-  local last = entries[1] and entries[#entries][1] or own["last-delivered-id"]
-  call("XGROUP", "SETID", K.events, group, last, "ENTRIESREAD", trimmed + #entries)
+stands = #entries < tonumber(count) and added or math.max(stands, trimmed) + #entries
+if #entries > 0 then
+  -- Servers differ in how they count on after a gap, and Redis 7.0 forgets the count when it restarts.
+  call("XGROUP", "SETID", K.events, group, entries[#entries][1], "ENTRIESREAD", stands)
 end
-return { "read", cjson.encode(entries), math.max(0, added - stands - #entries) }
+return { "read", cjson.encode(entries), math.max(0, added - stands) }
