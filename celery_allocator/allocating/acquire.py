@@ -14,6 +14,8 @@ from celery_allocator.operations import Allocate
 
 #: Seconds between two looks at a waiting allocation: from the first to the second, growing by half each time.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.02, 0.2
+#: States in which an allocation by hand has no place yet: an operator may put it on hold while it waits.
+WAITS = (State.WAITING, State.ON_HOLD)
 #: Seconds after which a waiting request offers this host again, should its lease have ended meanwhile.
 _OFFER_AGAIN_S = 1.0
 
@@ -62,7 +64,7 @@ def acquire(session: Session, request: Request) -> Acquired:
         raise
     taken = submitted.allocation
     left: Available | None = submitted.available
-    if taken.state is State.WAITING and request.wait_s > 0:
+    if taken.state in WAITS and request.wait_s > 0:
         taken, left = _wait(session, request, taken, life_s), None
     took_ms = (time.perf_counter() - began) * 1000
     session.offer_host(request.ttl_s)
@@ -94,7 +96,7 @@ def _wait(session: Session, request: Request, taken: Allocation, life_s: float) 
     renewed = offered = time.monotonic()
     pause = _FIRST_PAUSE_S
     try:
-        while taken.state is State.WAITING and (now := time.monotonic()) < deadline:
+        while taken.state in WAITS and (now := time.monotonic()) < deadline:
             session.pause(min(pause, deadline - now, life_s / 4))
             pause = min(pause * 1.5, _LAST_PAUSE_S)
             session.upkeep()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from celery_allocator.allocating import reply
-from celery_allocator.allocating.acquire import acquire
+from celery_allocator.allocating.acquire import WAITS, acquire
 from celery_allocator.allocating.function import release
 from celery_allocator.allocating.request import LONGEST_S, parse
 from celery_allocator.allocating.session import Session, default_session
@@ -109,11 +109,11 @@ def lease(
         ttl_s,
     )
     allocation = acquire(active, request).allocation
-    if allocation.state is State.WAITING:
+    if allocation.state in WAITS:
         active.ledger.cancel(allocation.allocation_id, "timeout", publishes=False)
-        raise AllocationTimeout(
-            f"no room for task {task_id} within {request.wait_s:g} s: it was number {allocation.queue_position} in line"
-        )
+        held_up = allocation.state is State.ON_HOLD
+        where = "on hold by an operator" if held_up else f"number {allocation.queue_position} in line"
+        raise AllocationTimeout(f"no room for task {task_id} within {request.wait_s:g} s: it was {where}")
     held = Lease(active, allocation, request.ttl_s)
     outcome, owner = "failure", os.getpid()
     held.start()

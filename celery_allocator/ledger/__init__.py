@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
-from celery_allocator.ledger.journal import Entry, Note, Operated
+from celery_allocator.ledger.journal import Entry, Note, Operated, Page
 from celery_allocator.ledger.replies import (
     Available,
     BreakerState,
@@ -35,6 +35,7 @@ __all__ = [
     "Obituary",
     "Operated",
     "Options",
+    "Page",
     "Parked",
     "Released",
     "Repaired",

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery_allocator.errors import (
+    ActionRefused,
     AllocationNotFound,
     PoolFullError,
     StaleTokenError,
@@ -149,7 +150,8 @@ class Ledger(Serving, Mending, Operating, Owning, Following):
 
         ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word
         is recorded. ``error``: the class of the exception a task failed with, recorded along. ``publishes``: the caller
-        publishes the returned grants; else the next tick does.
+        publishes the returned grants; else the next tick does. With a ``note`` only what was made by hand: raises
+        :class:`ActionRefused` for a task.
         """
         reply = self._run(
             "release",
@@ -163,6 +165,9 @@ class Ledger(Serving, Mending, Operating, Owning, Following):
         )
         raise_refused(note, reply)
         verdict = reply[0].decode()
+        if verdict == "not_by_hand":
+            task = _text(reply[1])
+            raise ActionRefused(f"{allocation_id} belongs to task {task}: its worker releases it")
         if verdict != "ok":
             return Released(False, f"{verdict}: {_text(reply[1])}")
         return Released(True, outcome, replies.grants(reply[1]), number(reply[2]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from celery_allocator.errors import ActionRefused, DuplicateAction, JournalMoved
+from celery_allocator.errors import ActionRefused, DuplicateAction, JournalMoved, LedgerError
 from celery_allocator.ledger import wire
 from celery_allocator.ledger.replies import Grant
 
@@ -20,7 +21,8 @@ class Note:
 
     ``way``: ``do``, or ``undo`` or ``redo`` of entry ``of``. ``once``: an idempotency key, remembered for a week.
     ``seen``: how many actions had been taken when this one was decided on; any since then, and it is refused.
-    ``keeps_place``: redone, the entry stands among the others where it stood before.
+    ``keeps_place``: redone, the entry stands among the others where it stood before. ``final``: the key stands for
+    this action; else it is only refused if the key is known, and a later step leaves it.
     """
 
     action: str
@@ -33,11 +35,14 @@ class Note:
     of: int | None = None
     seen: int | None = None
     keeps_place: bool = False
+    final: bool = True
 
     def packed(self, keep: int) -> str:
-        """As the scripts read it. ``keep``: entries that the journal keeps."""
+        """As the scripts read it, for one call. ``keep``: entries that the journal keeps."""
         values = {key: "" if value is None else value for key, value in asdict(self).items()}
-        return json.dumps({**values, "args": dict(self.args), "of": str(values["of"]), "keep": keep})
+        return json.dumps(
+            {**values, "args": dict(self.args), "of": str(values["of"]), "keep": keep, "call": uuid.uuid4().hex}
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Page:
+    """Entries of the journal, latest first. ``seen``: how many actions have been taken so far.
+
+    ``damage``: what is wrong with those that cannot be read. ``dropped``: the place of the last one in force that is
+    not remembered any more; what was taken before it may be what that one stands on.
+    """
+
+    seen: int
+    entries: tuple[Entry, ...]
+    damage: tuple[str, ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
 class Operated:
     """Reply of an operator's action. ``entry``: its number in the journal; ``None`` where it was not written there.
 
@@ -105,24 +124,44 @@ def number(value: Any) -> int | None:
     return int(value) if value not in (b"", "", None) else None
 
 
-@wire.reads("a journal entry")
 def entry(row: list[Any]) -> Entry:
-    """One row of ``journal.lua``'s reply."""
+    """One row of ``journal.lua``'s reply. Raises :class:`LedgerError` naming a damaged one."""
+    try:
+        return _entry(row)
+    except wire.DAMAGE as error:
+        raise wire.damaged("journal entry", row[0], error) from error
+
+
+def page(reply: Any) -> Page:
+    """The reply of ``journal.lua``."""
+    ops, rows, dropped = reply
+    entries, damage = [], []
+    for row in rows:
+        try:
+            entries.append(entry(row))
+        except LedgerError as error:
+            damage.append(str(error))
+    return Page(int(ops), tuple(entries), tuple(damage), int(dropped))
+
+
+def _entry(row: list[Any]) -> Entry:
     no, restorable, *texts = row
     action, args, objects, actor, reason, source, at, before, after, state, done, undone, undone_at, by, why = (
         text.decode() for text in texts
     )
+    if not (action and objects and state in (DONE, UNDONE)) or (state == UNDONE and not undone):
+        raise ValueError("fields are missing")
     return Entry(
         number=int(no),
         action=action,
-        args=json.loads(args) or {},
+        args=_mapping(args),
         objects=tuple(objects.split("\n")),
         actor=actor,
         reason=reason,
         source=source,
         at=int(at) / 1000,
-        before=json.loads(before) or {},
-        after=json.loads(after) or {},
+        before=_mapping(before),
+        after=_mapping(after),
         state=state,
         done_op=int(done),
         undone_op=int(undone) if undone else None,
@@ -131,3 +170,10 @@ def entry(row: list[Any]) -> Entry:
         undone_reason=why,
         restorable=bool(restorable),
     )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"{text[:40]} is no object")
+    return found

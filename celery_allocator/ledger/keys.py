@@ -55,6 +55,11 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "journal": ("journal", "zset", "numbers of the operator actions that are remembered"),
     "entry": ("j:", "hash family", "one operator action: who, when, why, before, after; what it takes to undo it"),
     "once": ("once:", "string family", "idempotency key of an operator action → its entry, for a week"),
+    "answer": (
+        "answer:",
+        "string family",
+        "reply to a call of an operator, for two minutes, so that a repeated one gets it",
+    ),
     "breakers": ("breakers", "hash", "task name → how many more may be granted, where its breaker is not closed"),
     "breaker": ("breaker", "hash", "task name → what the keeper of its breaker remembers, JSON"),
     "aside": ("aside:", "zset family", "allocations that a task name's breaker has set aside; score = place in line"),

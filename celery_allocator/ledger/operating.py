@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from celery_allocator.errors import ActionRefused, AllocationNotFound, EntryNotFound, UnknownTargetError
-from celery_allocator.ledger import journal, replies, wire
+from celery_allocator.errors import ActionRefused, AllocationNotFound, EntryNotFound, LabelError, UnknownTargetError
+from celery_allocator.ledger import journal, keys, replies, wire
 from celery_allocator.ledger.access import Access
-from celery_allocator.ledger.journal import Entry, Note, Operated
+from celery_allocator.ledger.journal import Entry, Note, Operated, Page
 from celery_allocator.ledger.replies import BreakerState, Grant
 from celery_allocator.model import label
+
+#: What an operator can put a node or a device into.
+STATES = ("ready", "cordoned", "draining")
 
 
 class Operating(Access):
@@ -42,8 +45,12 @@ class Operating(Access):
     ) -> Operated:
         """Make a node or ``node/device`` ``ready``, ``cordoned`` or ``draining``, or put it back into several states.
 
-        A mapping gives the state of the node and of each device by name. Raises :class:`UnknownTargetError`.
+        A mapping gives the state of the node and of each device by name. Raises :class:`UnknownTargetError`,
+        :class:`LabelError` for what is no state.
         """
+        for given in state.values() if isinstance(state, Mapping) else [state]:
+            if given not in STATES:
+                raise LabelError("state", given, f"must be one of {', '.join(STATES)}")
         several = isinstance(state, Mapping)
         word, states = ("restore", json.dumps(dict(state))) if isinstance(state, Mapping) else (state, "")
         reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states)
@@ -101,7 +108,10 @@ class Operating(Access):
         verdict, *rest = reply
         if verdict == b"taken":
             device, ids = rest[0].decode(), ", ".join(i.decode() for i in rest[1])
-            raise ActionRefused(f"the place of {allocation_id} on {device} is taken: held there are {ids or 'none'}")
+            told = f"is taken: it is held by {ids}" if ids else "is not there any more: its node or device has shrunk"
+            raise ActionRefused(f"the place of {allocation_id} on {device} {told}")
+        if verdict == b"damaged":
+            raise wire.damaged("journal entry", note.of, f"what it keeps of {allocation_id} is not whole")
         if verdict != b"ok":
             raise ActionRefused(_IN_THE_WAY[verdict].format(id=allocation_id, what=rest[0].decode() if rest else ""))
         state, grants, entry = rest
@@ -138,20 +148,25 @@ class Operating(Access):
     # --- the journal
 
     def journal(self, limit: int = 50, before: int | None = None) -> tuple[Entry, ...]:
-        """Entries, latest first; only those before number ``before``."""
-        return self.journal_now(limit, before)[1]
+        """Entries, latest first; only those before number ``before``. Without those that are damaged."""
+        return self.journal_page(limit, before).entries
 
-    def journal_now(self, limit: int = 50, before: int | None = None) -> tuple[int, tuple[Entry, ...]]:
-        """How many actions have been taken so far, and the latest entries."""
-        ops, rows = self._run("journal", "", limit, "" if before is None else before)
-        return int(ops), tuple(journal.entry(row) for row in rows)
+    def journal_page(self, limit: int = 50, before: int | None = None) -> Page:
+        """The latest entries, and what else there is to know before one of them is undone."""
+        return journal.page(self._run("journal", "", limit, "" if before is None else before))
 
     def entry(self, number: int) -> Entry:
-        """One entry. Raises :class:`EntryNotFound`."""
-        _, rows = self._run("journal", number, 1, "")
+        """One entry. Raises :class:`EntryNotFound`, :class:`LedgerError` if it is damaged."""
+        _, rows, _ = self._run("journal", number, 1, "")
         if not rows:
             raise EntryNotFound(f"no entry {number} in the journal: it keeps the last {self.options.journal_maxlen}")
         return journal.entry(rows[0])
+
+    @wire.reads("an idempotency key")
+    def applied(self, once: str) -> int | None:
+        """The entry of the action that was taken under this idempotency key in the last week; ``None`` if none was."""
+        found = self._guard(self.client.get, keys.key(self.pool, "once", once))
+        return None if found is None else int(found)
 
     # --- plumbing
 
@@ -188,5 +203,6 @@ _IN_THE_WAY = {
     b"lost": "the journal keeps no record of {id} any more",
     b"alive": "{id} is there already: it is {what}",
     b"expired": "{id} has expired meanwhile",
+    b"unsure": "the server has changed: what holds {what} is known when its workers have reported; try again then",
     b"offline": "the place of {id} is gone: {what} is offline",
 }

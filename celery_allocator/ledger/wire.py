@@ -26,7 +26,7 @@ S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What reading a record raises that does not hold what the scripts write: text for a number, an unknown word, no UTF-8.
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 def reads(what: str) -> Callable[[F], F]:
@@ -39,15 +39,16 @@ def reads(what: str) -> Callable[[F], F]:
                 return function(*args, **kwargs)
             except AllocatorError:
                 raise
-            except _DAMAGE as error:
-                raise _damaged(what, "", error) from error
+            except DAMAGE as error:
+                raise damaged(what, "", error) from error
 
         return guarded  # type: ignore[return-value]
 
     return decorate
 
 
-def _damaged(what: str, name: Any, error: Exception) -> LedgerError:
+def damaged(what: str, name: Any, error: object) -> LedgerError:
+    """What is raised where a record does not hold what the scripts write. ``error``: what is wrong with it."""
     shown = name.decode(errors="backslashreplace") if isinstance(name, bytes) else str(name)
     return LedgerError(
         f"the record of {what}{shown and ' ' + shown} in the ledger is damaged ({error}). Somebody else wrote to its "
@@ -81,8 +82,8 @@ def allocation(row: list[Any]) -> Allocation:
     """One allocation from the list that ``_describe.lua`` writes. Raises :class:`LedgerError` naming a damaged one."""
     try:
         return _allocation(row)
-    except _DAMAGE as error:
-        raise _damaged("allocation", row[-1], error) from error
+    except DAMAGE as error:
+        raise damaged("allocation", row[-1], error) from error
 
 
 def _allocation(row: list[Any]) -> Allocation:
@@ -201,8 +202,8 @@ def device_keys(reply: list[Any]) -> list[str]:
 def _node(row: list[Any]) -> NodeState:
     try:
         return _sound_node(row)
-    except _DAMAGE as error:
-        raise _damaged("node", row[0], error) from error
+    except DAMAGE as error:
+        raise damaged("node", row[0], error) from error
 
 
 def _sound_node(row: list[Any]) -> NodeState:

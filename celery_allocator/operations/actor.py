@@ -51,5 +51,4 @@ class Actor:
         :class:`Note`.
         """
         note = self.note(entry.action, entry.args)
-        once = self.once if last else ""
-        return replace(note, once=once, way=way, of=entry.number, seen=seen, keeps_place=keeps_place)
+        return replace(note, final=last, way=way, of=entry.number, seen=seen, keeps_place=keeps_place)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from celery_allocator.errors import ActionRefused, RequirementsError
+from celery_allocator.errors import ActionRefused, RequestError, RequirementsError
 from celery_allocator.ledger import Entry, Ledger, Note
-from celery_allocator.model import FIELDS
+from celery_allocator.model import FIELDS, Kind, label
 from celery_allocator.operations.effect import Effect
 
 
@@ -147,9 +147,11 @@ class Priority(Command):
 class _Holding(Command):
     allocation_id: str
 
-    def _set(self, at: Step, *, hold: bool) -> Effect:
-        call = at.ledger.hold if hold else at.ledger.unhold
-        done = call(self.allocation_id, publishes=at.publishes, note=at.note)
+    def _set(self, at: Step, *, hold: bool, by: str = "operator") -> Effect:
+        if hold:
+            done = at.ledger.hold(self.allocation_id, by=by, publishes=at.publishes, note=at.note)
+        else:
+            done = at.ledger.unhold(self.allocation_id, publishes=at.publishes, note=at.note)
         return Effect(done.entry, f"{self.allocation_id} {'is on hold' if hold else 'goes on'}", done.grants)
 
 
@@ -174,7 +176,7 @@ class Unhold(_Holding):
         return self._set(at, hold=False)
 
     def undo(self, at: Step) -> Effect:
-        return self._set(at, hold=True)
+        return self._set(at, hold=True, by=str(at.before.get("by", "operator")))
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,10 @@ class Release(Command):
     token: int | None = None
     outcome: str = "success"
 
+    def __post_init__(self) -> None:
+        if label("outcome", self.outcome) in ("requeue", "lost"):
+            raise RequestError(f"an allocation by hand cannot be released as {self.outcome!r}: that is for tasks")
+
     def do(self, at: Step) -> Effect:
         return _ended(at, self.allocation_id, self.token, self.outcome)
 
@@ -234,6 +240,9 @@ class Allocate(Command):
 
 def _ended(at: Step, allocation_id: str, token: int | None, outcome: str) -> Effect:
     """Release what is held by hand, or take it out of line."""
+    found = at.ledger.get(allocation_id)
+    if found.kind is not Kind.MANUAL:
+        raise ActionRefused(f"{allocation_id} belongs to task {found.task_id}: its worker releases it")
     released = at.ledger.release(allocation_id, token, outcome, publishes=at.publishes, note=at.note)
     if released.done:
         return Effect(released.entry, f"{allocation_id} is released", released.grants)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from celery_allocator.errors import ActionRefused, JournalMoved
-from celery_allocator.ledger import Entry, Ledger
+from celery_allocator.errors import ActionRefused, AllocatorError, DuplicateAction, JournalMoved, LedgerError
+from celery_allocator.ledger import Entry, Ledger, wire
 from celery_allocator.operations.actor import Actor
 from celery_allocator.operations.commands import Command, Step
 from celery_allocator.operations.effect import Effect
-from celery_allocator.operations.plan import Plan, plan_redo, plan_undo
+from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo
 from celery_allocator.operations.registry import command
 
 #: How often a plan is made anew because somebody acted meanwhile.
@@ -37,21 +37,31 @@ class Operator:
         return self.ledger.journal(limit, before)
 
     def plan(self, way: str, number: int | None = None, *, cascade: bool = False) -> Plan:
-        """What an undo or redo would do, without doing it. Raises :class:`ActionRefused`."""
-        seen, entries = self.ledger.journal_now(self.ledger.options.journal_maxlen)
+        """What an undo or redo would do, without doing it. Raises :class:`ActionRefused`, :class:`LedgerError`."""
+        page = self.ledger.journal_page(self.ledger.options.journal_maxlen)
+        if page.damage:
+            raise LedgerError(
+                f"cannot {way}: {page.damage[0]}. What stands on what cannot be told before `celery-allocator repair` "
+                "has taken it out"
+            )
         make = plan_undo if way == "undo" else plan_redo
-        return make(entries, number, seen, cascade=cascade)
+        return make(page.entries, number, page.seen, cascade=cascade, dropped=page.dropped)
 
-    def undo(self, number: int | None = None, *, cascade: bool = False) -> list[Effect]:
+    def undo(
+        self, number: int | None = None, *, cascade: bool = False, agreed: Iterable[int] | None = None
+    ) -> list[Effect]:
         """Undo an entry (``None``: the latest in force), with ``cascade`` also what depends on it.
 
+        ``agreed``: numbers of the entries that may be undone, as a plan showed them; ``None``: whatever it takes.
         Raises :class:`ActionRefused`. Where a cascade stops halfway, the error says what was undone before that.
         """
-        return self._again("undo", number, cascade=cascade)
+        return self._again("undo", number, cascade=cascade, agreed=agreed)
 
-    def redo(self, number: int | None = None, *, cascade: bool = False) -> list[Effect]:
+    def redo(
+        self, number: int | None = None, *, cascade: bool = False, agreed: Iterable[int] | None = None
+    ) -> list[Effect]:
         """Redo an entry (``None``: the one undone last), with ``cascade`` also what has to be redone before it."""
-        return self._again("redo", number, cascade=cascade)
+        return self._again("redo", number, cascade=cascade, agreed=agreed)
 
     def follow(self, plan: Plan) -> Iterator[Effect]:
         """Do what a plan says, step by step. Raises :class:`JournalMoved` if somebody has acted since it was made."""
@@ -59,31 +69,48 @@ class Operator:
             last, keeps_place = entry is plan.entries[-1], plan.keeps_place(entry)
             note = self.actor.note_again(plan.way, entry, plan.seen + step, last=last, keeps_place=keeps_place)
             one = command(entry.action, entry.args)
-            act = one.undo if plan.way == "undo" else one.redo
+            act = wire.reads(f"journal entry {entry.number}")(one.undo if plan.way == "undo" else one.redo)
             yield self._told(act(Step(self.ledger, note, self._publishes, entry)))
 
     @property
     def _publishes(self) -> bool:
         return self._settle is not None
 
-    def _again(self, way: str, number: int | None, *, cascade: bool) -> list[Effect]:
+    def _again(self, way: str, number: int | None, *, cascade: bool, agreed: Iterable[int] | None) -> list[Effect]:
+        allowed = None if agreed is None else frozenset(agreed)
         done: list[Effect] = []
-        for last in range(_TRIES, -1, -1):
-            plan = self.plan(way, number, cascade=cascade)
-            number = plan.entries[-1].number  # also when it was "the latest": that one is meant from now on
-            try:
-                done.extend(self.follow(plan))  # also where that raises halfway
-            except JournalMoved:
-                if not last:
-                    raise
-            except ActionRefused as error:
-                if not done:
-                    raise
-                texts = "; ".join(effect.text for effect in done)
-                raise ActionRefused(f"{error} Done before that: {texts}") from error
-            else:
-                break
+        try:
+            for last in range(_TRIES, -1, -1):
+                plan = self._planned(way, number, cascade=cascade, allowed=allowed)
+                number = plan.entries[-1].number  # also when it was "the latest": that one is meant from now on
+                try:
+                    done.extend(self.follow(plan))  # also where that raises halfway
+                except JournalMoved:
+                    if not last:
+                        raise
+                else:
+                    break
+        except AllocatorError as error:
+            if not done:
+                raise
+            texts = "; ".join(effect.text for effect in done)
+            raise ActionRefused(f"{error} Done before that: {texts}") from error
         return done
+
+    def _planned(self, way: str, number: int | None, *, cascade: bool, allowed: frozenset[int] | None) -> Plan:
+        try:
+            plan = self.plan(way, number, cascade=cascade)
+        except ActionRefused:
+            # It may be this very call that has done it before.
+            if self.actor.once and (entry := self.ledger.applied(self.actor.once)) is not None:
+                raise DuplicateAction(self.actor.once, entry) from None
+            raise
+        if allowed is not None and (new := [entry for entry in plan.entries if entry.number not in allowed]):
+            raise ActionRefused(
+                f"cannot {way} {describe(plan.entries[-1])}: others have acted meanwhile, and it takes also "
+                f"{', '.join(describe(entry) for entry in new)}. Look at the plan again"
+            )
+        return plan
 
     def _told(self, effect: Effect) -> Effect:
         if self._settle is not None:

@@ -1,8 +1,9 @@
 """Which actions have to be undone, in which order, so that one of them can be; and what forbids it.
 
-Two actions concern each other if they touched the same object. An action is undone only when none of those that concern
-it and were taken after it is in force; and redone only when those before it that concern it are in force again. So what
-an undo puts back is what was there, and never the work of somebody who came later.
+Two actions concern each other if they touched the same object; a node is all of its devices, also those that came
+later. What was taken earlier and what later is told by ``done_op``. An action is undone only when none of those that
+concern it and were taken after it is in force; and redone only when those before it that concern it are in force again.
+So what an undo puts back is what was there, and never the work of somebody who came later.
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ def describe(entry: Entry) -> str:
     return f"{entry.number} {entry.action} {args}".rstrip() + f" by {entry.actor}"
 
 
-def plan_undo(entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False) -> Plan:
+def plan_undo(
+    entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False, dropped: int = 0
+) -> Plan:
     """What to do to undo entry ``number`` (``None``: the latest that is in force).
 
-    Raises :class:`ActionRefused` if later actions depend on it and ``cascade`` is false, or if nothing can be undone.
+    ``dropped``: the place of the last one in force that the journal does not remember any more. Raises
+    :class:`ActionRefused` if later actions depend on it and ``cascade`` is false, if one that is not remembered may, or
+    if nothing can be undone.
     """
     known = sorted(entries, key=lambda entry: entry.number)
     target = _pick(known, number, DONE, "undo")
@@ -67,16 +72,20 @@ def plan_undo(entries: Iterable[Entry], number: int | None, seen: int, *, cascad
                 needed[entry.number] = entry
                 grew = True
     order = sorted(needed.values(), key=lambda entry: -entry.done_op)
+    _refuse_before(dropped, order, "undo")
     plan = Plan("undo", tuple(order), seen)
     _refuse_unless(plan, cascade, "later actions depend on it")
     return plan
 
 
-def plan_redo(entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False) -> Plan:
+def plan_redo(
+    entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False, dropped: int = 0
+) -> Plan:
     """What to do to redo entry ``number`` (``None``: the one that was undone last).
 
-    Raises :class:`ActionRefused` if others were taken on the same objects since it was undone; if those before it have
-    to be redone first and ``cascade`` is false; or if there is nothing to redo.
+    Raises :class:`ActionRefused` if others that were taken on the same objects after it are in force; if those before
+    it have to be redone first and ``cascade`` is false; or if there is nothing to redo. ``dropped``: as in
+    :func:`plan_undo`.
     """
     known = sorted(entries, key=lambda entry: entry.number)
     target = _pick(known, number, UNDONE, "redo")
@@ -101,11 +110,13 @@ def plan_redo(entries: Iterable[Entry], number: int | None, seen: int, *, cascad
                 f"cannot redo {describe(one)}: {describe(since[-1])} has changed the same since; undo that first"
             )
     order = sorted(needed.values(), key=lambda entry: entry.done_op)
-    moved = {
-        one.number
-        for one in order
-        if any(_concern(e, one) and e.number not in needed and e.done_op > (one.undone_op or 0) for e in known)
-    }
+    _refuse_before(dropped, order, "redo")
+    moved: dict[int, Entry] = {}
+    for one in order:
+        since = [e for e in known if _concern(e, one) and e.number not in needed and e.done_op > (one.undone_op or 0)]
+        # What stands on one that takes a new place comes after that one again.
+        if since or any(_concern(other, one) for other in moved.values()):
+            moved[one.number] = one
     plan = Plan("redo", tuple(order), seen, frozenset(moved))
     _refuse_unless(plan, cascade, "actions before it are undone, too")
     return plan
@@ -128,7 +139,25 @@ def _pick(known: list[Entry], number: int | None, state: str, way: str) -> Entry
 
 
 def _concern(one: Entry, other: Entry) -> bool:
-    return not set(one.objects).isdisjoint(other.objects)
+    return (
+        not set(one.objects).isdisjoint(other.objects)
+        or not _nodes(one, "node:").isdisjoint(_nodes(other, "device:"))
+        or not _nodes(one, "device:").isdisjoint(_nodes(other, "node:"))
+    )
+
+
+def _nodes(entry: Entry, kind: str) -> set[str]:
+    """Names of nodes that it touched as such, or devices of which it touched."""
+    return {name[len(kind) :].partition("/")[0] for name in entry.objects if name.startswith(kind)}
+
+
+def _refuse_before(dropped: int, order: list[Entry], way: str) -> None:
+    old = [entry for entry in order if entry.done_op < dropped]
+    if old:
+        raise ActionRefused(
+            f"cannot {way} {describe(old[-1])}: an action that was taken after it and is in force is not in the "
+            "journal any more (setting allocator_journal_maxlen)"
+        )
 
 
 def _refuse_unless(plan: Plan, cascade: bool, why: str) -> None:

@@ -225,7 +225,7 @@ def test_an_undo_that_was_decided_on_before_another_action_is_refused(cluster: L
     cluster.node()
     (name,) = waiting(cluster, 1)
     entry = cluster.ledger.hold(name, note=note("hold")).entry
-    seen, _ = cluster.ledger.journal_now()
+    seen = cluster.ledger.journal_page().seen
     cluster.ledger.pause(stop=True, note=note("pause"))
     with pytest.raises(JournalMoved):
         cluster.ledger.unhold(name, note=note("hold", way="undo", of=entry, seen=seen))

@@ -1,4 +1,4 @@
--- Library: does what is counted agree with the allocations? Reads everything, writes nothing.
+-- Library: does what is counted agree with the allocations, and can the journal be read? Reads everything, writes nothing.
 
 local audit_found = {}
 -- Powers of two of free memory that order sets are made for: more than any device has.
@@ -108,6 +108,22 @@ local function audit_record(id)
     if by_hand and state ~= "delayed" then listed("among those made by hand", K.manual, true) end
     if v[5] and state ~= "running" then listed("among what expires", K.expires, true) end
   end
+end
+
+-- Entries of the journal that cannot be read: a list of their numbers.
+local function damaged_entries()
+  local found = {}
+  for _, number in ipairs(call("ZRANGE", K.journal, 0, -1)) do
+    local v = redis.pcall("HMGET", K.entry .. number, "action", "objects", "at", "done", "state", "args", "before", "after")
+    local ok = tonumber(number) and not v.err and v[1] and (v[2] or "") ~= "" and tonumber(v[3] or nil) and tonumber(v[4] or nil)
+      and (v[5] == "done" or v[5] == "undone" and tonumber(call("HGET", K.entry .. number, "undone") or nil))
+    for i = 6, 8 do
+      local read, value = pcall(cjson.decode, ok and v[i] or "")
+      ok = ok and read and type(value) == "table"
+    end
+    if not ok then found[#found + 1] = number end
+  end
+  return found
 end
 
 -- Every id that anything names, and every record: those of ARGV from `first`, which the client found by SCAN. Such a record

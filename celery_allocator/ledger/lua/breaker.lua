@@ -20,4 +20,4 @@ local grants, batch = {}, tonumber(ARGV[8])
 local left = let_go(name, allows == "" and batch or math.min(batch, tonumber(allows)), grants)
 if allows == "" and left > 0 then call("HSET", K.breakers, name, CLOSING) end
 if ARGV[9] == "0" then leave_to_tick(grants) end
-return { "ok", grants, left, entry }
+return answered(note, { "ok", grants, left, entry })

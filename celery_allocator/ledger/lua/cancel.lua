@@ -28,4 +28,4 @@ if held then
   if by_hand then close_idle_node(node_of(a.dev)) end
 end
 if ARGV[7] == "0" then leave_to_tick(grants) end
-return { "ok", a.state, a.tid, a.name, msg, grants, entry }
+return answered(note, { "ok", a.state, a.tid, a.name, msg, grants, entry })

@@ -35,7 +35,7 @@ for _, dkey in ipairs(dkeys) do
   before[dkey], after[dkey] = call("HGET", K.dev .. dkey, "st"), becomes
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
-    if becomes == "draining" and a.state == "granted" then
+    if becomes == "draining" and a and a.state == "granted" and need_of(a.shape or "") then
       take_back(id, a)
     else
       running[#running + 1] = id
@@ -53,4 +53,4 @@ for _, dkey in ipairs(apart) do tell(after[dkey], dkey) end
 local entry = journal(note, objects, before, after)
 if opened then pass_all(grants) end
 if ARGV[7] == "0" then leave_to_tick(grants) end
-return { "ok", grants, running, entry }
+return answered(note, { "ok", grants, running, entry })

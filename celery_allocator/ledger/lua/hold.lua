@@ -12,13 +12,16 @@ if no then return no end
 local a = load_alloc(id)
 if not a or a.state == "released" then return { "gone" } end
 local grants, becomes = {}, "on_hold"
+local before = { state = a.state, by = call("HGET", K.alloc .. id, "hold") or nil }
 if what == "hold" then
-  if a.state ~= "waiting" and a.state ~= "delayed" then return { "state", a.state } end
-  hold(id, a, ARGV[7])
+  -- What an unhold let go on, and a breaker has set aside since, is as it was when that is undone: on hold.
+  local again = note and note.way == "undo" and a.state == "on_hold"
+  if a.state ~= "waiting" and a.state ~= "delayed" and not again then return { "state", a.state } end
+  if ARGV[7] == "breaker" then set_aside(id, a) else hold(id, a, ARGV[7]) end
 else
   if a.state ~= "on_hold" then return { "state", a.state } end
   becomes = unhold(id, a, grants)
 end
-local entry = journal(note, { "allocation:" .. id }, { state = a.state }, { state = becomes })
+local entry = journal(note, { "allocation:" .. id }, before, { state = becomes })
 if ARGV[8] == "0" then leave_to_tick(grants) end
-return { "ok", a.state, grants, entry }
+return answered(note, { "ok", before.state, grants, entry })

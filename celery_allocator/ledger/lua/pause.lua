@@ -22,4 +22,4 @@ end
 local entry = journal(note, { "pool" }, { paused = was == 1 }, { paused = stop })
 if not stop then pass_all(grants) end
 if ARGV[6] == "0" then leave_to_tick(grants) end
-return { "ok", tostring(was), grants, entry }
+return answered(note, { "ok", tostring(was), grants, entry })

@@ -4,7 +4,7 @@
 -- KEYS: prefix. ARGV from 5: id, priority, note (see _journal) or "".
 -- Nothing is granted by that: who comes to the head of a line did not fit before, either.
 -- Reply: {"ok", former priority, entry} | {"gone"} | {"granted", state} | what _journal refuses with.
--- Touches: alloc, waiting, line, shapes, events, journal.
+-- Touches: alloc, waiting, line, shapes, aside, events, journal.
 local id, priority, note = ARGV[5], tonumber(ARGV[6]), read_note(ARGV[7])
 local no = refused(note)
 if no then return no end
@@ -17,6 +17,7 @@ local score = line_score(priority, a.score - line_score(was, 0))
 if a.state == "waiting" then dequeue(id, a.shape) end
 call("HSET", K.alloc .. id, "prio", priority, "score", score)
 if a.state == "waiting" then enqueue(id, a.shape, score) end
+call("ZADD", K.aside .. a.name, "XX", score, id)
 event("priority", id, a.tid, "name", a.name, "priority", priority)
 local entry = journal(note, { "allocation:" .. id }, { priority = was }, { priority = priority })
-return { "ok", was, entry }
+return answered(note, { "ok", was, entry })

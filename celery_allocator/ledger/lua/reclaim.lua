@@ -35,6 +35,7 @@ local holder = call("HGET", K.dev .. dkey, "worker") or ""
 
 local need = { g = tonumber(ARGV[15]), c = tonumber(ARGV[16]), r = tonumber(ARGV[17]), kind = "t" }
 local cores = core_list(ARGV[8])
+local by = a and a.state == "on_hold" and call("HGET", K.alloc .. id, "hold")
 if a and a.state == "granted" then
   withdraw(id, a)
 elseif a then
@@ -57,7 +58,12 @@ end
 if reason then
   local later = ARGV[23] == "1" and server[3]
   if later or (a and ARGV[11] == "1") then
-    if a then requeue(id, a) end
+    if a then
+      requeue(id, a)
+      a.state = "waiting"
+      if by then hold(id, a, by) end -- as it was before
+      if by == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
+    end
   else
     if not a then record() end
     event("lost", id, ARGV[13], "name", ARGV[14], "device", dkey, "token", token, "again", 0)
@@ -76,5 +82,6 @@ end
 call("HSET", K.alloc .. id, "state", "running", "tok", token, "dev", dkey, "cores", ARGV[8], "queue", d.queue, "uuid", d.uuid,
   "g_ms", ARGV[12], "s_ms", ARGV[12], "worker", worker, "nonce", ARGV[10], "late", ARGV[11])
 if a and a.exp then call("ZREM", K.expires, id) end
+if by then call("HDEL", K.alloc .. id, "hold") end
 event("reclaimed", id, ARGV[13], "name", ARGV[14], "device", dkey, "token", token, "from", a and a.state or "nothing")
 return { "ok" }

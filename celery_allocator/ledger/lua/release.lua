@@ -6,7 +6,8 @@
 --   _journal) or "", class of the error or "".
 -- outcome "requeue" puts the task back into line under its old place instead of ending it. "lost": its process died, and it
 -- may be repeated as often as LOSSES says; then it is buried, so that a result is written.
--- Reply: {"ok", grants, entry} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state} | what _journal
+-- Reply: {"ok", grants, entry} | {"gone", outcome or ""} | {"stale", live token} | {"not_held", state}
+-- | {"not_by_hand", task id} (with a note) | what _journal
 -- refuses with. grant: {id, token, queue, message}
 -- Touches: runtimes, events, journal and all that claim and pass touch.
 local id, token, outcome, decay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
@@ -18,6 +19,8 @@ if not a then return { "gone", call("GET", K.tomb .. id) or "" } end
 if a.state == "released" then return { "gone", "buried" } end
 if a.state ~= "granted" and a.state ~= "running" then return { "not_held", a.state } end
 if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
+-- A task is its worker's to release: what an undo would bring back runs already, or has run.
+if note and need_of(a.shape).kind == "t" then return { "not_by_hand", a.tid } end
 
 local lost, record = outcome == "lost" and {}, note and dump(id)
 local n = not lost and withdraw(id, a)
@@ -44,4 +47,4 @@ local grants = {}
 if lost or outcome == "requeue" then pass_all(grants) else pass_node(n, grants) end
 if need_of(a.shape).kind == "m" then close_idle_node(node_of(a.dev)) end
 if ARGV[9] == "0" then leave_to_tick(grants) end
-return { "ok", grants, entry }
+return answered(note, { "ok", grants, entry })

@@ -1,6 +1,6 @@
 -- Rebuild everything that is counted from the allocations' records, and what nodes and devices have.
 -- flags: allow-oom
--- uses: base events cores index place line claim breaker pass audit
+-- uses: base events journal cores index place line claim breaker pass audit
 -- KEYS: prefix. ARGV from 5: ids of all records there are (found by SCAN).
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.
@@ -150,6 +150,8 @@ for node, n in pairs(nodes) do
   if #n.map > #n.own then call("HSET", K.node .. node, "own", n.own .. string.rep("-", #n.map - #n.own)) end
   call("HSET", K.node .. node, "map", n.map, "cfree", cfree, "rfree", n.r, "fleet", cmsgpack.pack(fleet))
 end
+-- 5. What cannot be read of the journal is forgotten, and what stands before that cannot be undone any more.
+for _, number in ipairs(damaged_entries()) do drop_entry(number) end
 event("repaired", "", "", "left", #left)
 local grants = {}
 pass_all(grants)

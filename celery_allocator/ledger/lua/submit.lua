@@ -82,7 +82,7 @@ if delayed then
   call("ZADD", K.delayed, eta, id)
   event("delayed", id, tid, "name", name, "eta", eta, unpack(FIRST))
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = "delayed" })
-  return { "delayed", now }
+  return answered(note, { "delayed", now })
 end
 
 if dkey then
@@ -93,7 +93,8 @@ if dkey then
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
-  return { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now }
+  return answered(note,
+    { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now })
 end
 
 call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields(seq))
@@ -106,7 +107,7 @@ event("waiting", id, tid, "name", name, "position", position, "estimate", start,
 journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })
 if aside then
   set_aside(id, load_alloc(id))
-  return { "on_hold", now }
+  return answered(note, { "on_hold", now })
 end
 local gpu_free, cores_free, ram_free = roomiest()
-return { "waiting", position, start, gpu_free, cores_free, ram_free, now }
+return answered(note, { "waiting", position, start, gpu_free, cores_free, ram_free, now })

@@ -46,4 +46,5 @@ each_device(function(dkey)
 end)
 for class, count in pairs(classes) do eq("devices of class " .. class, tonumber(call("HGET", K.classes, class) or 0), count) end
 for _, class in ipairs(call("HKEYS", K.classes)) do check(classes[class], "class ", class, " is counted, and no device has it") end
+for _, number in ipairs(damaged_entries()) do check(false, "entry ", number, " of the journal is damaged") end
 return audit_found

@@ -8,7 +8,7 @@ import click
 
 from celery_allocator.ledger import Entry
 from celery_allocator.model import iso_utc
-from celery_allocator.operations import Allocate, Release, describe
+from celery_allocator.operations import Allocate, Cancel, Release
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
 
@@ -33,10 +33,13 @@ def journal(console: Console, number: int | None, limit: int, before: int | None
         else:
             click.echo(text.pairs((key, _shown(value)) for key, value in entry.as_dict().items()))
         return
-    found = console.ledger.journal(limit, before)
+    page = console.ledger.journal_page(limit, before)
+    found = page.entries
+    for damage in page.damage:
+        click.echo(f"Error: {damage}", err=True)
     if as_json:
         print_json([entry.as_dict() for entry in found])
-    elif not found:
+    elif not found and not page.damage:
         click.echo("The journal is empty.")
     else:
         heads = ("ENTRY", "WHEN", "STATE", "ACTION", "ON", "BY", "FROM", "WHY")
@@ -91,7 +94,8 @@ def _again(
         click.confirm(f"{way.capitalize()} these {len(plan.entries)}?", abort=True, err=True)
     _offer_again(console, plan.entries)
     act = operator.undo if way == "undo" else operator.redo
-    effects = act(plan.entries[-1].number, cascade=cascade)
+    agreed = None if yes else [entry.number for entry in plan.entries]
+    effects = act(plan.entries[-1].number, cascade=cascade, agreed=agreed)
     if as_json:
         print_json({"success": True, "done": [{"entry": effect.entry, "text": effect.text} for effect in effects]})
     else:
@@ -101,14 +105,14 @@ def _again(
 
 def _offer_again(console: Console, entries: tuple[Entry, ...]) -> None:
     """This host was let go with the last allocation by hand that it had: one may come back, and needs it."""
-    if any(entry.action in (Allocate.action, Release.action) for entry in entries):
+    if any(entry.action in (Allocate.action, Release.action, Cancel.action) for entry in entries):
         here = console.session.node(console.session.inventory.node)
         if here is not None and here.state == "offline":
             console.session.offer_host(console.settings.ttl_s)
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    on = describe(entry).split(" ", 2)[2].rsplit(" by ", 1)[0] if entry.args else "the pool"
+    on = " ".join(str(value) for value in entry.args.values() if value is not None) or "the pool"
     when = iso_utc(entry.at)
     return entry.number, when, entry.state, entry.action, on, entry.actor, entry.source, entry.reason
 
