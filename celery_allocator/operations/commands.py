@@ -240,14 +240,14 @@ class Allocate(Command):
 
 def _ended(at: Step, allocation_id: str, token: int | None, outcome: str) -> Effect:
     """Release what is held by hand, or take it out of line."""
-    found = at.ledger.get(allocation_id)
-    if found.kind is not Kind.MANUAL:
-        raise ActionRefused(f"{allocation_id} belongs to task {found.task_id}: its worker releases it")
     released = at.ledger.release(allocation_id, token, outcome, publishes=at.publishes, note=at.note)
     if released.done:
         return Effect(released.entry, f"{allocation_id} is released", released.grants)
     if not released.reason.startswith("not_held"):
         raise ActionRefused(f"{allocation_id} cannot be released: {released.reason}")
+    found = at.ledger.get(allocation_id)
+    if found.kind is not Kind.MANUAL:
+        raise ActionRefused(f"{allocation_id} belongs to task {found.task_id}: its worker releases it")
     cancelled = at.ledger.cancel(allocation_id, outcome, publishes=at.publishes, note=at.note)
     if not cancelled.done:
         raise ActionRefused(f"{allocation_id} cannot be released: {cancelled.state}")

@@ -119,7 +119,7 @@ local function damaged_entries()
       and (v[5] == "done" or v[5] == "undone" and tonumber(call("HGET", K.entry .. number, "undone") or nil))
     for i = 6, 8 do
       local read, value = pcall(cjson.decode, ok and v[i] or "")
-      ok = ok and read and type(value) == "table"
+      ok = ok and read and type(value) == "table" and string.sub(v[i], 1, 1) == "{"
     end
     if not ok then found[#found + 1] = number end
   end

@@ -29,10 +29,10 @@ local function refused(note)
 end
 
 -- Forget an entry. If it is in force, what was taken before it must not be undone any more, for it may stand on that: its
--- place is remembered. Where that cannot be read, it is the last.
-local function drop_entry(entry)
+-- place is remembered. A damaged one may be in force whatever it says; where its place cannot be read, it is the last.
+local function drop_entry(entry, damaged)
   local v = redis.pcall("HMGET", K.entry .. entry, "state", "done")
-  if v.err or v[1] ~= "undone" then
+  if damaged or v.err or v[1] ~= "undone" then
     local place = not v.err and tonumber(v[2] or nil) or tonumber(call("HGET", K.meta, "ops") or 0)
     local last = tonumber(call("HGET", K.meta, "dropped") or 0)
     if place > last then call("HSET", K.meta, "dropped", place) end

@@ -151,7 +151,7 @@ for node, n in pairs(nodes) do
   call("HSET", K.node .. node, "map", n.map, "cfree", cfree, "rfree", n.r, "fleet", cmsgpack.pack(fleet))
 end
 -- 5. What cannot be read of the journal is forgotten, and what stands before that cannot be undone any more.
-for _, number in ipairs(damaged_entries()) do drop_entry(number) end
+for _, number in ipairs(damaged_entries()) do drop_entry(number, true) end
 event("repaired", "", "", "left", #left)
 local grants = {}
 pass_all(grants)
