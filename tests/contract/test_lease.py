@@ -147,3 +147,41 @@ def test_an_outage_longer_than_the_ttl_is_told(session: Session, monkeypatch: py
     with lease("t", "ml_inference", ttl_s=0.3, session=session) as held:
         monkeypatch.setattr(session.ledger, "renew", gone)
         wait_until(lambda: held.lost, 10, "the lease to give itself up")
+
+
+def test_a_lease_that_is_put_on_hold_while_it_waits_waits_on(session: Session) -> None:
+    """It holds nothing: its block must not run before it does."""
+    entered = threading.Event()
+
+    def work() -> None:
+        with lease("t", "ml_inference", WHOLE, ttl_s=2, session=session):
+            entered.set()
+
+    session.ledger.pause(stop=True)
+    waiter = threading.Thread(target=work)
+    waiter.start()
+    wait_until(session.ledger.queue, 10, "somebody in line")
+    name = session.ledger.queue()[0].allocation_id
+    session.ledger.hold(name)
+    session.ledger.pause(stop=False)
+    first = session.ledger.get(name).expires_at
+    wait_until(lambda: session.ledger.get(name).expires_at != first, 20, "a waiter that waits on")
+    assert not entered.is_set()
+    session.ledger.unhold(name)
+    assert entered.wait(10)
+    waiter.join()
+
+
+def test_a_lease_that_is_on_hold_for_too_long_says_so(session: Session) -> None:
+    def hold() -> None:
+        wait_until(session.ledger.queue, 10, "somebody in line")
+        session.ledger.hold(session.ledger.queue()[0].allocation_id)
+
+    session.ledger.pause(stop=True)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    late = lease("t", "ml_inference", WHOLE, wait_s=2, session=session)
+    with pytest.raises(AllocationTimeout, match="it was on hold by an operator"), late:
+        pytest.fail("granted without room")
+    holder.join()
+    assert session.ledger.on_hold() == ()
