@@ -87,7 +87,7 @@ def test_who_holds_the_place_is_told_and_nobody_else(cluster: LedgerPool) -> Non
     cluster.by_hand(1_000, 2, id="on-its-cores")
     cluster.by_hand(9_500, 1, id="beside")
     assert cluster.ledger.get("on-its-cores").cpu_cores == mine.cpu_cores
-    with pytest.raises(ActionRefused, match="is taken: it is held by on-its-cores$"):
+    with pytest.raises(ActionRefused, match=r"is taken: it is held by on-its-cores$"):
         back(cluster, "mine", entry)
 
 

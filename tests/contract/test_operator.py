@@ -156,7 +156,7 @@ def test_what_was_agreed_to_is_undone_and_no_more(busy: LedgerPool) -> None:
     chief.run(Drain("n1/gpu_0"))
     plan = chief.plan("undo", 1, cascade=True)
     chief.run(Cordon("n1/gpu_1"))
-    with pytest.raises(ActionRefused, match="it takes also 3 cordon n1/gpu_1 by ada. Look at the plan again"):
+    with pytest.raises(ActionRefused, match=r"it takes also 3 cordon n1/gpu_1 by ada. Look at the plan again"):
         chief.undo(1, cascade=True, agreed=[entry.number for entry in plan.entries])
     assert [entry.state for entry in busy.ledger.journal()] == ["done"] * 3
     chief.undo(3)
@@ -221,7 +221,7 @@ def test_a_device_that_came_later_belongs_to_what_was_done_to_its_node(cluster: 
     chief.run(Cordon("n1"))
     cluster.node(gpus=(10_000, 10_000))
     chief.run(Drain("n1/gpu_1"))
-    with pytest.raises(ActionRefused, match="later actions depend on it. First undo: 2 drain n1/gpu_1"):
+    with pytest.raises(ActionRefused, match=r"later actions depend on it. First undo: 2 drain n1/gpu_1"):
         chief.undo(1)
     assert [effect.entry for effect in chief.undo(1, cascade=True)] == [2, 1]
     assert {d.state for d in cluster.ledger.snapshot().devices} == {"ready"}
@@ -247,7 +247,7 @@ def test_what_stands_under_a_forgotten_action_is_not_undone(busy: LedgerPool) ->
     assert [entry.number for entry in busy.ledger.journal()] == [4, 3, 2]
     with pytest.raises(EntryNotFound):
         busy.ledger.entry(1)
-    with pytest.raises(ActionRefused, match="cannot redo 2 hold a by ada: .* not in the journal any more"):
+    with pytest.raises(ActionRefused, match=r"cannot redo 2 hold a by ada: .* not in the journal any more"):
         chief.redo(2)
     assert [effect.entry for effect in (*chief.undo(), *chief.undo())] == [4, 3]
     assert busy.ledger.get("a").priority == 1
@@ -268,8 +268,8 @@ def harm(cluster: LedgerPool, number: int, how: str) -> None:
         client.hset(key, field, value) if value else client.hdel(key, field)
 
 
-HARM = ["lost", "of another type", "args=[1", "args=[]", "before=null", "done=nonsense", "at=", "state=lost", "objects=",
-        "undone=x", "state=undone"]  # fmt: skip
+HARM = ["lost", "of another type", "args=[1", "args=[]", "before=null", "done=nonsense", "at=", "state=lost",
+        "objects=", "undone=x", "state=undone"]  # fmt: skip
 
 
 @pytest.mark.parametrize("how", HARM)
@@ -282,10 +282,10 @@ def test_a_damaged_entry_is_named_and_hides_no_other(busy: LedgerPool, how: str)
         chief.undo(2)
     harm(busy, 2, how)
     assert [entry.number for entry in busy.ledger.journal()] == [3, 1]
-    with pytest.raises(LedgerError, match="journal entry 2 .*is damaged"):
+    with pytest.raises(LedgerError, match=r"journal entry 2 .*is damaged"):
         busy.ledger.entry(2)
     for call in (chief.undo, chief.redo, lambda: chief.undo(1, cascade=True)):
-        with pytest.raises(LedgerError, match="cannot .*do: the record of journal entry 2 .*repair"):
+        with pytest.raises(LedgerError, match=r"cannot .*do: the record of journal entry 2 .*repair"):
             call()
     assert busy.ledger.verify() == ["entry 2 of the journal is damaged"]
     assert busy.ledger.repair().left == ()
@@ -304,7 +304,7 @@ def test_an_entry_whose_contents_are_another_actions_is_damaged_too(busy: Ledger
     chief.run(Priority("a", 3))
     for field, value in (("before", "{}"), ("before", '{"priority": "much"}'), ("args", '{"priority": 3}')):
         busy.ledger.client.hset(keys.key(busy.ledger.pool, "entry", "1"), field, value)
-        with pytest.raises(AllocatorError, match="journal entry 1|priority needs"):
+        with pytest.raises(AllocatorError, match=r"journal entry 1|priority needs"):
             chief.undo()
     busy.ledger.client.zadd(keys.key(busy.ledger.pool, "journal"), {"stranger": 7})
     with pytest.raises(LedgerError, match="stranger"):

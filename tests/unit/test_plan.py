@@ -181,7 +181,7 @@ def test_nothing_is_undone_under_one_in_force_that_fell_out(journal: Journal) ->
     assert journal.entries[2].done_op < dropped < journal.entries[3].done_op
     del journal.entries[1]
     for way, number in (("redo", 2),):
-        with pytest.raises(ActionRefused, match="2 act x|has changed"):
+        with pytest.raises(ActionRefused, match=r"2 act x|has changed"):
             journal.plan(way, number, dropped=dropped)
     assert [entry.number for entry in journal.plan("undo", dropped=dropped).entries] == [3]
     journal.follow(journal.plan("undo", dropped=dropped))
@@ -196,9 +196,9 @@ def test_nothing_is_undone_under_one_in_force_that_fell_out(journal: Journal) ->
 class History:
     """What is in force, in the order in which it was last put into force, and what each stood on then.
 
-    An entry stands on those in force that concern it when it is done or redone. It is right that: what an entry in force
-    stands on is in force (an undo puts back what was there before it, so with that gone its own effect would be, too);
-    and what is redone in its old place stands on what it stood on before.
+    An entry stands on those in force that concern it when it is done or redone. It is right that: what an entry in
+    force stands on is in force (an undo puts back what was there before it, so with that gone its own effect would be,
+    too); and what is redone in its old place stands on what it stood on before.
     """
 
     journal: Journal
