@@ -8,7 +8,8 @@ were checked): which of several equally good cores it takes is its own affair.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 from celery_allocator.model import Kind, NodeInventory, Requirements, Strategy
 
@@ -100,6 +101,7 @@ class Reference:
     ended: set[str] = field(default_factory=set)
     spent: list[tuple[str, int]] = field(default_factory=list)  # id and token of grants that are over
     seq: int = 0
+    stopped: bool = False  # by an operator
 
     # --- sums
 
@@ -136,6 +138,8 @@ class Reference:
 
     def fits(self, claim: Claim, device: Device) -> bool:
         req, node = claim.req, self.nodes[device.node]
+        if self.stopped:
+            return False
         if device.is_gpu != (req.gpu_memory_mb > 0) or not device.live or device.state != "ready":
             return False
         if claim.kind is Kind.TASK and not (device.worker and device.open and self.slots_free(device) > 0):
@@ -200,9 +204,12 @@ class Reference:
         return self.arrive(claim)
 
     def arrive(self, claim: Claim) -> list[Claim]:
-        claim.state = "waiting"
         if claim.kind is Kind.MANUAL:
             claim.ends = self.now + claim.ttl
+        return self.place_or_wait(claim)
+
+    def place_or_wait(self, claim: Claim) -> list[Claim]:
+        claim.state = "waiting"
         device = self.choice(claim)
         return [self.grant(claim, device)] if device is not None else []
 
@@ -248,6 +255,61 @@ class Reference:
         devices = [d for d in self.devices.values() if d.node == node.name]
         if node.lease is not None and not any(d.worker or self.on(d.key) for d in devices):
             node.lease = self.now
+
+    # --- what operators do to one allocation
+
+    def hold(self, claim: Claim) -> None:
+        if claim.kind is Kind.MANUAL and claim.state == "delayed":
+            claim.ends = self.now + claim.ttl
+        claim.state = "on_hold"
+
+    def unhold(self, claim: Claim) -> list[Claim]:
+        if claim.eta is None or claim.eta <= self.now:
+            return self.place_or_wait(claim)
+        claim.state, claim.ends = "delayed", None
+        return []
+
+    def prioritize(self, claim: Claim, priority: int) -> None:
+        claim.req = replace(claim.req, priority=priority)
+
+    def restore(self, was: Claim) -> tuple[str, list[Claim]]:
+        """Bring back what an operator ended. Returns why not, or else what is granted by that."""
+        if was.exp is not None and was.exp <= self.now and was.state != "running":
+            return "expired", []
+        device = self.devices.get(was.device or "")
+        live = device is not None and device.live
+        free = device is not None and live and self.vacant(was, device)
+        if device is not None and was.kind is Kind.MANUAL and not free:
+            return "taken|not there any more" if live else "offline", []
+        claim = self.claims[was.id] = copy(was)
+        self.buried.pop(was.id, None)
+        self.ended.discard(was.id)
+        claim.token = 0
+        if device is None:
+            if claim.kind is Kind.MANUAL and claim.state != "delayed":
+                claim.ends = self.now + claim.ttl
+            return "", self.place_or_wait(claim) if claim.state == "waiting" else []
+        if not free:
+            self.back_in_line(claim)
+            return "", self.sweep()
+        self.grant(claim, device)
+        claim.cores = was.cores
+        if claim.kind is Kind.MANUAL:
+            node = self.nodes[device.node]
+            node.lease = None if node.lease is None else max(node.lease, self.now + claim.ttl)
+        return "", [claim]
+
+    def vacant(self, claim: Claim, device: Device) -> bool:
+        """Whether the place that it had is free: the device as it is now, and these very cores."""
+        req, node = claim.req, self.nodes[device.node]
+        served = device.worker and device.open and self.slots_free(device) > 0 and device.state != "draining"
+        held = frozenset().union(*(c.cores or frozenset() for c in self.on_node(node.name)))
+        return (
+            bool(served or claim.kind is Kind.MANUAL)
+            and self.memory_free(device) >= req.gpu_memory_mb
+            and self.ram_free(node) >= req.ram_mb
+            and (claim.cores or frozenset()) <= node.cores - held
+        )
 
     # --- nodes and workers
 
@@ -305,14 +367,22 @@ class Reference:
             if claim.state == "granted":
                 self.back_in_line(claim)
 
-    def set_state(self, target: str, state: str) -> list[Claim]:
+    def set_state(self, target: str, states: str | dict[str, str]) -> list[Claim]:
+        """``states``: one for all, or of the node and each device; what is not named gets its node's."""
+        of = states if isinstance(states, dict) else {}
+        common = of.get(target, "") if isinstance(states, dict) else states
         if "/" not in target:
-            self.nodes[target].state = state
+            self.nodes[target].state = common
         for device in self.devices.values():
             if target in (device.key, device.node):
+                state = of.get(device.key, common)
                 if state == "draining":
                     self.withdraw_unstarted(device.key)
                 device.state = state
+        return self.sweep()
+
+    def pause(self, stop: bool) -> list[Claim]:
+        self.stopped = stop
         return self.sweep()
 
     # --- maintenance
@@ -330,12 +400,13 @@ class Reference:
                         device.live = False
         emptied = []
         for claim in list(self.claims.values()):
-            if claim.ends is not None and claim.ends <= self.now and claim.state in ("waiting", "running"):
+            if claim.ends is not None and claim.ends <= self.now and claim.state in ("waiting", "on_hold", "running"):
                 if claim.device is not None:
                     emptied.append(self.nodes[claim.device.split("/")[0]])
                 self.end(claim, "ttl", buried=False)
         for claim in list(self.claims.values()):
-            if claim.exp is not None and claim.exp <= self.now and claim.state in ("waiting", "delayed", "granted"):
+            unstarted = claim.state in ("waiting", "delayed", "on_hold", "granted")
+            if claim.exp is not None and claim.exp <= self.now and unstarted:
                 self.end(claim, "expired", buried=claim.kind is Kind.TASK)
         granted = self.sweep()
         for node in emptied:

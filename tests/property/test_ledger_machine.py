@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,13 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from celery_allocator.errors import (
+    ActionRefused,
     AllocationNotFound,
     DeviceBusyError,
     StaleTokenError,
     UnknownTargetError,
     UnsatisfiableError,
 )
-from celery_allocator.ledger import Grant, Ledger, Options
+from celery_allocator.ledger import Grant, Ledger, Note, Options
 from celery_allocator.model import DeviceInventory, Kind, NodeInventory, Requirements, Strategy
 from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
 from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
@@ -85,6 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.last_token = 0
         self.names = itertools.count()
         self.silent: set[str] = set()  # workers whose heartbeat has stopped
+        self.undoable: dict[int, Claim] = {}  # entries of the journal: what they ended, as it was
         for node, size in (("n1", n1), ("n2", n2)):
             self.register_node_(node, size, 60_000)
         for device in list(self.ref.devices):
@@ -404,6 +408,145 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(held) == {c.id for d in devices for c in self.ref.on(d.key) if c.token >= 0}
         self.after(expected, grants)
 
+    # --- what operators do
+
+    @precondition(lambda self: self.ref.claims)
+    @rule(data=st.data(), publishes=st.booleans())
+    def hold(self, data: st.DataObject, publishes: bool) -> None:
+        claim = data.draw(st.sampled_from(self.ref.in_state("waiting") or list(self.ref.claims.values())))
+        if claim.state not in ("waiting", "delayed"):
+            with pytest.raises(ActionRefused, match=f"{claim.id} is {claim.state}"):
+                self.ledger.hold(claim.id)
+            self.after([])
+            return
+        state = claim.state
+        self.ref.hold(claim)
+        reply = self.ledger.hold(claim.id, publishes=publishes)
+        assert reply.was == state
+        self.after([], reply.grants)
+
+    @precondition(lambda self: self.ref.claims)
+    @rule(data=st.data(), publishes=st.booleans())
+    def unhold(self, data: st.DataObject, publishes: bool) -> None:
+        claim = data.draw(st.sampled_from(self.ref.in_state("on_hold") or list(self.ref.claims.values())))
+        if claim.state != "on_hold":
+            with pytest.raises(ActionRefused, match="is not on hold"):
+                self.ledger.unhold(claim.id)
+            self.after([])
+            return
+        expected = self.ref.unhold(claim)
+        self.after(expected, self.ledger.unhold(claim.id, publishes=publishes).grants, publishes)
+
+    @precondition(lambda self: self.ref.claims)
+    @rule(data=st.data(), priority=st.sampled_from([0, 1, -1, 7, 1000, -1000]))
+    def prioritize(self, data: st.DataObject, priority: int) -> None:
+        claim = data.draw(st.sampled_from(list(self.ref.claims.values())))
+        if claim.device is not None:
+            with pytest.raises(ActionRefused, match="has no effect any more"):
+                self.ledger.prioritize(claim.id, priority)
+        else:
+            assert self.ledger.prioritize(claim.id, priority).was == str(claim.req.priority)
+            self.ref.prioritize(claim, priority)
+        self.after([])
+
+    @rule(stop=st.sampled_from([True, False, False]), publishes=st.booleans())
+    def pause(self, stop: bool, publishes: bool) -> None:
+        expected = self.ref.pause(stop)
+        self.after(expected, self.ledger.pause(stop=stop, publishes=publishes).grants, publishes)
+
+    @rule(
+        where=st.sampled_from(TARGETS[:-1]),
+        states=st.lists(st.sampled_from(["ready", "ready", "cordoned", "draining"]), min_size=5, max_size=5),
+        named=st.lists(st.booleans(), min_size=4, max_size=4),
+    )
+    def restore_states(self, where: str, states: list[str], named: list[bool]) -> None:
+        """As an undo does, also for devices that came since."""
+        if where not in self.ref.nodes and where not in self.ref.devices:
+            return
+        devices = sorted(d.key for d in self.ref.devices.values() if where == d.node)
+        wanted = {key: state for key, state, name in zip(devices, states[1:], named, strict=False) if name}
+        wanted[where] = states[0]
+        expected = self.ref.set_state(where, wanted)
+        self.after(expected, self.ledger.set_state(where, wanted).grants)
+
+    @precondition(lambda self: any(c.state != "running" or c.kind is Kind.MANUAL for c in self.ref.claims.values()))
+    @rule(data=st.data(), publishes=st.booleans())
+    def end_for_now(self, data: st.DataObject, publishes: bool) -> None:
+        """An operator cancels or releases, and the journal keeps what it was."""
+        claims = [c for c in self.ref.claims.values() if c.state != "running" or c.kind is Kind.MANUAL]
+        self.end_for_now_(data.draw(st.sampled_from(claims)), publishes)
+
+    @precondition(lambda self: any(c.state == "granted" or c.kind is Kind.MANUAL for c in self.ref.held()))
+    @rule(
+        data=st.data(),
+        between=st.sampled_from(["", "draining", "cordoned", "submit", "submit", "size", "pause", "leave"]),
+        kind=st.sampled_from(Kind),
+        req=requirements,
+        size=st.sampled_from(USUAL) | unusual,
+        publishes=st.booleans(),
+    )
+    def a_place_is_given_up_and_asked_back(
+        self, data: st.DataObject, between: str, kind: Kind, req: Requirements, size: dict[str, Any], publishes: bool
+    ) -> None:
+        claims = [c for c in self.ref.held() if c.state == "granted" or c.kind is Kind.MANUAL]
+        claim = data.draw(st.sampled_from(claims))
+        device = self.ref.devices[claim.device or ""]
+        self.end_for_now_(claim, publishes)
+        if between in ("draining", "cordoned"):
+            expected = self.ref.set_state(device.key, between)
+            self.after(expected, self.ledger.set_state(device.key, between).grants)
+        elif between == "submit":
+            self.submit_(replace(claim.req, ram_mb=req.ram_mb), Strategy.BEST_FIT, kind, on_never="wait")
+        elif between == "size":
+            self.register_node_(device.node, size, 60_000)
+        elif between == "pause":
+            self.after(self.ref.pause(stop=True), self.ledger.pause(stop=True).grants)
+        elif between == "leave" and device.worker:
+            worker = self.ref.workers[device.worker]
+            self.ref.devices[worker.device].open = False
+            self.ref.withdraw_unstarted(worker.device)
+            expected = self.ref.sweep()
+            self.after(expected, self.ledger.close_worker(device.worker, worker.incarnation))
+        self.bring_back_(max(self.undoable), publishes)
+
+    def end_for_now_(self, claim: Claim, publishes: bool) -> None:
+        was = copy(claim)
+        note = Note("end", {}, "ada")
+        if claim.state == "running":
+            expected = self.ref.release(claim, "success")
+            released = self.ledger.release(claim.id, claim.token, "success", publishes=publishes, note=note)
+            entry, grants = released.entry, released.grants
+        else:
+            expected = self.ref.cancel(claim)
+            cancelled = self.ledger.cancel(claim.id, publishes=publishes, note=note)
+            entry, grants = cancelled.entry, cancelled.grants
+        assert entry is not None
+        self.undoable[entry] = was
+        self.after(expected, grants, publishes)
+
+    @precondition(lambda self: self.undoable)
+    @rule(data=st.data(), publishes=st.booleans())
+    def bring_back(self, data: st.DataObject, publishes: bool) -> None:
+        self.bring_back_(data.draw(st.sampled_from(sorted(self.undoable))), publishes)
+
+    def bring_back_(self, entry: int, publishes: bool) -> None:
+        was = self.undoable[entry]
+        note = Note("end", {}, "ada", way="undo", of=entry)
+        why, expected = self.ref.restore(was)
+        if why:
+            with pytest.raises(ActionRefused, match=why):
+                self.ledger.restore(was.id, note=note)
+            assert self.ledger.entry(entry).state == "done"
+            self.after([])
+            return
+        del self.undoable[entry]
+        reply = self.ledger.restore(was.id, publishes=publishes, note=note)
+        assert reply.becomes == self.ref.claims[was.id].state
+        self.after(expected, reply.grants, publishes)
+        with pytest.raises(ActionRefused, match="is undone already"):
+            self.ledger.restore(was.id, note=note)
+        self.after([])
+
     # --- comparison
 
     def after(self, expected: list[Claim], grants: tuple[Grant, ...] | None = None, publishes: bool = True) -> None:
@@ -416,7 +559,8 @@ class LedgerMachine(RuleBasedStateMachine):
         state, held, waiting = ledger.snapshot(), ledger.held(), ledger.queue(10_000)
         assert broken(state, held) == []
         closing = frozenset(d.key for d in ref.devices.values() if not d.open)
-        assert idle_beside_waiting(state, waiting, closing) == []
+        assert ref.stopped or idle_beside_waiting(state, waiting, closing) == []
+        assert state.paused == ("stopped" if ref.stopped else "")
 
         real = {a.allocation_id: a for a in held}
         taken = {(a.node, core) for a in held for core in a.cpu_cores if ref.claims[a.allocation_id].cores is None}
@@ -424,14 +568,17 @@ class LedgerMachine(RuleBasedStateMachine):
             allocation = real[claim.id]
             assert allocation.token > self.last_token, "tokens only grow, in the order of grants"
             self.last_token = claim.token = allocation.token
+            if not publishes and claim.kind is Kind.TASK:
+                claim.due = ref.now
+            if claim.cores is not None:  # it came back to the cores that it had
+                assert claim.cores == frozenset(allocation.cpu_cores)
+                continue
             claim.cores = frozenset(allocation.cpu_cores)
             node = ref.nodes[allocation.node]
             free = set(next(n for n in state.nodes if n.node == node.name).cpu_cores_free)
             free |= {core for name, core in taken if name == node.name}
             self.cores_well_chosen(allocation.cpu_cores, free, ref.devices[claim.device].near)
             taken -= {(node.name, core) for core in claim.cores}
-            if not publishes and claim.kind is Kind.TASK:
-                claim.due = ref.now
         if grants is not None:
             tasks = [c for c in expected if c.kind is Kind.TASK]
             assert [(g.allocation_id, g.token, g.queue, g.message) for g in grants] == [
@@ -455,7 +602,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert [(a.allocation_id, a.queue_position) for a in waiting] == [
             (c.id, i) for i, c in enumerate(ref.line(), 1)
         ]
+        assert [a.priority for a in waiting] == [c.req.priority for c in ref.line()]
         assert {a.allocation_id for a in ledger.delayed()} == {c.id for c in ref.in_state("delayed")}
+        on_hold = {a.allocation_id: (a.priority, a.on_hold_by) for a in ledger.on_hold()}
+        assert on_hold == {c.id: (c.req.priority, "operator") for c in ref.in_state("on_hold")}
         for device in state.devices:
             mine = ref.devices[device.key]
             assert device.state == (mine.state if mine.live else "offline"), device
@@ -482,7 +632,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """End everything that lives: then nothing may be left."""
         if not hasattr(self, "ref"):
             return
-        for allocation in (*self.ledger.queue(10_000), *self.ledger.delayed(10_000)):
+        for allocation in (*self.ledger.queue(10_000), *self.ledger.delayed(10_000), *self.ledger.on_hold(10_000)):
             assert self.ledger.cancel(allocation.allocation_id).done
         for allocation in self.ledger.held():
             assert self.ledger.release(allocation.allocation_id, allocation.token).done
