@@ -26,8 +26,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from celery_allocator.errors import StaleTokenError
-from celery_allocator.ledger import Grant, Ledger, Obituary, Options
+from celery_allocator.errors import ActionRefused, StaleTokenError
+from celery_allocator.ledger import Claim, Grant, Ledger, Note, Obituary, Options, keys
 from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, State
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.redis_server import RedisServer
@@ -166,6 +166,89 @@ class CrashMachine(RuleBasedStateMachine):
         if reply.obituary is not None:
             self.settle([reply.obituary], survives)
 
+    @precondition(lambda self: self.ledger.queue() or self.ledger.delayed())
+    @rule(data=st.data())
+    def hold(self, data: st.DataObject) -> None:
+        waiting = [a.allocation_id for a in (*self.ledger.queue(), *self.ledger.delayed())]
+        self.ledger.hold(data.draw(st.sampled_from(sorted(waiting))))
+
+    @precondition(lambda self: self.ledger.on_hold())
+    @rule(data=st.data(), survives=survives)
+    def unhold(self, data: st.DataObject, survives: int) -> None:
+        on_hold = [a.allocation_id for a in self.ledger.on_hold()]
+        self.publish(self.ledger.unhold(data.draw(st.sampled_from(sorted(on_hold)))).grants, survives)
+
+    @rule(stop=st.booleans(), survives=survives)
+    def pause(self, stop: bool, survives: int) -> None:
+        self.publish(self.ledger.pause(stop=stop).grants, survives)
+
+    @precondition(lambda self: self.accepted - self.ended)
+    @rule(data=st.data(), settles=survives, between_s=st.sampled_from([0, 1, 6]), survives=survives)
+    def cancel_and_undo(self, data: st.DataObject, settles: int, between_s: int, survives: int) -> None:
+        """Whoever cancels may die before the result is written, or after; a tick may write it in between."""
+        name = data.draw(st.sampled_from(sorted(self.accepted - self.ended)))
+        done = self.ledger.cancel(name, note=Note("cancel", {}, "ada"))
+        self.publish(done.grants, survives)
+        if done.obituary is None:
+            return
+        self.settle([done.obituary], settles)
+        if between_s:
+            self.tick(between_s, 99, settles)
+        try:
+            back = self.ledger.restore(name, note=Note("cancel", {}, "ada", way="undo", of=done.entry))
+        except ActionRefused as error:
+            if "has expired" not in str(error):
+                raise
+            return
+        self.ended.discard(name)  # its result is forgotten
+        self.publish(back.grants, survives)
+
+    @rule(passes_s=st.sampled_from([1, 3]))
+    def the_server_changes(self, passes_s: int) -> None:
+        """Another run of it, which has lost nothing: granting pauses until the workers that live have reported."""
+        self.ledger.client.hset(keys.key(self.ledger.pool, "meta"), "run", "a" * 40)
+        self.tick(passes_s, 99, 99)
+        for worker in self.workers.values():
+            if worker.alive:
+                self.report(worker)
+
+    def report(self, worker: Worker) -> None:
+        number, _ = self.ledger.rejoin(worker.name, "", LEASE_S)
+        self.publish(
+            self.ledger.register_worker(
+                worker.name, str(worker.life), "n1", worker.device, slots=2, queue=worker.device, lease_s=LEASE_S,
+                report=number, runs=tuple(worker.running),
+            )
+        )  # fmt: skip
+
+    @precondition(lambda self: any(worker.running and worker.alive for worker in self.workers.values()))
+    @rule(data=st.data(), hold=st.booleans())
+    def a_worker_is_thought_dead_and_comes_back(self, data: st.DataObject, hold: bool) -> None:
+        """What it ran is in line again, perhaps on hold, and is its own again if nobody else has begun it."""
+        worker = data.draw(st.sampled_from([w for w in self.workers.values() if w.running and w.alive]))
+        before = {name: self.ledger.get(name) for name in worker.running}
+        self.now += LEASE_S + 1
+        for other in self.workers.values():
+            if other.alive and other is not worker:
+                self.ledger.heartbeat(other.name, str(other.life), LEASE_S)
+        ticked = self.ledger.tick()
+        self.publish(ticked.grants)
+        names = {name for name in before if name not in {o.allocation_id for o in ticked.obituaries}}
+        self.settle(ticked.obituaries)
+        for allocation in self.ledger.queue() if hold else ():
+            if allocation.allocation_id in names:
+                self.ledger.hold(allocation.allocation_id)
+        number, _ = self.ledger.rejoin(worker.name, "", LEASE_S)
+        for name in list(worker.running):
+            verdict, _ = self.ledger.reclaim(before[name], worker.name, repeatable=True, message=b"m", report=number)
+            if verdict is not Claim.STANDS:
+                del worker.running[name]
+                continue
+            now = self.ledger.get(name)
+            assert (now.state, now.token, now.on_hold_by) == (State.RUNNING, before[name].token, None)
+        self.publish(self.ledger.register_node(NODE, LEASE_S))
+        self.report(worker)
+
     @rule(passes_s=st.sampled_from([1, 3, 6]), publishes=survives, settles=survives)
     def tick(self, passes_s: int, publishes: int, settles: int) -> None:
         self.now += passes_s
@@ -202,6 +285,9 @@ class CrashMachine(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         self.workers_restart()
+        for allocation in self.ledger.on_hold(10_000):
+            self.publish(self.ledger.unhold(allocation.allocation_id).grants)
+        self.publish(self.ledger.pause(stop=False).grants)
         for _ in range(3 * len(self.accepted) + 5):
             for worker in self.workers.values():
                 for name, token in list(worker.running.items()):

@@ -24,6 +24,8 @@ COUNTED = (
     "line",
     "shapes",
     "delayed",
+    "onhold",
+    "aside",
     "expires",
     "held",
     "granted",
@@ -49,6 +51,12 @@ def busy(client: redis.Redis) -> LedgerPool:
     cluster.by_hand(9_500, 1, ttl_s=200)
     for _ in range(3):
         cluster.submit(0, 1, eta_at=cluster.at + 60, expires_at=cluster.at + 90)
+    for n in range(2):
+        cluster.ledger.hold(cluster.submit(5_000, 1, id=f"h{n}", expires_at=cluster.at + 80).allocation.allocation_id)
+    cluster.ledger.hold(cluster.by_hand(9_500, 1, id="hand", ttl_s=100).allocation.allocation_id)
+    cluster.ledger.set_breaker("bad", 0)
+    aside = cluster.submit(0, 1, id="aside", task_name="bad").allocation
+    assert aside.on_hold_by == "breaker"
     ended = cluster.submit(1, task_id="ended").allocation
     cluster.ledger.cancel(ended.allocation_id)
     unread = cluster.submit(1).allocation
@@ -61,7 +69,7 @@ def everything(cluster: LedgerPool) -> list[tuple[Any, ...]]:
     ledger = cluster.ledger
     seen = [
         (a.allocation_id, a.state, a.token, a.node, a.device_id, a.cpu_cores, a.queue_position)
-        for a in (*ledger.held(), *ledger.queue(), *ledger.delayed())
+        for a in (*ledger.held(), *ledger.queue(), *ledger.delayed(), *ledger.on_hold())
     ]
     return sorted(seen, key=lambda row: row[0])
 
@@ -147,7 +155,7 @@ def test_each_harm_to_each_key_is_told(ledger_client: redis.Redis, how: str) -> 
             silent.append(key.decode().removeprefix(keys.prefix(cluster.ledger.pool)))
         ledger_client.restore(key, 0, dump, replace=True)
     if how == "alter":
-        silent = [name for name in silent if name not in ("held", "granted", "expires", "delayed")]
+        silent = [name for name in silent if name not in ("held", "granted", "expires", "delayed", "onhold")]
     assert silent == []
 
 

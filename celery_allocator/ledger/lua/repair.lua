@@ -31,10 +31,12 @@ for _, id in ipairs(ids) do
   due[id], ends[id] = call("ZSCORE", K.granted, id), call("ZSCORE", K.manual, id)
   buried[id] = call("ZSCORE", K.obits, id)
   -- Also the line of a shape that is listed no more.
-  local shape = call("HGET", K.alloc .. id, "shape")
-  if shape then call("DEL", K.line .. shape) end
+  local v = call("HMGET", K.alloc .. id, "shape", "name")
+  if v[1] then call("DEL", K.line .. v[1]) end
+  if v[2] then call("DEL", K.aside .. v[2]) end
 end
 for _, shape in ipairs(call("ZRANGE", K.shapes, 0, -1)) do call("DEL", K.line .. shape) end
+for _, name in ipairs(call("HKEYS", K.breakers)) do call("DEL", K.aside .. name) end
 call("DEL", K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
   K.index .. "sched", K.index .. "idle")
 for _, ix in ipairs({ "sched", "idle" }) do
@@ -116,7 +118,6 @@ end
 for id, a in pairs(known) do
   if a.state == "waiting" then enqueue(id, a.shape, a.score) end
   if a.state == "delayed" then call("ZADD", K.delayed, a.eta, id) end
-  call("ZREM", K.aside .. (a.name or ""), id)
   if a.state == "on_hold" then
     call("ZADD", K.onhold, NOW, id)
     if call("HGET", K.alloc .. id, "hold") == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end

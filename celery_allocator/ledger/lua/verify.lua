@@ -5,11 +5,13 @@
 -- Reply: list of sentences; empty when the ledger is right. Touches: nothing (reads all).
 local seen = {}
 for _, node in ipairs(call("SMEMBERS", K.known)) do audit_node(node, seen) end
-local lines = {}
+local lines, names = {}, {}
+for _, name in ipairs(call("HKEYS", K.breakers)) do names[name] = true end
 for _, id in ipairs(every_id(5)) do
   if call("EXISTS", K.alloc .. id) == 1 then
     audit_record(id)
-    local v = call("HMGET", K.alloc .. id, "state", "shape")
+    local v = call("HMGET", K.alloc .. id, "state", "shape", "name")
+    if v[3] then names[v[3]] = true end
     if v[1] == "waiting" and v[2] then lines[v[2]] = (lines[v[2]] or 0) + 1 end
     if seen[id] then check(call("ZSCORE", K.held, id), id, " is on a device, but does not count as held") end
   else
@@ -18,6 +20,14 @@ for _, id in ipairs(every_id(5)) do
 end
 for _, id in ipairs(call("ZRANGE", K.held, 0, -1)) do
   check(seen[id], id, " counts as held, but no device lists it")
+end
+for name in pairs(names) do
+  local aside = call("ZRANGE", K.aside .. name, 0, -1, "WITHSCORES")
+  for i = 1, #aside, 2 do
+    local v = call("HMGET", K.alloc .. aside[i], "state", "hold", "score")
+    check(v[1] == "on_hold" and v[2] == "breaker", aside[i], " counts as set aside, and is not")
+    eq(aside[i] .. " place among what is set aside", tonumber(aside[i + 1]), tonumber(v[3] or nil))
+  end
 end
 for shape, count in pairs(lines) do
   eq("length of line " .. shape, call("ZCARD", K.line .. shape), count)
