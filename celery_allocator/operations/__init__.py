@@ -21,7 +21,7 @@ from celery_allocator.operations.commands import (
 from celery_allocator.operations.digest import digest
 from celery_allocator.operations.effect import Effect
 from celery_allocator.operations.operator import Operator
-from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo
+from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo, subject
 from celery_allocator.operations.registry import COMMANDS, command
 
 __all__ = [
@@ -50,4 +50,5 @@ __all__ = [
     "digest",
     "plan_redo",
     "plan_undo",
+    "subject",
 ]

@@ -41,8 +41,8 @@ class Operator:
         page = self.ledger.journal_page(self.ledger.options.journal_maxlen)
         if page.damage:
             raise LedgerError(
-                f"cannot {way}: {page.damage[0]}. What stands on what cannot be told before `celery-allocator repair` "
-                "has taken it out"
+                f"cannot {way}: {page.damage[0]}. What stands on what cannot be told before `celery-allocator verify "
+                "--repair` has taken it out"
             )
         make = plan_undo if way == "undo" else plan_redo
         return make(page.entries, number, page.seen, cascade=cascade, dropped=page.dropped)

@@ -9,11 +9,12 @@ So what an undo puts back is what was there, and never the work of somebody who 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from celery_allocator.errors import ActionRefused
 from celery_allocator.ledger import Entry
 from celery_allocator.ledger.journal import DONE, UNDONE
+from celery_allocator.operations.registry import COMMANDS
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,14 @@ class Plan:
 
 def describe(entry: Entry) -> str:
     """``12 cordon n1 by ada@host``."""
-    args = " ".join(str(value) for value in entry.args.values() if value is not None)
-    return f"{entry.number} {entry.action} {args}".rstrip() + f" by {entry.actor}"
+    return " ".join(filter(None, (str(entry.number), entry.action, subject(entry), "by", entry.actor)))
+
+
+def subject(entry: Entry) -> str:
+    """What it was done to: the values that its command was made from, in the command's order."""
+    kind = COMMANDS.get(entry.action)
+    names = [spec.name for spec in fields(kind)] if kind is not None else sorted(entry.args)
+    return " ".join(str(value) for name in names if (value := entry.args.get(name)) is not None)
 
 
 def plan_undo(

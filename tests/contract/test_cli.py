@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from celery_allocator import install
 from celery_allocator.allocating import Session
-from celery_allocator.ledger import new_allocation_id
+from celery_allocator.ledger import keys, new_allocation_id
 from celery_allocator.model import Kind, Requirements, State
 from celery_allocator.surfaces.cli import allocator
 from tests.support import by_hand
@@ -422,3 +422,41 @@ def test_a_breaker_by_hand(run: Run, session: Session) -> None:
     assert run("breaker", "close", "proj.work").startswith("the breaker of proj.work is closed")
     assert run("undo").startswith("undone 2: the breaker of proj.work is open")
     assert run("breaker", "--json")[0]["state"] == "open"
+
+
+def test_a_cancel_by_hand_is_undone_though_its_host_was_let_go(run: Run, session: Session) -> None:
+    """With the last allocation on it the host's lease ends; the undo offers it again."""
+    held = allocate(run)
+    run("cancel", "t")
+    run("tick")
+    assert session.ledger.snapshot().nodes[0].state == "offline"
+    assert run("undo").endswith(f"{held['allocation_id']} is running again\n")
+    run("tick")
+    assert session.ledger.snapshot().nodes[0].state == "ready"
+    assert run("show", "t", "--json")[0]["state"] == "running"
+
+
+def test_a_cascade_that_is_declined_does_nothing(run: Run, session: Session) -> None:
+    run("cordon", "host1")
+    run("drain", "host1/gpu_0")
+    told = run("undo", "1", "--cascade", code=1)
+    assert "undo 2 drain host1/gpu_0" in told and "Aborted" in told
+    assert [entry.state for entry in session.ledger.journal()] == ["done", "done"]
+
+
+def test_a_damaged_entry_is_told_and_the_others_are_listed(run: Run, session: Session) -> None:
+    for reason in ("one", "two", "three"):
+        run("pause", "--reason", reason)
+    session.ledger.client.hset(keys.key(session.ledger.pool, "entry", "2"), "before", "nonsense")
+    assert [row["number"] for row in run("journal", "--json")] == [3, 1]
+    assert "journal entry 2" in run("journal", "2", code=1)
+    assert "repair" in run("undo", code=1)
+    assert "entry 2 of the journal is damaged" in run("verify", code=1)
+    run("verify", "--repair", "--yes")
+    assert run("undo").startswith("undone 3: ")
+
+
+def test_a_reason_that_cannot_be_recorded_is_a_wrong_call(run: Run, session: Session) -> None:
+    for reason in ("x" * 256, "two\nlines"):
+        assert "must be 1 to 255 printable characters" in run("pause", "--reason", reason, code=2)
+    assert session.ledger.journal() == ()

@@ -8,7 +8,7 @@ import click
 
 from celery_allocator.ledger import Entry
 from celery_allocator.model import iso_utc
-from celery_allocator.operations import Allocate, Cancel, Release
+from celery_allocator.operations import Allocate, Cancel, Release, subject
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
 
@@ -112,7 +112,7 @@ def _offer_again(console: Console, entries: tuple[Entry, ...]) -> None:
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    on = " ".join(str(value) for value in entry.args.values() if value is not None) or "the pool"
+    on = subject(entry) or "the pool"
     when = iso_utc(entry.at)
     return entry.number, when, entry.state, entry.action, on, entry.actor, entry.source, entry.reason
 
