@@ -6,6 +6,7 @@ Where the broker is the ledger's own Redis the script delivers, and there is not
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import uuid
@@ -43,6 +44,20 @@ def producer(batch: Batch) -> None:
         # One whose task had to wait had nothing to publish: another try.
         killed += int(done.stdout)
         batch.ended(*ids)
+
+
+@fault("operator: killed between resume and publish", "operator", brokers=BROKERS)
+def operator(batch: Batch) -> None:
+    """The journal and the grants stand in the ledger: what was granted is published when it has not started in time."""
+    cluster = batch.site.cluster
+    cluster.ledger.pause(stop=True)
+    batch.until(lambda: not cluster.ledger.held(), "what runs to end")
+    ids = [batch.victim("fault.nap", 0.1) for _ in range(4)]
+    command = [sys.executable, "-m", "tests.fault.operator", cluster.backend.url, cluster.pool]
+    done = subprocess.run(command, env=clean_environment(), cwd=ROOT, capture_output=True, timeout=60, check=False)
+    batch.check(done.returncode == -signal.SIGKILL, f"the operator was not killed: {done.stderr.decode()}")
+    batch.check(cluster.ledger.journal(1)[0].action == "resume", "the action is not in the journal")
+    batch.ended(*ids)
 
 
 def _released(batch: Batch, flag: str) -> list[Path]:
