@@ -28,6 +28,8 @@ class GateCommand(click.Command):
             return super().parse_args(ctx, args)
         except click.UsageError as error:
             raise _leaving(error, EXIT_USAGE) from error
+        except ValueError as error:  # a path that no file can have
+            raise _leaving(click.UsageError(str(error)), EXIT_USAGE) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it; the same for what is found wrong later."""
