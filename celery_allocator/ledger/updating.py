@@ -181,9 +181,10 @@ def _rows(reply: Any) -> list[Row]:
     """The entries of the one stream that was read, in any of the forms that redis-py gives them."""
     if not reply:
         return []
-    (rows,) = reply.values() if isinstance(reply, dict) else [named[1] for named in reply]
-    if isinstance(reply, dict) and rows and isinstance(rows[0], list) and not isinstance(rows[0], tuple):
-        rows = rows[0]
+    if isinstance(reply, dict):  # RESP3
+        ((rows,),) = reply.values()
+    else:
+        ((_, rows),) = reply
     # An entry that somebody deleted has no fields any more.
     return [(at.decode(), fields or {}) for at, fields in rows]
 

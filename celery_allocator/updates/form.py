@@ -71,8 +71,8 @@ class Update:
 class Reply:
     """What became of an update.
 
-    ``update``: its id in the stream. ``status``: ``applied``; ``partial`` (something was refused after something else had
-    been done); ``rejected``; ``duplicate`` (an update of this key was answered before: the rest is as it was then);
+    ``update``: its id in the stream. ``status``: ``applied``; ``partial`` (something was refused after something else
+    was done); ``rejected``; ``duplicate`` (an update of this key was answered before: the rest is as it was then);
     ``malformed`` (it is parked). ``entries``: numbers in the journal. ``unchanged``: how many objects were so already.
     ``skipped``: how many of a tenant's allocations had moved on meanwhile.
     """

@@ -51,7 +51,7 @@ def meaning(update: Update, ledger: Ledger) -> Meaning:
     return _BY_OBJECT[update.object](update, ledger)
 
 
-def _place(update: Update, ledger: Ledger) -> Meaning:
+def _place(update: Update, _: Ledger) -> Meaning:
     _no_delete(update, "it goes by itself when its workers do")
     if (update.object == "device") != ("/" in update.id):
         raise RequestError(f"{update.object} id={update.id!r}: a device is named node/device, a node without a slash")
@@ -81,17 +81,19 @@ def _tenant(update: Update, ledger: Ledger) -> Meaning:
     unchanged = 0
     for allocation in _of_tenant(ledger, update.id):
         some = _commands(wanted, allocation)
+        if allocation.on_hold_by not in (None, "operator"):  # a circuit breaker lets it go on
+            some = [command for command in some if not isinstance(command, Unhold)]
         commands += some
         unchanged += not some
         if len(commands) > most:
             raise ActionRefused(
-                f"that would be more than {most} actions, and the journal remembers no more (allocator_journal_maxlen): "
-                "they could not be undone. Update the tasks one by one"
+                f"that would be more than {most} actions, and the journal remembers no more "
+                "(allocator_journal_maxlen): they could not be undone. Update the tasks one by one"
             )
     return Meaning(tuple(commands), unchanged, each=True)
 
 
-def _setting(update: Update, ledger: Ledger) -> Meaning:
+def _setting(update: Update, _: Ledger) -> Meaning:
     if update.id != "granting":
         raise RequestError(
             f"setting {update.id!r} cannot be changed from here: settings are read when a process starts. Only "
@@ -178,7 +180,8 @@ def _of_tenant(ledger: Ledger, tenant: str) -> Iterator[Allocation]:
 def _fields(update: Update, *names: str) -> dict[str, Any]:
     """The fields of an update, which has one at least of ``names`` and no other."""
     if unknown := sorted(set(update.fields) - set(names)):
-        raise RequestError(f"a {update.object} has no field {', '.join(map(ascii, unknown[:5]))}: {' and '.join(names)}")
+        named = ", ".join(ascii(name)[:80] for name in unknown[:5])
+        raise RequestError(f"a {update.object} can be told {' and '.join(names)}, not {named}")
     if not update.fields:
         raise RequestError(f"fields is empty: for a {update.object} it holds {' or '.join(names)}")
     return dict(update.fields)
