@@ -83,6 +83,10 @@ class Updating(Access):
         """Replies after the entry ``since`` of their stream, each with its own entry's id."""
         return [(at, _loaded(row.get(b"reply", b""))) for at, row in self._range("replies", since, count)]
 
+    def newest_reply(self) -> str:
+        """Id of the latest entry in the stream of replies; ``0-0`` while there is none."""
+        return self._latest("replies")
+
     def parked_updates(self, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Updates that could not be read, oldest first: ``from``, ``at`` (ms), ``error``, ``update``."""
         return [(at, _texts(row)) for at, row in self._range("refused", "-", count)]

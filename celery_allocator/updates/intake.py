@@ -39,7 +39,7 @@ class Intake:
     """
 
     def __init__(
-        self, settle: Callable[[Effect], None] | None = None, alive: Callable[[], object] = lambda: None
+        self, settle: Callable[[Effect], None] | None = None, alive: Callable[[Ledger], object] = lambda _: None
     ) -> None:
         self._settle = settle
         self._alive = alive
@@ -53,7 +53,7 @@ class Intake:
         rows = ledger.updates(_BATCH, new=False) or ledger.updates(_BATCH, new=True, block_s=block_s)
         for update_id, fields in rows:
             self._take(ledger, update_id, fields)
-            self._alive()
+            self._alive(ledger)
         return len(rows)
 
     def _take(self, ledger: Ledger, update_id: str, fields: dict[bytes, bytes]) -> None:
@@ -109,7 +109,7 @@ class Intake:
         for one in todo:
             once = update.idempotency_key if len(todo) == 1 else _part(update.idempotency_key, one)
             actor = Actor(update.actor, SOURCE, f"update {update_id}", once)
-            self._alive()
+            self._alive(ledger)
             try:
                 entry = Operator(ledger, actor, self._settle).run(one).entry
             except LedgerUnavailable:

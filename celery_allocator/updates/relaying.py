@@ -17,11 +17,11 @@ class Relay:
     def __init__(self) -> None:
         self._at: str | None = None
 
-    def step(self, ledger: Ledger) -> int:
-        """Copy what there is; returns how many entries of the event stream were looked at."""
+    def step(self, ledger: Ledger, block_s: float = 0.0) -> int:
+        """Copy what there is, or comes within ``block_s`` seconds; returns how many entries were looked at."""
         if self._at is None:
             self._at = ledger.relayed()
-        rows, sure = ledger.events_after(self._at, _BATCH)
+        rows, sure = ledger.events_after(self._at, _BATCH, block_s)
         if not rows:
             return 0
         changes = [] if sure else [_missed(self._at, rows[0][0])]

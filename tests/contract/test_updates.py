@@ -16,8 +16,8 @@ from celery_allocator.updates import MAX_BYTES, Intake, Listener
 from tests.support.ledger_pool import LedgerPool
 
 
-def body(object: str, id: str, key: str, op: str = "update", actor: str = "brain", **fields: Any) -> bytes:
-    said = {"object": object, "id": id, "op": op, "fields": fields, "actor": actor, "idempotency_key": key}
+def body(kind: str, name: str, key: str, op: str = "update", actor: str = "brain", **fields: Any) -> bytes:
+    said = {"object": kind, "id": name, "op": op, "fields": fields, "actor": actor, "idempotency_key": key}
     return json.dumps(said).encode()
 
 
@@ -153,7 +153,7 @@ def test_granting_is_the_one_setting(cluster: LedgerPool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("object", "id", "op", "fields", "code"),
+    ("kind", "name", "op", "fields", "code"),
     [
         ("node", "n9", "update", {"state": "cordoned"}, "unknown_target"),
         ("node", "n1", "update", {"state": "asleep"}, "bad_request"),
@@ -173,10 +173,10 @@ def test_granting_is_the_one_setting(cluster: LedgerPool) -> None:
     ],
 )
 def test_what_cannot_be_is_rejected_and_nothing_is_done(
-    busy: LedgerPool, object: str, id: str, op: str, fields: dict[str, Any], code: str
+    busy: LedgerPool, kind: str, name: str, op: str, fields: dict[str, Any], code: str
 ) -> None:
     waiting(busy, 1)
-    reply = told(busy, object, id, "k1", op, **fields)
+    reply = told(busy, kind, name, "k1", op, **fields)
     assert (reply["status"], reply["code"], reply["entries"]) == ("rejected", code, [])
     assert reply["reason"]
     assert busy.ledger.journal() == ()
@@ -315,9 +315,10 @@ def test_who_takes_over_finishes_it_and_nothing_is_done_twice(
 def test_a_single_action_after_a_crash_is_no_duplicate(cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.node()
     send(cluster, "node", "n1", "k1", state="cordoned")
-    with monkeypatch.context() as patch, pytest.raises(Died):
+    with monkeypatch.context() as patch:
         patch.setattr(cluster.ledger, "answer", die)
-        Intake().step(cluster.ledger)
+        with pytest.raises(Died):
+            Intake().step(cluster.ledger)
     take(cluster)
     ((_, reply),) = cluster.ledger.replies()
     assert (reply["status"], reply["entries"]) == ("applied", [1])
@@ -342,9 +343,10 @@ def test_an_outage_leaves_it_for_the_next_step(cluster: LedgerPool, monkeypatch:
     def away(*args: Any, **kwargs: Any) -> Any:
         raise LedgerUnavailable("away")
 
-    with monkeypatch.context() as patch, pytest.raises(LedgerUnavailable):
+    with monkeypatch.context() as patch:
         patch.setattr(cluster.ledger, "set_state", away)
-        Intake().step(cluster.ledger)
+        with pytest.raises(LedgerUnavailable):
+            Intake().step(cluster.ledger)
     take(cluster)
     assert [reply["status"] for _, reply in cluster.ledger.replies()] == ["applied"]
 
