@@ -94,8 +94,8 @@ class Settings:
     )
     updates: bool = _setting(
         True,
-        "Whether workers take updates that other systems send to the stream and the channel `…:updates`. One of them does "
-        "at a time.",
+        "Whether workers take updates that other systems send to the stream and the channel `…:updates`; one of them "
+        "does at a time.",
     )
     changes: bool = _setting(
         False,

@@ -114,7 +114,8 @@ table says otherwise) and `task` (the task's id, or empty). The others depend on
 leases and writes no entry.
 
 The first entry of an allocation is `delayed`, `waiting` or `granted`, and then has also `new` (1), `shape`, `priority`,
-`strategy`, `tenant` and `expires` (ms, or empty).
+`strategy`, `tenant` and `expires` (ms, or empty). `restored`, and `requeued` of what was parked, have these again (but
+for `new`).
 
 | event | fields | meaning |
 |---|---|---|"""

@@ -137,7 +137,7 @@ RULES: dict[str, Rule] = {
     "granted": _live("granted", *_ON, "core_ids", *_FIRST),
     "started": _live("running", *_ON, "worker"),
     "reclaimed": _live("running", *_ON),
-    "requeued": _live("waiting", **_NONE),
+    "requeued": _live("waiting", *_FIRST, **_NONE),
     "withdrawn": _live("waiting", **_NONE),
     "held": _live("on_hold", "by", *_FIRST),
     "unheld": Rule("allocation", {"by": None}, ("name", "to")),
