@@ -51,11 +51,11 @@ class Updating(Access):
         found = _loaded(text) if text else None
         return found if isinstance(found, dict) else None
 
-    def remember(self, key: str, memo: Mapping[str, Any], *, anew: bool = False) -> dict[str, Any]:
-        """Remember ``memo`` under an idempotency key, unless something is (and not ``anew``); returns what is now."""
+    def remember(self, key: str, memo: Mapping[str, Any]) -> dict[str, Any]:
+        """Remember ``memo`` under an idempotency key, unless something is already; returns what is remembered now."""
 
         def put() -> Any:
-            return self.client.set(self._key("updated", key), json.dumps(memo), nx=not anew, px=_REMEMBERED_MS)
+            return self.client.set(self._key("updated", key), json.dumps(memo), nx=True, px=_REMEMBERED_MS)
 
         if self._guard(put):
             return dict(memo)

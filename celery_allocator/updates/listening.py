@@ -5,14 +5,11 @@ A channel keeps nothing: what is published while nobody listens is lost.
 
 from __future__ import annotations
 
-import logging
-
 from redis.client import PubSub
 
+from celery_allocator.errors import LedgerError
 from celery_allocator.ledger import Ledger
 from celery_allocator.updates.form import MAX_BYTES
-
-logger = logging.getLogger(__name__)
 
 #: Messages per step, so that the stream gets its turn.
 _BATCH = 100
@@ -25,14 +22,21 @@ class Listener:
         self._channel: PubSub | None = None
 
     def step(self, ledger: Ledger) -> int:
-        """Put what has been published since into the stream; returns how many messages. The first step subscribes."""
+        """Put what has been published since into the stream; returns how many messages. The first step subscribes.
+
+        Raises :class:`LedgerUnavailable`; the next step then subscribes anew.
+        """
         if self._channel is None:
             self._channel = ledger.listen()
         count = 0
-        while count < _BATCH and (message := ledger.heard(self._channel)) is not None:
-            # Enough of one that is too large to be told so.
-            ledger.send_update(message[: MAX_BYTES + 1])
-            count += 1
+        try:
+            while count < _BATCH and (message := ledger.heard(self._channel)) is not None:
+                # Enough of one that is too large to be told so.
+                ledger.send_update(message[: MAX_BYTES + 1])
+                count += 1
+        except LedgerError:
+            self.retire()
+            raise
         return count
 
     def retire(self) -> None:
