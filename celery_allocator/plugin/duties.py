@@ -8,7 +8,6 @@ from celery import Celery, bootsteps
 
 from celery_allocator.gate.warden import Warden, breaker_settings
 from celery_allocator.ledger import Ledger
-from celery_allocator.plugin.bootsteps import AllocatorStep
 from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.duty import Duty
 from celery_allocator.plugin.live import STEP_S, LiveChanges, LiveUpdates
@@ -23,7 +22,9 @@ class DutiesStep(bootsteps.StartStopStep):
     """Consumer step: takes part in the pool's duties while the worker serves a device."""
 
     name = "AllocatorDuties"
-    requires = (AllocatorStep,)
+    # Before the step with which the worker comes and goes, so that it ends after it: at a cold shutdown nothing may hold
+    # up leaving the ledger.
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
