@@ -22,8 +22,8 @@ class DutiesStep(bootsteps.StartStopStep):
     """Consumer step: takes part in the pool's duties while the worker serves a device."""
 
     name = "AllocatorDuties"
-    # Before the step with which the worker comes and goes, so that it ends after it: at a cold shutdown nothing may hold
-    # up leaving the ledger.
+    # Before the step with which the worker comes and goes (it requires this one), so that it ends after it: at a cold
+    # shutdown nothing may hold up leaving the ledger.
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
@@ -59,9 +59,7 @@ def duties(app: Celery, worker: str) -> list[Duty]:
         found.append(Duty("breakers", worker, connect, warden.step, warden.retire))
     if current.settings.updates:
         updates = LiveUpdates(app, worker, _LEASE_S)
-        found.append(
-            Duty("updates", worker, connect, updates.step, updates.retire, every_s=STEP_S, lease_s=_LEASE_S)
-        )
+        found.append(Duty("updates", worker, connect, updates.step, updates.retire, every_s=STEP_S, lease_s=_LEASE_S))
     if current.settings.changes:
         changes = LiveChanges()
         found.append(Duty("changes", worker, connect, changes.step, changes.retire, every_s=STEP_S, lease_s=_LEASE_S))

@@ -91,9 +91,7 @@ class Intake:
             meant = meaning(update, ledger)
             plan = [[one.action, one.as_args()] for one in meant.commands]
             memo = {"update": update_id, "digest": update.digest(), "plan": plan}
-            memo = ledger.remember(
-                update.idempotency_key, {**memo, "unchanged": meant.unchanged, "each": meant.each}
-            )
+            memo = ledger.remember(update.idempotency_key, {**memo, "unchanged": meant.unchanged, "each": meant.each})
         # Else it was begun by somebody who did not come to answer it: what it meant then is gone through again.
         commands = [command(action, args) for action, args in memo["plan"]]
         reply = self._apply(ledger, update_id, update, commands, each=memo["each"])

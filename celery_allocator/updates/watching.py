@@ -55,9 +55,7 @@ class Watch(Iterator[Change]):
             self._last = rows[-1][0] if rows else self._last
 
 
-def watch(
-    ledger: Ledger, since: str = OLDEST, *, block_s: float | None = None, objects: Iterable[str] = ()
-) -> Watch:
+def watch(ledger: Ledger, since: str = OLDEST, *, block_s: float | None = None, objects: Iterable[str] = ()) -> Watch:
     """Changes after the position ``since``, in their order; ``-``: from the oldest that is kept; ``$``: only new ones.
 
     ``block_s``: it ends when nothing has come for so many seconds (0: with what is there); ``None``: it waits for good.

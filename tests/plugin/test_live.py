@@ -57,9 +57,7 @@ def test_settings_say_what_a_worker_takes_part_in(server: RedisServer, pool: str
     assert duties(install(app), "w@host") == []
 
 
-def test_both_ways_work_again_after_an_outage(
-    server: RedisServer, made: list[Duty], ledger: Ledger, pool: str
-) -> None:
+def test_both_ways_work_again_after_an_outage(server: RedisServer, made: list[Duty], ledger: Ledger, pool: str) -> None:
     for duty in made:
         duty.start()
     channel = keys.key(pool, "updates")
