@@ -22,6 +22,9 @@
     │   ├── DuplicateAction          it was taken before, under the same idempotency key
     │   └── JournalMoved             another action was taken between the decision and this one
     ├── EntryNotFound                the journal has no entry of that number (also a LookupError)
+    ├── UpdateError                  an update from another system cannot be read (also a ValueError)
+    ├── UpdateNotFound               no update of that id is parked (also a LookupError)
+    ├── ChangesMissed                the event stream no longer has all that came after a position
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
     │   └── CapExceeded              the caller may ask, but not for so much
     ├── InventoryError               this host's devices cannot be read as asked
@@ -250,6 +253,41 @@ class DeviceBusyError(AllocatorError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.device, self.holder, self.incarnation, self.lease_left_s))
+
+
+class UpdateError(AllocatorError, ValueError):
+    """An update from another system cannot be read: not JSON, or not of the form."""
+
+    code = "malformed_update"
+
+
+class UpdateNotFound(AllocatorError, LookupError):
+    """No update of that id is parked."""
+
+    code = "no_such_update"
+
+
+class ChangesMissed(AllocatorError):
+    """The event stream no longer has all that came after ``position``: read the whole state anew, then go on.
+
+    ``oldest``: the first entry after it that is there.
+    """
+
+    code = "changes_missed"
+
+    def __init__(self, position: str, oldest: str) -> None:
+        self.position = position
+        self.oldest = oldest
+        super().__init__(
+            f"what came after {position} is not all there any more: the next entry that is kept is {oldest}. Read the "
+            "whole state anew, and go on from there; allocator_events_maxlen says how much is kept"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.position, self.oldest))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "position": self.position, "oldest": self.oldest}
 
 
 class PermissionDenied(AllocatorError, PermissionError):

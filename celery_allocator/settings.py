@@ -92,6 +92,16 @@ class Settings:
     journal_maxlen: int = _setting(
         1000, "Operator actions that the ledger's journal remembers, at least 1; older ones cannot be undone."
     )
+    updates: bool = _setting(
+        True,
+        "Whether workers take updates that other systems send to the stream and the channel `…:updates`; one of them "
+        "does at a time.",
+    )
+    changes: bool = _setting(
+        False,
+        "Whether workers relay every change to the stream and the channel `…:changes`, for mirrors that do not speak "
+        "Python; one worker at a time does.",
+    )
     breaker: Mapping[str, float] | None = _setting(
         None,
         "Circuit breakers: `{}` or some of `failure_rate` (0.5), `window_s` (300), `min_samples` (10), `open_s` (60), "

@@ -83,6 +83,10 @@ allocator_max_message_bytes = 1_048_576
 allocator_max_waiting = 100_000
 # Operator actions that can be undone.
 allocator_journal_maxlen = 1000
+# Whether workers take updates that other systems send to the stream and channel …:updates.
+allocator_updates = True
+# Whether workers relay every change to the stream and channel …:changes.
+allocator_changes = False
 # Circuit breakers: {} or some of failure_rate, window_s, min_samples, open_s, backoff, longest_open_s, probes.
 allocator_breaker = None
 

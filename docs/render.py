@@ -44,15 +44,16 @@ EVENTS = {
     "unheld": "No longer on hold. `to`: delayed again, or in line (and granted at once, perhaps).",
     "breaker": "The circuit breaker of a task name (`id`) is `open`, `half-open` or `closed`.",
     "priority": "Has another priority, and its place in line with it.",
-    "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had.",
+    "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had, "
+    "or `waiting` where its place is taken.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
     "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
     "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
     "lost": "Its process or worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
-    "node": "A host told what it has, for the first time or changed. `id` is the host; `gpu_memory_mb`: of each, "
-    "as `gpu_0:24576 …`.",
+    "node": "A host told what it has, for the first time or changed. `id` is the host; `gpu_memory_mb`: of each, as "
+    "`gpu_0:24576 …`; `states`: of each device, as `gpu_0:ready:1 …`, with 0 for offline.",
     "node_lost": "Nobody renewed the host's lease: its devices are offline. `id` is the host.",
-    "worker": "A worker began to serve a device. `id` is the worker.",
+    "worker": "A worker began to serve a device. `id` is the worker; `state` is the device's.",
     "closing": "A worker is shutting down: it finishes what it runs and gets nothing new.",
     "left": "A worker left in order.",
     "worker_lost": "A worker's lease ran out: what it ran is lost.",
@@ -113,7 +114,8 @@ table says otherwise) and `task` (the task's id, or empty). The others depend on
 leases and writes no entry.
 
 The first entry of an allocation is `delayed`, `waiting` or `granted`, and then has also `new` (1), `shape`, `priority`,
-`strategy`, `tenant` and `expires` (ms, or empty).
+`strategy`, `tenant` and `expires` (ms, or empty). `restored`, and `requeued` of what was parked, have these again (but
+for `new`).
 
 | event | fields | meaning |
 |---|---|---|"""

@@ -33,6 +33,7 @@ from celery_allocator.ledger.replies import (
     Ticked,
 )
 from celery_allocator.ledger.serving import Serving
+from celery_allocator.ledger.updating import Updating
 from celery_allocator.model import (
     Allocation,
     ClusterState,
@@ -49,7 +50,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving, Mending, Operating, Owning, Following):
+class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot

@@ -67,6 +67,15 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "events": ("events", "stream", "one entry per mutation, capped"),
     "duty": ("duty:", "string family", "who has a duty that one worker has at a time"),
     "tick": ("tick", "string", "the maintenance lock"),
+    "updates": ("updates", "stream", "updates from others that are not answered yet; also the name of a channel"),
+    "updated": ("u:", "string family", "idempotency key of an update → what it means and its reply, for a week"),
+    "replies": ("updates:replies", "stream", "one reply per update, capped"),
+    "refused": ("updates:parked", "stream", "updates that could not be read, for an operator, capped"),
+    "changes": (
+        "changes",
+        "stream",
+        "the event stream in the form of updates, under the same ids, capped; also the name of a channel",
+    ),
 }
 
 _REFERENCE = re.compile(r"\bK\.(\w+)")

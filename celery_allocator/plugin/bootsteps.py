@@ -130,7 +130,7 @@ class AllocatorStep(bootsteps.StartStopStep):
     """Consumer step: the worker's presence in the ledger while it consumes."""
 
     name = "Allocator"
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    requires = ("celery.worker.consumer.tasks:Tasks", "celery_allocator.plugin.duties:DutiesStep")
 
     def __init__(self, parent: Any, gpu: str | None = None, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

@@ -1,4 +1,4 @@
-"""What this worker does for the whole pool when it is its turn: circuit breakers."""
+"""What this worker does for the whole pool when it is its turn: circuit breakers, updates from other systems."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from celery import Celery, bootsteps
 
 from celery_allocator.gate.warden import Warden, breaker_settings
 from celery_allocator.ledger import Ledger
-from celery_allocator.plugin.bootsteps import AllocatorStep
 from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.duty import Duty
+from celery_allocator.plugin.live import STEP_S, LiveChanges, LiveUpdates
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
+
+#: Seconds after which somebody else has the duties of a worker that is gone.
+_LEASE_S = 10.0
 
 
 class DutiesStep(bootsteps.StartStopStep):
     """Consumer step: takes part in the pool's duties while the worker serves a device."""
 
     name = "AllocatorDuties"
-    requires = (AllocatorStep,)
+    # Before the step with which the worker comes and goes (it requires this one), so that it ends after it: at a cold
+    # shutdown nothing may hold up leaving the ledger.
+    requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
@@ -52,4 +57,10 @@ def duties(app: Celery, worker: str) -> list[Duty]:
         messages = Courier("breakers", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token))
         warden = Warden(breakers, messages.hand_over)
         found.append(Duty("breakers", worker, connect, warden.step, warden.retire))
+    if current.settings.updates:
+        updates = LiveUpdates(app, worker, _LEASE_S)
+        found.append(Duty("updates", worker, connect, updates.step, updates.retire, every_s=STEP_S, lease_s=_LEASE_S))
+    if current.settings.changes:
+        changes = LiveChanges()
+        found.append(Duty("changes", worker, connect, changes.step, changes.retire, every_s=STEP_S, lease_s=_LEASE_S))
     return found

@@ -20,8 +20,8 @@ class Duty:
     """Runs ``step(ledger)`` every ``every_s`` seconds while this worker has the duty of that name.
 
     Whoever has it keeps it as long as it comes back within ``lease_s``. ``retire`` is called when somebody else has
-    taken it over: what ``step`` remembers has grown old. A step that fails is told of in the log, once while the reason
-    stays the same, and the next one is tried.
+    taken it over, or it ends: what ``step`` remembers has grown old. A step that fails is told of in the log, once
+    while the reason stays the same, and the next one is tried.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class Duty:
             except Exception:
                 logger.exception("%s: unexpected error; going on", self.name)
             self._stop.wait(max(0.0, self._every_s - (time.monotonic() - began)))
+        if self._has_it:
+            self._retire()
         if ledger is not None:
             try:
                 ledger.give_up_duty(self.name, self._holder)

@@ -22,10 +22,14 @@ _ABANDONED_S = 10.0
 
 @dataclass(frozen=True)
 class Holding:
-    """One task that passed the gate. ``request`` is Celery's, for as long as Celery keeps it."""
+    """One task that passed the gate. ``request`` is Celery's, for as long as Celery keeps it.
+
+    ``pid``: the child that has begun it, or ``None``.
+    """
 
     allocation: Allocation
     request: weakref.ReferenceType[Any]
+    pid: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,13 @@ class Holdings:
         with self._lock:
             self._held[allocation.allocation_id] = Holding(allocation, weakref.ref(request))
 
+    def begun(self, allocation: Allocation, pid: int) -> None:
+        """Child ``pid`` has begun it."""
+        with self._lock:
+            held = self._held.get(allocation.allocation_id)
+            if held is not None and held.allocation.token == allocation.token:
+                self._held[allocation.allocation_id] = replace(held, pid=pid)
+
     def drop(self, allocation: Allocation) -> None:
         """It is given back, or was never ours any more. A later grant of the same task is not meant."""
         with self._lock:
@@ -62,9 +73,9 @@ class Holdings:
         with self._lock:
             return list(self._held.values())
 
-    def orphans(self) -> list[Allocation]:
+    def orphans(self) -> list[Holding]:
         """What Celery has dropped: no request is left that could end."""
-        return [holding.allocation for holding in self.all() if holding.request() is None]
+        return [holding for holding in self.all() if holding.request() is None]
 
     def unbegun(self, *, pool_stopped: bool) -> list[tuple[Holding, Any]]:
         """What no child was given, with its request: it waits for a slot or, ``pool_stopped``, lies in the pool."""

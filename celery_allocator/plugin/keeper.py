@@ -138,8 +138,9 @@ class WorkerKeeper:
         self._holdings.add(allocation, request)
         self._holdings.answered(allocation.allocation_id)
 
-    def begun(self, pid: int) -> None:
+    def begun(self, allocation: Allocation, pid: int) -> None:
         """Child process ``pid`` has begun a task."""
+        self._holdings.begun(allocation, pid)
         forget_termination(self._pool, pid)
 
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
@@ -289,11 +290,17 @@ class WorkerKeeper:
         self._messages.hand_over(grants)
 
     def _take_back_dropped(self) -> None:
-        """What Celery has dropped, or never made a request for, goes back into line."""
-        for allocation in self._holdings.orphans():
-            if allocation not in self._endings:
+        """What Celery has dropped, or never made a request for, goes back into line; what had begun is lost."""
+        for holding in self._holdings.orphans():
+            allocation = holding.allocation
+            if allocation in self._endings:
+                continue
+            if holding.pid is None:
                 logger.warning("%s was dropped before it began: back into line", allocation.allocation_id)
                 self.ended(allocation, "requeue")
+            else:  # its pool is gone (a cold shutdown): it may not run once more unless it says so
+                logger.warning("%s was dropped while it ran: it is lost", allocation.allocation_id)
+                self.gone(allocation, "lost", holding.pid)
         for started in self._holdings.abandoned():
             self._keep()
             self._publish(self._ledger.release(started.allocation_id, started.token, "requeue").grants)

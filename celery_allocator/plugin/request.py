@@ -81,7 +81,7 @@ class AllocationHooks:
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
         """A child has begun it."""
         if self._claim is not None and self._keeper is not None:
-            self._keeper.begun(pid)
+            self._keeper.begun(self._claim, pid)
         return super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:

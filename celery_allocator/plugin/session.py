@@ -57,7 +57,7 @@ class Keeper(Protocol):
     def holds(self, allocation: Allocation, request: Any) -> None:
         """A request was made for a task that has passed the gate."""
 
-    def begun(self, pid: int) -> None:
+    def begun(self, allocation: Allocation, pid: int) -> None:
         """A child has begun a task."""
 
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:

@@ -11,7 +11,7 @@ from tests.support.processes import ROOT
 from tests.support.redis_server import RedisServer
 
 FILE = ROOT / "configs" / "redis-acl.conf"
-USERS = ("producer", "worker", "operator", "dashboard", "recorder")
+USERS = ("producer", "worker", "operator", "dashboard", "recorder", "brain")
 ADMIN = "user admin on >admin-secret ~* &* +@all\nuser default off\n"
 
 

@@ -18,6 +18,7 @@ from celery_allocator.settings import Settings
 from tests.security.acl_server import USERS, AclServer, broker_selectors, users
 from tests.security.environment import environment, produce, python
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 from tests.support.workers import WorkerFleet
 
 #: What redis-py's connections say, and how scripts are called.
@@ -35,12 +36,17 @@ FOLLOWING = {
     "xack",
     "xrange",
 }
+#: What taking updates, and relaying changes, calls without a script.
+TAKING = {"get", "set", "subscribe", "unsubscribe", "xadd"}
+TAKING |= {"xgroup|create", "xrange", "xread", "xreadgroup", "xrevrange"}
 DIRECT = {
-    "worker": {"hsetnx", "hget", "zmscore", "info", *FOLLOWING},
-    "operator": {"scan", "hgetall", *FOLLOWING},
-    "dashboard": {"xrange"},
+    "worker": {"hsetnx", "hget", "zmscore", "info", *FOLLOWING, *TAKING},
+    "operator": {"scan", "hgetall", *FOLLOWING, *TAKING},
+    "dashboard": {"xrange", "xread", "xrevrange"},
     "recorder": {"time", *FOLLOWING},
+    "brain": {"publish", "subscribe", "unsubscribe", "xadd", "xrange", "xread", "xrevrange"},
 }
+CHANNELS = " &{allocator:*}:updates &{allocator:*}:changes"
 WRITERS = ("producer", "worker", "operator")
 
 
@@ -62,9 +68,12 @@ def test_a_user_has_the_rights_that_it_needs_and_no_other(user: str) -> None:
     elif user == "dashboard":
         called = READING | commands_of([name for name in operations if scripts.load(name).reads])
         keys = "%R~{allocator:*}:*"
+    elif user == "brain":
+        called = set()
+        keys = "%W~{allocator:*}:updates %R~{allocator:*}:updates:replies %R~{allocator:*}:changes" + CHANNELS
     else:
         called = READING | WRITING | commands_of(operations)
-        keys = "~{allocator:*}:*"
+        keys = "~{allocator:*}:*" + ("" if user == "producer" else CHANNELS)
     assert set(re.findall(r" \+(\S+)", line)) == CONNECTION | called | DIRECT.get(user, set())
     assert re.sub(r" \+\S+", "", line) == (f"user {user} on >CHANGE-ME-{user} resetkeys resetchannels -@all {keys}")
 
@@ -137,7 +146,13 @@ def test_the_dashboards_commands(acl_server: AclServer, redis_server: RedisServe
         ledger.submit("a1", "t1", "name", Requirements(cpu_cores=1))
     url = redis_server.url
     env = environment(pool, broker=url, backend=url, ledger=acl_server.url_of("dashboard"))
-    for args, words in [(["status"], "host1"), (["queue"], "a1"), (["events"], "waiting a1"), (["verify"], "")]:
+    for args, words in [
+        (["status"], "host1"),
+        (["queue"], "a1"),
+        (["events"], "waiting a1"),
+        (["watch", "--since", "-", "--no-follow"], "allocation:a1 waiting"),
+        (["verify"], ""),
+    ]:
         shown = python(env, "celery_allocator", *args)
         assert shown.returncode == 0, shown.stderr
         assert words in shown.stdout
@@ -243,6 +258,22 @@ CHANGES = [
 ]
 
 
+#: Nor another system, in the pools.
+NOT_THE_BRAIN = [
+    ["HGET", "{P}meta", "seq"],
+    ["XRANGE", "{P}updates", "-", "+"],
+    ["XRANGE", "{P}events", "-", "+"],
+    ["XREAD", "STREAMS", "{P}updates:parked", "0"],
+    ["XADD", "{P}changes", "*", "change", "made up"],
+    ["XADD", "{P}updates:replies", "*", "reply", "made up"],
+    ["XTRIM", "{P}updates", "MAXLEN", "0"],
+    ["XGROUP", "DESTROY", "{P}updates", "allocator"],
+    ["XREADGROUP", "GROUP", "allocator", "allocator", "STREAMS", "{P}updates", ">"],
+    ["PUBLISH", "{P}events", "made up"],
+    ["EVALSHA_RO", "0" * 40, "1", "{P}"],
+]
+
+
 REFUSED = re.compile(r"[Nn]o permissions|Write commands are not allowed|command is not allowed from script")
 
 
@@ -252,7 +283,8 @@ def test_nothing_else_is_allowed(acl_server: AclServer, user: str, pool: str) ->
         admin.hset(f"{{allocator:{pool}}}:meta", "seq", "1")
         before = admin.dbsize()
         went_through = []
-        for command in FORBIDDEN + {"dashboard": CHANGES, "recorder": NOT_THE_STREAM}.get(user, []):
+        more = {"dashboard": CHANGES, "recorder": NOT_THE_STREAM, "brain": CHANGES + NOT_THE_BRAIN}
+        for command in FORBIDDEN + more.get(user, []):
             try:
                 client.execute_command(*(part.replace("{P}", f"{{allocator:{pool}}}:") for part in command))
             except redis.ResponseError as error:
@@ -289,6 +321,52 @@ def test_the_dashboard_reads_also_where_the_server_forgot_the_scripts(acl_server
             with pytest.raises(LedgerError, match="evalsha"):
                 dashboard.submit("a2", "t2", "name", Requirements(cpu_cores=1))
         assert worker.snapshot().waiting == 1
+
+
+def test_another_system_sends_updates_and_reads_what_became_of_them(
+    acl_server: AclServer, redis_server: RedisServer, workers: WorkerFleet, pool: str, nothing_refused: None
+) -> None:
+    url, prefix = redis_server.url, f"{{allocator:{pool}}}:"
+
+    def env(user: str) -> dict[str, str]:
+        more = {"ALLOCATOR_CHANGES": "true"}
+        return {**environment(pool, broker=url, backend=url, ledger=acl_server.url_of(user)), **more}
+
+    def update(key: str, state: str) -> str:
+        said = {"object": "node", "id": "host1", "op": "update", "fields": {"state": state}, "actor": "brain"}
+        return json.dumps({**said, "idempotency_key": key})
+
+    with redis.Redis.from_url(acl_server.url_of("brain")) as brain, brain.pubsub() as channel:
+        worker = workers.start("tests.support.allocator_app", "--gpu", "0", "--concurrency", "1", env=env("worker"))
+        channel.subscribe(f"{prefix}changes")
+        brain.xadd(f"{prefix}updates", {"update": update("k1", "cordoned")})
+
+        def replies() -> list[str]:
+            rows = brain.xrange(f"{prefix}updates:replies")
+            return [json.loads(fields[b"reply"])["status"] for _, fields in rows]
+
+        def relayed() -> list[dict[bytes, bytes]]:
+            return [fields for _, fields in brain.xrange(f"{prefix}changes")]
+
+        wait_until(lambda: replies() == ["applied"], 30, "a worker to answer")
+        wait_until(lambda: brain.publish(f"{prefix}updates", update("k2", "ready")), 30, "a worker to listen")
+        wait_until(lambda: replies() == ["applied"] * 2, 30, "a worker to answer what was published")
+        wait_until(lambda: b'"uncordoned"' in b"".join(f[b"change"] for f in relayed()), 30, "changes")
+        assert any(message["type"] == "message" for message in iter(lambda: channel.get_message(timeout=10), None))
+        assert worker.stop() == 0
+
+        brain.xadd(f"{prefix}updates", {"update": "no JSON"})
+        taken = python(env("operator"), "celery_allocator", "updates", "apply", "--once")
+        assert taken.returncode == 0, taken.stderr
+        assert "malformed" in taken.stdout
+        for args, words in [
+            (["updates", "parked"], "no JSON"),
+            (["updates", "replies"], "malformed"),
+            (["watch", "--since", "-", "--no-follow", "--object", "node"], "node:host1 cordoned state=cordoned"),
+        ]:
+            shown = python(env("operator"), "celery_allocator", *args)
+            assert shown.returncode == 0, shown.stderr
+            assert words in shown.stdout
 
 
 def test_a_wrong_password_is_told_without_it(acl_server: AclServer, pool: str) -> None:

@@ -27,6 +27,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "PoolFullError": ("default", 100_000, 100_000),
     "DuplicateAction": ("a key", 12),
     "CapExceeded": ("gpu_memory_mb", 9000, 8192),
+    "ChangesMissed": ("1-0", "9-0"),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),

@@ -36,6 +36,8 @@ OTHER: dict[str, tuple[Any, str]] = {
     "max_message_bytes": (2048, "2048"),
     "max_waiting": (9, "9"),
     "journal_maxlen": (9, "9"),
+    "updates": (False, "off"),
+    "changes": (True, "on"),
     "breaker": ({"probes": 2}, '{"probes": 2}'),
     "lease_s": (30.0, "30"),
     "heartbeat_s": (2.5, "2.5"),

@@ -142,6 +142,13 @@ local function bury(id, a, outcome)
   unindex_task(id, a.tid)
 end
 
+-- What the first event of an allocation says, once more: for one that comes back after its end, which followers have
+-- forgotten.
+local function asked(id, a)
+  local v = call("HMGET", K.alloc .. id, "prio", "strat", "tenant")
+  return "shape", a.shape, "priority", v[1], "strategy", v[2], "tenant", v[3] or "", "expires", a.exp or ""
+end
+
 -- Back into line under its old place; the next grant carries a new token.
 local function requeue(id, a)
   call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)

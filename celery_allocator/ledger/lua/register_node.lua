@@ -27,7 +27,7 @@ local lease = now + tonumber(ARGV[6])
 call("ZADD", K.nodes, was_live and tonumber(was_live) > lease and was_live or lease, node)
 call("SADD", K.known, node)
 local state = old[6] or "ready"
-local names, listed, sizes = {}, {}, {}
+local names, listed, sizes, states = {}, {}, {}, {}
 
 local function class_of(mem) return mem .. ":" .. count_free(own) .. ":" .. ram end
 
@@ -50,6 +50,7 @@ local function upsert(device, mem, uuid, model, index, near)
   d.near, d.uuid = near, uuid
   store_device(dkey, d)
   names[#names + 1] = device
+  states[#states + 1] = device .. ":" .. d.st .. ":1"
   listed[device] = true
 end
 
@@ -70,13 +71,15 @@ for _, device in ipairs(split(old[5])) do
     else
       set_class(dkey, class_of(d.mem))
     end
+    states[#states + 1] = device .. ":" .. d.st .. ":" .. d.live
     store_device(dkey, d)
   end
 end
 call("HSET", K.node .. node, "devs", table.concat(names, " "))
 local grants = {}
 if changed then
-  event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1, "gpu_memory_mb", table.concat(sizes, " "))
+  event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1,
+    "gpu_memory_mb", table.concat(sizes, " "), "state", state, "states", table.concat(states, " "))
   pass_node(load_node(node), grants)
 end
 return grants

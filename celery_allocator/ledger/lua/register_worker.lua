@@ -51,7 +51,7 @@ d.box, d.head = ARGV[14], ARGV[15]
 store_device(dkey, d)
 local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")
 set_class(dkey, d.mem .. ":" .. count_free(n[1]) .. ":" .. n[2])
-event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc)
+event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc, "state", d.st)
 local grants = {}
 resume_if_reported(grants)
 pass_all(grants)

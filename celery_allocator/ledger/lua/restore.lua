@@ -76,7 +76,7 @@ call("HSET", K.alloc .. id, unpack(flat))
 index_task(id, was.tid)
 local a, grants = load_alloc(id), {}
 if a.exp and state ~= "running" then call("ZADD", K.expires, a.exp, id) end
-event("restored", id, a.tid, "name", a.name, "to", state)
+event("restored", id, a.tid, "name", a.name, "to", held and not free and "waiting" or state, asked(id, a))
 if free then
   local token, text, on = claim(id, was.dev, need, n, nil, cores)
   record_grant(id, a, was.dev, need, token, text, on)

@@ -14,7 +14,7 @@ if ARGV[6] == "requeue" then
   call("ZREM", K.obits, id)
   call("HDEL", K.alloc .. id, "outcome", "reason")
   index_task(id, a.tid)
-  event("requeued", id, a.tid, "name", a.name, "device", "", "token", a.tok)
+  event("requeued", id, a.tid, "name", a.name, "device", "", "token", a.tok, asked(id, a))
   requeue(id, a)
   pass_all(grants)
 else

@@ -106,7 +106,12 @@ class Console:
     def operator(self) -> Operator:
         """Acts on the ledger in the name of :attr:`actor`."""
         actor = self.actor or Actor.of_process("cli")
-        return Operator(self.ledger, actor, self._take_effect if self.publishes else None)
+        return Operator(self.ledger, actor, self.settles)
+
+    @property
+    def settles(self) -> Callable[[Effect], None] | None:
+        """Publishes the grants and writes the results of an effect; ``None`` where that cannot be done from here."""
+        return self._take_effect if self.publishes else None
 
     def _take_effect(self, effect: Effect) -> None:
         self.publish(effect.grants)

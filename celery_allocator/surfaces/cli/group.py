@@ -20,6 +20,7 @@ from celery_allocator.surfaces.cli import (
     reading,
     recording,
     restoring,
+    updating,
     verifying,
     waiting,
 )
@@ -48,6 +49,7 @@ for _command in (
     *journalling.COMMANDS,
     *breakers.COMMANDS,
     *parked.COMMANDS,
+    *updating.COMMANDS,
     *verifying.COMMANDS,
     *gating.COMMANDS,
     *processes.COMMANDS,
