@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Passed on to pytest: make test ARGS="-k requirements"
 ARGS ?=
+# Files of tests at a time: most of them wait for processes. JOBS=0: one after the other, in this process.
+JOBS ?= 3
 DEMO_ARGS ?=
 
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
@@ -22,7 +24,7 @@ demo: $(VENV)/.demo  ## Install, run example tasks on two simulated GPUs (or the
 	@$(BIN)/celery-allocator demo $(DEMO_ARGS)
 
 test: $(VENV)/.test  ## Install, run the whole suite (TEST_LEDGER=redis: on redis-server from PATH)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.test  ## Style, types and layers
 	$(BIN)/ruff check .
