@@ -13,6 +13,12 @@ from celery_allocator.errors import ChangesMissed, RequestError
 from celery_allocator.ledger import Options
 from celery_allocator.updates import Relay, watch
 from tests.support.ledger_pool import LedgerPool
+from tests.support.waiting import wait_until
+
+
+def _milliseconds(cluster: LedgerPool) -> int:
+    seconds, micros = cluster.ledger.client.time()
+    return int(seconds * 1000 + micros // 1000)
 
 
 def short(cluster: LedgerPool) -> None:
@@ -81,6 +87,9 @@ def test_a_server_that_has_lost_its_last_writes_is_told_as_a_gap(cluster: Ledger
     list(following)
     cluster.ledger.client.delete(f"{{allocator:{cluster.ledger.pool}}}:events")
     assert list(following) == []
+    # Ids begin with the server's milliseconds: a server that was away comes back in a later one.
+    last = int(following.position.partition("-")[0])
+    wait_until(lambda: _milliseconds(cluster) > last, 10, "the next millisecond")
     cluster.submit(id="a")
     with pytest.raises(ChangesMissed):
         list(following)
