@@ -197,6 +197,36 @@ def test_a_node_addressed_as_one_server_says_what_to_do(cluster: RedisCluster, p
         ledger.snapshot()
 
 
+def test_updates_come_by_stream_and_channel_and_changes_go_out(
+    ledger: Ledger, cluster: RedisCluster, pool: str
+) -> None:
+    """All streams lie with the pool; a channel is heard on every node."""
+    furnish(ledger)
+
+    def update(key: str, state: str) -> bytes:
+        said = {"object": "node", "id": "host1", "op": "update", "fields": {"state": state}, "actor": "brain"}
+        return json.dumps({**said, "idempotency_key": key}).encode()
+
+    intake, listener, relay = Intake(), Listener(), Relay()
+    ledger.send_update(update("k1", "cordoned"))
+    assert intake.step(ledger, 1.0) == 1
+    listener.step(ledger)
+    elsewhere = next(node for node in cluster.nodes if node.port != cluster.holder(pool).port)
+    with elsewhere.client() as brain:
+        brain.publish(keys.key(pool, "updates"), update("k2", "ready"))
+    wait_until(lambda: listener.step(ledger) or intake.step(ledger), 10, "what was published")
+    while intake.step(ledger):
+        pass
+    listener.retire()
+    assert [(reply["idempotency_key"], reply["status"]) for _, reply in ledger.replies()] == [
+        ("k1", "applied"),
+        ("k2", "applied"),
+    ]
+    relay.step(ledger)
+    with cluster.holder(pool).client() as holder:
+        assert holder.xlen(keys.key(pool, "changes")) == len(list(watch(ledger, block_s=0)))
+
+
 def test_a_primary_that_dies_is_replaced(cluster: RedisCluster, pool: str) -> None:
     """The last test here: one node is gone after it."""
     holder = cluster.holder(pool)
@@ -218,34 +248,3 @@ def test_a_primary_that_dies_is_replaced(cluster: RedisCluster, pool: str) -> No
 
         wait_until(serves, 30, "another primary")
         assert [a.allocation_id for a in ledger.queue()] == ["a1"]
-
-
-def test_updates_come_by_stream_and_channel_and_changes_go_out(
-    ledger: Ledger, cluster: RedisCluster, pool: str
-) -> None:
-    """All streams lie with the pool; a channel is heard on every node."""
-    furnish(ledger)
-
-    def update(key: str, state: str) -> bytes:
-        said = {"object": "node", "id": "host1", "op": "update", "fields": {"state": state}, "actor": "brain"}
-        return json.dumps({**said, "idempotency_key": key}).encode()
-
-    intake, listener, relay = Intake(), Listener(), Relay()
-    ledger.send_update(update("k1", "cordoned"))
-    assert intake.step(ledger, 1.0) == 1
-    listener.step(ledger)
-    holds = cluster.holder(pool).port
-    elsewhere = next(node for node in cluster.nodes if node.port != holds and node.process.alive)  # a test killed one
-    with elsewhere.client() as brain:
-        brain.publish(keys.key(pool, "updates"), update("k2", "ready"))
-    wait_until(lambda: listener.step(ledger) or intake.step(ledger), 10, "what was published")
-    while intake.step(ledger):
-        pass
-    listener.retire()
-    assert [(reply["idempotency_key"], reply["status"]) for _, reply in ledger.replies()] == [
-        ("k1", "applied"),
-        ("k2", "applied"),
-    ]
-    relay.step(ledger)
-    with cluster.holder(pool).client() as holder:
-        assert holder.xlen(keys.key(pool, "changes")) == len(list(watch(ledger, block_s=0)))
