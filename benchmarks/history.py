@@ -25,8 +25,8 @@ from paired import Progress, Ratio, ratio, stopwatch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from celery_allocator.history import Recorder, open_history
-from celery_allocator.history.fold import COLUMNS
 from celery_allocator.history.recorder import BATCH
+from celery_allocator.history.records import COLUMNS
 from celery_allocator.history.writer import EVENT_COLUMNS
 from celery_allocator.ledger import Ledger, keys
 from celery_allocator.settings import Settings

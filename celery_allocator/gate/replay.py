@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from celery_allocator.gate.evidence import Event, Evidence
+from celery_allocator.gate.views import DeviceView, Holding, NodeView, Shape
 from celery_allocator.gate.window import utc
 
 #: Events that change what an allocation holds or waits for.
@@ -34,72 +34,6 @@ POOL_EVENTS = (
 LACKING = "events of this time are missing (see history_gaps)"
 #: Events after which an allocation holds nothing and does not wait.
 _ENDINGS = frozenset({"released", "cancelled", "expired", "parked"})
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What an allocation asks for: MB, cores, MB; ``slot``: whether it takes a worker's slot (a task does)."""
-
-    gpu_memory_mb: int
-    cpu_cores: int
-    ram_mb: int
-    slot: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Shape | None:
-        """``"2048:2:4096:t"``; ``None`` for what is no shape."""
-        try:
-            gpu, cores, ram, kind = text.split(":")
-            return cls(int(gpu), int(cores), int(ram), kind == "t")
-        except ValueError:
-            return None
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What one grant took."""
-
-    device: str
-    shape: Shape
-    cores: tuple[int, ...]
-
-    @property
-    def node(self) -> str:
-        """Name of its node."""
-        return self.device.partition("/")[0]
-
-
-@dataclass
-class NodeView:
-    """One node: what it has (``None`` where no event told) and what is held of it."""
-
-    cores: int | None = None
-    ram_mb: int | None = None
-    state: str = "ready"
-    ram_held: int = 0
-    #: How often each core id is held.
-    cores_held: Counter[int] = field(default_factory=Counter)
-    #: How many cores are held, whether or not their ids are known.
-    cores_taken: int = 0
-
-
-@dataclass
-class DeviceView:
-    """One device: what it has (``None`` where no event told) and what is held of it."""
-
-    memory_mb: int | None = None
-    slots: int | None = None
-    worker: str = ""
-    open: bool = False
-    live: bool = False
-    state: str = "ready"
-    memory_held: int = 0
-    tasks: int = 0
-
-    @property
-    def serves(self) -> bool:
-        """Whether tasks may be granted on it."""
-        return self.live and self.state == "ready" and bool(self.worker) and self.open
 
 
 class Replay:

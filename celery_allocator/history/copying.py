@@ -9,7 +9,7 @@ from typing import Any
 from psycopg import Connection as Driver
 from sqlalchemy import Connection
 
-from celery_allocator.history.fold import COLUMNS
+from celery_allocator.history.records import COLUMNS
 from celery_allocator.history.writer import EVENT_COLUMNS
 
 _ALL = ("pool", *COLUMNS)

@@ -8,77 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from celery_allocator.history.entry import Entry, whole
+from celery_allocator.history.records import AllocationRecord, StateRecord
 
 logger = logging.getLogger(__name__)
 
 _HOLDING = ("granted", "running")
 _KINDS = {"t": "task", "m": "manual"}
-
-
-@dataclass(slots=True)
-class AllocationRecord:
-    """A row of ``allocations`` without its pool; see :class:`~celery_allocator.history.models.AllocationRow`."""
-
-    allocation_id: str
-    last_event_id: str
-    last_event_at: datetime
-    task_id: str = ""
-    task_name: str = ""
-    tenant: str = ""
-    kind: str | None = None
-    gpu_memory_mb: int | None = None
-    cpu_cores: int | None = None
-    ram_mb: int | None = None
-    priority: int | None = None
-    strategy: str | None = None
-    submitted_at: datetime | None = None
-    eta_at: datetime | None = None
-    expires_at: datetime | None = None
-    estimated_start_at: datetime | None = None
-    queue_position: int | None = None
-    granted_at: datetime | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    state: str = "waiting"
-    outcome: str | None = None
-    node: str | None = None
-    device: str | None = None
-    worker: str | None = None
-    cores: str | None = None
-    token: int | None = None
-    grants: int = 0
-    losses: int = 0
-    wait_s: float | None = None
-    run_s: float = 0.0
-    held_s: float = 0.0
-    peak_gpu_memory_mb: int | None = None
-    peak_ram_mb: int | None = None
-
-
-#: The columns of ``allocations`` that a record holds, in its order.
-COLUMNS = tuple(spec.name for spec in fields(AllocationRecord))
-
-
-@dataclass(frozen=True)
-class StateRecord:
-    """A row of ``node_states`` (``device`` is ``None``) or ``device_states``, without its pool."""
-
-    event_id: str
-    at: datetime
-    event: str
-    node: str
-    device: str | None
-    state: str | None
-    worker: str | None = None
-    slots: int | None = None
-    cpu_cores: int | None = None
-    ram_mb: int | None = None
-    devices: int | None = None
-    memory_mb: int | None = None
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Table, and_, bindparam, delete, insert, select, update
 
 from celery_allocator.history.entry import Entry, ordinal
-from celery_allocator.history.fold import COLUMNS, AllocationRecord, Changes, StateRecord, concerns_allocation
+from celery_allocator.history.fold import Changes, concerns_allocation
 from celery_allocator.history.models import (
     AllocationRow,
     Cursor,
@@ -25,6 +25,7 @@ from celery_allocator.history.models import (
     NodeStateRow,
     OperatorAction,
 )
+from celery_allocator.history.records import COLUMNS, AllocationRecord, StateRecord
 
 #: Values of an allocation's columns, in the order of :data:`COLUMNS`.
 values_of = attrgetter(*COLUMNS)

@@ -11,8 +11,9 @@ from sqlalchemy import select
 
 from celery_allocator.history import History
 from celery_allocator.history.entry import Entry, parse
-from celery_allocator.history.fold import COLUMNS, Changes
+from celery_allocator.history.fold import Changes
 from celery_allocator.history.models import AllocationRow, DeviceStateRow, Event, NodeStateRow, OperatorAction
+from celery_allocator.history.records import COLUMNS
 from celery_allocator.ledger import keys
 
 #: Milliseconds since the epoch of the first event made here.

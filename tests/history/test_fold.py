@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_allocator.history.entry import Entry, moment, ordinal, parse, whole
-from celery_allocator.history.fold import AllocationRecord, Changes
+from celery_allocator.history.fold import Changes
+from celery_allocator.history.records import AllocationRecord
 from tests.history.made import BEGAN, entry, folded, grant, release, start, submitted
 
 

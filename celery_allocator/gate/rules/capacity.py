@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from celery_allocator.gate.evidence import Event, Evidence
 from celery_allocator.gate.registry import Measurement, rule
-from celery_allocator.gate.replay import ALLOCATION_EVENTS, LACKING, POOL_EVENTS, Holding, Replay, seed
+from celery_allocator.gate.replay import ALLOCATION_EVENTS, LACKING, POOL_EVENTS, Replay, seed
+from celery_allocator.gate.views import Holding
 
 _GRANTS = ("granted", "reclaimed")
 
