@@ -12,7 +12,7 @@ from celery import Celery
 from celery.app.utils import find_app
 
 from celery_allocator.allocating import Session
-from celery_allocator.errors import AllocatorError, LabelError, RequirementsError, SettingsError
+from celery_allocator.errors import AllocatorError, HistoryQueryError, LabelError, RequirementsError, SettingsError
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
 from celery_allocator.operations import Actor, Effect, Operator
 from celery_allocator.plugin import is_installed
@@ -49,7 +49,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except AllocatorError as error:
-            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError))
+            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError, HistoryQueryError))
             raise (Misuse if misuse else Failure)(error) from error
 
 
