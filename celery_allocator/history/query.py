@@ -131,11 +131,11 @@ def measured(history: History, since: datetime, until: datetime) -> Iterator[tup
     Its row has the columns of :class:`AllocationRow` that a report needs.
     """
     columns = [getattr(AllocationRow, name) for name in _MEASURED]
-    began = func.coalesce(AllocationRow.submitted_at, AllocationRow.granted_at, AllocationRow.last_event_at)
     query = select(*columns).where(
         AllocationRow.pool == history.pool,
         or_(AllocationRow.ended_at.is_(None), AllocationRow.ended_at >= since),
-        began < until,
+        # Where its submit was missed, only its grants tell when it began, and not all of them stand in the row.
+        or_(AllocationRow.submitted_at < until, AllocationRow.submitted_at.is_(None)),
     )
     with history.session() as session:
         for rows in session.execute(query.execution_options(yield_per=_FETCH)).partitions():
@@ -148,7 +148,16 @@ def measured(history: History, since: datetime, until: datetime) -> Iterator[tup
                     last = ordinal(row.last_event_id)
                     entries = replayed.get(row.allocation_id, [])
                     known = of_events(row, [entry for entry in entries if ordinal(entry.event_id) <= last])
-                yield row, known
+                if _began(row, known) < until:
+                    yield row, known
+
+
+def _began(row: Any, stretches: Sequence[Stretch]) -> datetime:
+    """The first that is known of it."""
+    if row.submitted_at is not None:
+        return row.submitted_at  # type: ignore[no-any-return]
+    known = (row.granted_at, row.ended_at, row.last_event_at, *(stretch.start for stretch in stretches))
+    return min(at for at in known if at is not None)
 
 
 def _events(session: Session, pool: str, ids: Sequence[str]) -> dict[str, list[Entry]]:

@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 from celery_allocator.surfaces.report.elements import element
 from celery_allocator.surfaces.report.numbers import hours, share
 
-WIDTH = 720.0
+WIDTH = 960.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 8.0, 10.0, 26.0
 _HEIGHT = 220.0
 _ROW = 26.0
@@ -25,7 +25,7 @@ def stacked_columns(
 ) -> Element:
     """Columns over time; ``layers``: name, class of its colour, values. A column's pieces stand in their order."""
     totals = [sum(values[i] for _, _, values in layers) for i in range(len(labels))]
-    picture, scale = _axes(title, told, max(totals, default=0.0), hours)
+    picture, scale = _axes(title, told, max(totals, default=0.0), "{:g}".format)
     step = (WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
     for i, label in enumerate(labels):
         base = 0.0
@@ -42,7 +42,7 @@ def stacked_columns(
 
 def columns(title: str, told: str, labels: Sequence[str], values: Sequence[int]) -> Element:
     """One column per class of a histogram."""
-    picture, scale = _axes(title, told, float(max(values, default=0)), lambda value: f"{value:g}", whole=True)
+    picture, scale = _axes(title, told, float(max(values, default=0)), "{:g}".format, whole=True)
     step = (WIDTH - _LEFT - _RIGHT) / max(1, len(labels))
     for i, (label, value) in enumerate(zip(labels, values, strict=True)):
         if value:
@@ -151,11 +151,13 @@ def _below(
     y: float = _HEIGHT - 8,
 ) -> None:
     """Labels below the columns, as many as have room."""
+    free = 0.0
     for i in range(0, len(labels), every):
-        x = left + (i + 0.5) * step
         half = len(labels[i]) * _CHARACTER / 2
-        x = min(max(x, half), WIDTH - half)
-        picture.append(element("text", labels[i], x=x, y=y, class_="label", text_anchor="middle"))
+        x = min(max(left + (i + 0.5) * step, half), WIDTH - half)
+        if x - half >= free:
+            picture.append(element("text", labels[i], x=x, y=y, class_="label", text_anchor="middle"))
+            free = x + half + 8
 
 
 def _spread(labels: Sequence[str], step: float) -> int:

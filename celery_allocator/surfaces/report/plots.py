@@ -45,9 +45,10 @@ def _over_time(report: Report) -> Plot | None:
     unit = "GPU-hours" if report.unit == "gpu_hours" else "GB-hours"
     names = sorted(lines, key=lambda name: (-sum(lines[name]), name))
     layers = [(name or "-", f"s{i}", lines[name]) for i, name in enumerate(names[:_COLOURS])]
-    if len(names) > _COLOURS:
+    left = len(names) - _COLOURS
+    if left > 0:
         others = [sum(values) for values in zip(*(lines[name] for name in names[_COLOURS:]), strict=True)]
-        layers.append((f"{len(names) - _COLOURS} other names", "other", others))
+        layers.append(("1 other name" if left == 1 else f"{left} other names", "other", others))
     labels = _moments(series.starts(), series.step_s)
     per = _per(series.step_s)
     total = sum(sum(values) for values in lines.values())
