@@ -74,8 +74,8 @@ def allocations(history: History, chosen: Filter, limit: int) -> Sequence[Alloca
             return session.scalars(query.limit(limit)).all()
         # LIKE knows no sets, and on SQLite no case: the pattern's own rules decide.
         pattern = chosen.name
-        rows = session.scalars(query.execution_options(yield_per=_FETCH))
-        return list(islice((row for row in rows if fnmatchcase(row.task_name, pattern)), limit))
+        with session.scalars(query.execution_options(yield_per=_FETCH)) as rows:
+            return list(islice((row for row in rows if fnmatchcase(row.task_name, pattern)), limit))
 
 
 class GapBetween(NamedTuple):
@@ -106,21 +106,21 @@ def _between(gap: Gap) -> tuple[datetime, datetime]:
 
 @dataclass(frozen=True)
 class Device:
-    """What is known of a device: its memory (MB) where a worker of this version served it, and whether one does."""
+    """What is known of a device: its memory (MB; ``None``: not told), and whether a worker serves it."""
 
     memory_mb: int | None
     serving: bool
 
 
 def devices(history: History) -> dict[tuple[str, str], Device]:
-    """Every device that a worker has served, by node and device."""
+    """Every device that was heard of, by node and device."""
     row = DeviceStateRow
     query = select(row.node, row.device, row.memory_mb, row.state).where(row.pool == history.pool).order_by(row.at)
     found: dict[tuple[str, str], Device] = {}
     with history.session() as session:
         for node, device, memory_mb, state in session.execute(query.execution_options(yield_per=_FETCH)):
             known = found.get((node, device), Device(None, serving=False))
-            serving = known.serving if state in ("cordoned", "draining", "ready") else state == "serving"
+            serving = state == "serving" if state in ("serving", "closing", "idle") else known.serving
             found[node, device] = Device(known.memory_mb if memory_mb is None else memory_mb, serving)
     return found
 
@@ -137,8 +137,8 @@ def measured(history: History, since: datetime, until: datetime) -> Iterator[tup
         # Where its submit was missed, only its grants tell when it began, and not all of them stand in the row.
         or_(AllocationRow.submitted_at < until, AllocationRow.submitted_at.is_(None)),
     )
-    with history.session() as session:
-        for rows in session.execute(query.execution_options(yield_per=_FETCH)).partitions():
+    with history.session() as session, session.execute(query.execution_options(yield_per=_FETCH)) as result:
+        for rows in result.partitions():
             told = {row.allocation_id: of_row(row) for row in rows}
             replayed = _events(session, history.pool, [name for name, known in told.items() if known is None])
             for row in rows:
@@ -154,10 +154,10 @@ def measured(history: History, since: datetime, until: datetime) -> Iterator[tup
 
 def _began(row: Any, stretches: Sequence[Stretch]) -> datetime:
     """The first that is known of it."""
-    if row.submitted_at is not None:
-        return row.submitted_at  # type: ignore[no-any-return]
-    known = (row.granted_at, row.ended_at, row.last_event_at, *(stretch.start for stretch in stretches))
-    return min(at for at in known if at is not None)
+    told: list[datetime | None] = [row.submitted_at]
+    if row.submitted_at is None:
+        told = [row.granted_at, row.ended_at, row.last_event_at, *(stretch.start for stretch in stretches)]
+    return min(at for at in told if at is not None)
 
 
 def _events(session: Session, pool: str, ids: Sequence[str]) -> dict[str, list[Entry]]:

@@ -156,13 +156,14 @@ def test_time_counts_where_and_when_it_passed(history: History) -> None:
 
 
 def test_memory_of_a_device_that_nobody_told_is_no_gpu_hour(history: History) -> None:
-    write(history, [e for e in entries() if not (e.event == "worker" and e.fields["device"] == "n1/gpu_1")])
+    node, *others = entries()
+    write(history, [node._replace(fields={**node.fields, "gpu_memory_mb": "gpu_0:12288"}), *others])
     report = make_report(history, window(0, 12))
     totals = report.totals.as_dict()
     assert (totals["promised_gb_hours"], totals["promised_gpu_hours"], totals["unplaced_gb_hours"]) == (96, 6, 24)
     assert report.unit == "gb_hours"
-    (only,) = make_report(history, window(10, 12)).groups
-    assert (only.figures.as_dict()["promised_gpu_hours"], only.figures.as_dict()["promised_gb_hours"]) == (None, 12)
+    (only,) = make_report(history, window(10.5, 12)).groups
+    assert (only.figures.as_dict()["promised_gpu_hours"], only.figures.as_dict()["promised_gb_hours"]) == (None, 9)
 
 
 def test_series_say_the_same(history: History) -> None:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 
 from celery_allocator.history import History
 from celery_allocator.history.entry import Entry
-from celery_allocator.history.turns import turn_to_write
+from celery_allocator.history.turns import turns_to_write
 from celery_allocator.history.window import Window
 from celery_allocator.history.writer import Hole
 from tests.history.made import BEGAN, entry, grant, release, start, submitted
@@ -32,7 +32,8 @@ def write(history: History, entries: Iterable[Entry], *holes: Hole) -> None:
     """Make the tables, if need be, and write."""
     if history.schema.current() is None:
         history.schema.upgrade()
-    with turn_to_write(history._url, history.pool, history.schema) as writer:
+    with turns_to_write(history._url, history.pool, history.schema) as take:
+        writer = take()
         assert writer is not None
         writer.write(list(entries), NOW)
         for hole in holes:
@@ -63,9 +64,10 @@ def entries() -> list[Entry]:
         return int(hours * HOUR)
 
     return [
-        entry(1, "worker", "w0", at=0, device="n1/gpu_0", slots=2, memory_mb=12288),
-        entry(2, "worker", "w1", at=0, **small, slots=2, memory_mb=6144),
-        entry(3, "worker", "w2", at=0, device="n1/cpu", slots=2, memory_mb=0),
+        entry(0, "node", "n1", at=0, cores=8, ram_mb=65536, devices=2, gpu_memory_mb="gpu_0:12288 gpu_1:6144"),
+        entry(1, "worker", "w0", at=0, device="n1/gpu_0", slots=2),
+        entry(2, "worker", "w1", at=0, **small, slots=2),
+        entry(3, "worker", "w2", at=0, device="n1/cpu", slots=2),
         submitted(4, object_id="ok", at=ms(0), position=1, estimate=soon),
         submitted(5, object_id="bad", at=ms(0), position=2, estimate=BEGAN + 5 * HOUR),
         grant(6, "ok", at=ms(1)),

@@ -13,7 +13,7 @@ from celery_allocator.history.entry import moment as moment_of
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 from celery_allocator.surfaces.cli.reporting import when
-from celery_allocator.surfaces.report.columns import gap_text
+from celery_allocator.surfaces.report.columns import gap_told
 from celery_allocator.surfaces.report.numbers import duration
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def history(
             click.echo("\n" + "\n".join(_timeline(row, happened[row.allocation_id])))
     for gap in gaps:  # beside the list, also where that is JSON
         first, last = gap.between
-        line = f"{gap_text(gap.entries)} missing between {_at(first)} and {_at(last)} ({gap.reason})"
-        click.echo(line[0].upper() + line[1:], err=True)
+        click.echo(f"{gap_told(gap.entries, _at(first), _at(last))} ({gap.reason})", err=True)
 
 
 def _as_data(row: AllocationRow, events: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from celery_allocator.report.result import iso
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 from celery_allocator.surfaces.report import csv_text, html_page
-from celery_allocator.surfaces.report.columns import HEADS, columns, gap_text, key_texts
+from celery_allocator.surfaces.report.columns import HEADS, columns, gap_told, key_texts
 from celery_allocator.surfaces.report.numbers import figure, hours
 
 
@@ -101,7 +101,7 @@ def _told(made: Report) -> str:
     if made.totals.unplaced:
         lines += ["", f"{hours(made.totals.unplaced)} GB-hours were on devices whose memory is not known."]
     for gap in made.gaps:
-        lines += ["", f"{gap_text(gap.entries)} missing between {iso(gap.start)} and {iso(gap.end)}.".capitalize()]
+        lines += ["", gap_told(gap.entries, iso(gap.start), iso(gap.end)) + "."]
     return "\n".join(lines)
 
 

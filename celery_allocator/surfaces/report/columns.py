@@ -50,8 +50,7 @@ def key_texts(key: tuple[str | None, ...]) -> list[str]:
     return [part or "-" for part in key]
 
 
-def gap_text(entries: int | None) -> str:
-    """How many are missing: ``"4 entries are"``."""
-    if entries is None:
-        return "an unknown number of entries is"
-    return "1 entry is" if entries == 1 else f"{entries} entries are"
+def gap_told(entries: int | None, first: str, last: str) -> str:
+    """A gap in words: ``"4 entries are missing between … and …"``."""
+    count = "An unknown number of entries is" if entries is None else f"{entries} entries are"
+    return f"{'1 entry is' if entries == 1 else count} missing between {first} and {last}"

@@ -11,7 +11,7 @@ from celery_allocator import __version__
 from celery_allocator.report import Report
 from celery_allocator.report.result import iso
 from celery_allocator.surfaces.report import plots
-from celery_allocator.surfaces.report.columns import HEADS, columns, gap_text, key_texts
+from celery_allocator.surfaces.report.columns import HEADS, columns, gap_told, key_texts
 from celery_allocator.surfaces.report.elements import Child, element, html
 from celery_allocator.surfaces.report.numbers import figure
 
@@ -49,7 +49,7 @@ def html_page(report: Report) -> str:
         *(
             element(
                 "p",
-                f"This is not all: {gap_text(gap.entries)} missing between {iso(gap.start)} and {iso(gap.end)}.",
+                f"This is not all. {gap_told(gap.entries, iso(gap.start), iso(gap.end))}.",
                 class_="notice",
                 role="note",
             )
