@@ -49,7 +49,7 @@ def test_the_table(run: Run, history: History) -> None:
     assert lines[0].endswith(", 2023-11-14T22:13:20Z to 2023-11-15T10:13:20Z")
     row = next(line for line in lines if line.startswith("proj.infer"))
     assert row.split() == (
-        "proj.infer team 2 1 1 1 50 % 2 h 4 h 1 h 2 h 6.00 0.50 1.50 0 0 -1 h 50 %".split()  # noqa: SIM905
+        "proj.infer team 2 1 1 1 50 % 6.00 0.50 1.50 2 h 4 h 1 h 2 h 0 0 -1 h 50 %".split()  # noqa: SIM905
     )
     assert next(line for line in lines if line.startswith("TOTAL")).split()[:6] == ["TOTAL", "-", "5", "1", "3", "1"]
     assert lines[-1] == "outcomes: 1 cancelled, 1 failure, 3 success"

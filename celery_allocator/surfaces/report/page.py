@@ -122,7 +122,14 @@ def _groups(report: Report) -> Element:
     )
     table = element(
         "table",
-        element("thead", element("tr", *(element("th", h, scope="col") for h in [*heads, *(c.head for c in shown)]))),
+        element(
+            "thead",
+            element(
+                "tr",
+                *(element("th", head, scope="col", class_="key") for head in heads),
+                *(element("th", column.head, scope="col") for column in shown),
+            ),
+        ),
         element("tbody", *rows),
         element("tfoot", total),
         id="groups",
