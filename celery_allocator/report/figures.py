@@ -26,7 +26,7 @@ def seconds() -> array[float]:
     return array("d")
 
 
-@dataclass
+@dataclass(slots=True)
 class Hours:
     """GPU memory over time, in one unit: GB-hours, or GPU-hours (a device's whole memory counts 1)."""
 
@@ -44,8 +44,12 @@ class Hours:
 
     def add(self, other: Hours, share: float = 1.0) -> None:
         """Add another's, each times ``share``."""
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value * share)
+        self.promised += other.promised * share
+        self.used += other.used * share
+        self.measured += other.measured * share
+        self.unstarted += other.unstarted * share
+        self.lost += other.lost * share
+        self.unused += other.unused * share
 
 
 @dataclass
