@@ -68,7 +68,7 @@ def history(
     if as_json:
         print_json([_as_data(row, happened.get(row.allocation_id)) for row in found])
     else:
-        click.echo(_table(found) if found else "No allocation matches.")
+        click.echo(_table(found, now) if found else "No allocation matches.")
         for row in found if happened else ():
             click.echo("\n" + "\n".join(_timeline(row, happened[row.allocation_id])))
     for gap in gaps:  # beside the list, also where that is JSON
@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
     return _at(value) if isinstance(value, datetime) else value
 
 
-def _table(rows: Any) -> str:
+def _table(rows: Any, now: datetime) -> str:
     return text.table(
         ("SUBMITTED", "NAME", "TASK", "TENANT", "ASKED FOR", "DEVICE", "WAIT", "RUN", "OUTCOME"),
         (
@@ -101,12 +101,19 @@ def _table(rows: Any) -> str:
                 _asked(row),
                 f"{row.node}/{row.device}" if row.device else None,
                 None if row.wait_s is None else duration(row.wait_s),
-                duration(row.run_s) if row.run_s or row.started_at else None,
+                _ran(row, now),
                 row.outcome or row.state,
             )
             for row in rows
         ),
     )
+
+
+def _ran(row: AllocationRow, now: datetime) -> str | None:
+    """Its run time over all tries, with the one at hand so far."""
+    if row.state == "running" and row.started_at is not None:
+        return duration(row.run_s + max(0.0, (now - row.started_at).total_seconds()))
+    return duration(row.run_s) if row.run_s or row.started_at else None
 
 
 def _asked(row: AllocationRow) -> str:
