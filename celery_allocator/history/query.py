@@ -5,6 +5,7 @@ Every query is one statement, so that it sees one state of the database, whoever
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,6 +24,8 @@ from celery_allocator.history.store import History
 from celery_allocator.history.stretches import Stretch, of_events, of_row
 
 LIVE = "live"
+#: What no database takes in a text: NUL, and halves of a character.
+_UNKNOWN = re.compile("[\0\ud800-\udfff]")
 #: Rows that are fetched at a time, and ids in one query.
 _FETCH = 2000
 _IDS = 500
@@ -52,6 +55,10 @@ class Filter:
     outcome: str | None = None
 
     def __post_init__(self) -> None:
+        for key in ("task", "name", "node", "device", "tenant", "outcome"):
+            value = getattr(self, key)
+            if value is not None and _UNKNOWN.search(value):
+                raise HistoryQueryError(key, value, "has characters that no name has")
         if self.device is not None and not all(self.device.partition("/")):
             raise HistoryQueryError("device", self.device, "must be NODE/DEVICE, such as host1/gpu_0")
         if self.since is not None and self.until is not None and self.since >= self.until:

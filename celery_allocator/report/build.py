@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_allocator import history as histories
 from celery_allocator.errors import HistoryQueryError
-from celery_allocator.history import History
 from celery_allocator.history.outcomes import FAILURES, SUCCESS
 from celery_allocator.history.window import Window
 from celery_allocator.report.figures import Figures, Hours
 from celery_allocator.report.result import GapSpan, Group, Report
 from celery_allocator.report.series import Series
+
+if TYPE_CHECKING:
+    from celery_allocator.history import History
 
 #: What reports can be grouped by.
 DIMENSIONS = ("name", "tenant", "node", "device", "day")

@@ -6,7 +6,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from celery_allocator.history.window import Window
@@ -14,6 +14,7 @@ from celery_allocator.history.window import Window
 #: Lengths of the buckets of time, in seconds, and how many there may be.
 _SIZES = (60, 300, 900, 3600, 4 * 3600, 86400, 7 * 86400)
 _BUCKETS = 64
+_FIRST = datetime(1, 1, 1, tzinfo=timezone.utc)
 #: Upper bounds of the classes of waits (seconds, included); the last class has none.
 WAITS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 6 * 3600.0)
 
@@ -83,8 +84,9 @@ class Series:
 
     def starts(self) -> list[datetime]:
         """When each bucket begins."""
-        zero = self.window.start
-        return [zero + timedelta(seconds=start - self.window.start_s) for start in self.starts_s]
+        # A bucket that begins before the first of all years is cut there.
+        first = _FIRST.timestamp()
+        return [_FIRST + timedelta(seconds=max(start, first) - first) for start in self.starts_s]
 
     def as_dict(self) -> dict[str, Any]:
         """As the JSON shows it."""

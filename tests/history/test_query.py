@@ -90,7 +90,7 @@ def test_the_table(run: Run, history: History) -> None:
     head, *rows = run("history", "--limit", "3").splitlines()
     assert " ".join(head.split()) == "SUBMITTED NAME TASK TENANT ASKED FOR DEVICE WAIT RUN OUTCOME"
     assert [row.split()[-1] for row in rows] == ["cancelled", "running", "success"]
-    assert "proj.train" in rows[2] and "12288 MB GPU, 2 cores, 4096 MB RAM  n1/gpu_0  0 s   3 h  success" in rows[2]
+    assert "proj.train" in rows[2] and "12288 MB GPU, 2 cores, 4096 MB RAM  n1/gpu_0  0 s   3 h " in rows[2]
     assert run("history", "--name", "nothing*") == "No allocation matches.\n"
 
 
@@ -143,6 +143,8 @@ def test_gaps_are_told_beside_the_list(run: Run, settings: Settings, history: Hi
     [
         (["--device", "gpu_0"], "device='gpu_0': must be NODE/DEVICE, such as host1/gpu_0"),
         (["--device", "host1/"], "must be NODE/DEVICE"),
+        (["--task", "\ud800"], "task='\\ud800': has characters that no name has"),
+        (["--tenant", "a\0b"], "has characters that no name has"),
         (["--since", "yesterday"], "since='yesterday': is neither a length of time such as 90s"),
         (["--until", "5"], "until='5': is neither"),
         (["--since", "1h", "--until", "2h"], "must be after since"),

@@ -165,9 +165,21 @@ def test_wrong_calls(run: Run, history: History, options: list[str], complaint: 
     assert complaint in run(*options, code=2).stderr
 
 
-def test_a_file_that_cannot_be_written(run: Run, history: History, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["no/r.csv", "", "nul\0", "\udcff/r.csv"])
+def test_a_file_that_cannot_be_written(run: Run, history: History, tmp_path: Path, name: str) -> None:
     write(history, [])
-    assert "cannot be written: No such file" in run("--csv", str(tmp_path / "no" / "r.csv"), code=1).stderr
+    assert "cannot be written: " in run("--csv", f"{tmp_path}/{name}", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    "edges", [("0001-01-01", "2999-12-31"), ("0001-01-01", "0001-01-02"), ("9999-12-31", "9999-12-31T23:59:59Z")]
+)
+def test_windows_may_be_of_any_length(run: Run, history: History, edges: tuple[str, str]) -> None:
+    write(history, entries())
+    begin, end = edges
+    told = json.loads(run("--since", begin, "--until", end, "--json", "--by", "day").stdout)
+    assert (told["totals"]["tasks"], told["since"][:4]) == (5 if end > "0002" and begin < "2" else 0, begin[:4])
+    run("--since", begin, "--until", end, "--html", "-", "--by", "day")
 
 
 def test_gaps_are_on_every_form(run: Run, history: History) -> None:

@@ -81,8 +81,9 @@ def _write(file: str, content: str) -> None:
         return
     try:
         Path(file).write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise click.ClickException(f"{file} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have that name
+        reason = getattr(error, "strerror", None) or error
+        raise click.ClickException(f"{file!r} cannot be written: {reason}") from error
     click.echo(f"wrote {file}", err=True)
 
 
