@@ -31,7 +31,8 @@
     ├── HistoryError                 the history cannot be used
     │   ├── HistoryUnavailable       its database cannot be reached, or holds no history yet
     │   ├── HistorySchemaError       its tables are those of another version
-    │   └── HistoryExtraMissing      its libraries are not installed
+    │   ├── HistoryExtraMissing      its libraries are not installed
+    │   └── HistoryQueryError        what is asked of it makes no sense (also a ValueError)
     └── LedgerError                  the ledger cannot be used
         ├── LedgerUnavailable        it cannot be reached
         ├── LedgerSchemaError        it was written by an incompatible version
@@ -382,6 +383,24 @@ class HistoryExtraMissing(HistoryError):
     """The libraries of the history are not installed; the message has the command that does it."""
 
     code = "history_extra"
+
+
+class HistoryQueryError(HistoryError, ValueError):
+    """What is asked of the history makes no sense: a filter, a grouping."""
+
+    code = "history_query"
+
+    def __init__(self, key: str, value: object, rule: str) -> None:
+        self.key = key
+        self.value = value
+        self.rule = rule
+        super().__init__(f"{key}={_shorten(value)}: {rule}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.key, self.value, self.rule))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "key": self.key, "rule": self.rule}
 
 
 class LedgerError(AllocatorError):

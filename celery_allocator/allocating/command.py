@@ -65,9 +65,14 @@ def run(session: Session, given: Mapping[str, Any]) -> int:
     )
 
 
+def json_text(data: Any, indent: int | None = None) -> str:
+    """JSON that any terminal takes: halves of a character, which arguments may hold, as JSON's own escapes."""
+    return json.dumps(data, indent=indent, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace").decode()
+
+
 def emit(reply: Mapping[str, Any]) -> int:
     """Print a reply as JSON, its error also on standard error; returns the exit code."""
-    click.echo(json.dumps(reply, indent=2, ensure_ascii=False))
+    click.echo(json_text(reply, 2))
     if reply["success"]:
         return EXIT_OK
     click.echo(f"Error: {reply['error']['message']}", err=True)
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         return 130
     except AllocatorError as error:
-        click.echo(json.dumps({"success": False, "error": error.as_dict()}, ensure_ascii=False))
+        click.echo(json_text({"success": False, "error": error.as_dict()}))
         click.echo(f"Error: {error}", err=True)
         return EXIT_USAGE
     return int(code or 0)

@@ -16,8 +16,8 @@ from typing import Any
 from celery.utils.imports import import_from_cwd
 
 from celery_allocator.errors import GateConfigError
-from celery_allocator.gate import window
 from celery_allocator.gate.registry import FILTERS, OPTION_TYPES, RuleKind, kinds
+from celery_allocator.history import window
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,7 +15,7 @@ from celery_allocator.gate import config, rules
 from celery_allocator.gate.config import Gate, Rule, Severity
 from celery_allocator.gate.evidence import Evidence, Records
 from celery_allocator.gate.registry import Measurement
-from celery_allocator.gate.window import When, Window, moment
+from celery_allocator.history.window import When, Window, moment
 from celery_allocator.ledger import Ledger, connect
 from celery_allocator.settings import Settings
 

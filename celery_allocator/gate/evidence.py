@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Protocol
 
-from celery_allocator.gate.window import Window
+from celery_allocator.history.window import Window
 from celery_allocator.ledger import Ledger
 
 _NEVER = datetime(9999, 1, 1, tzinfo=timezone.utc)

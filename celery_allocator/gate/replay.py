@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from celery_allocator.gate.evidence import Event, Evidence
 from celery_allocator.gate.views import DeviceView, Holding, NodeView, Shape
-from celery_allocator.gate.window import utc
+from celery_allocator.history.window import utc
 
 #: Events that change what an allocation holds or waits for.
 ALLOCATION_EVENTS = (

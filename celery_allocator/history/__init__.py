@@ -23,9 +23,15 @@ _EXPORTS = {
     "Schema": "schema",
     "Restoration": "restore",
     "Restorer": "restore",
+    "Filter": "query",
+    "allocations": "query",
+    "devices": "query",
+    "gaps": "query",
+    "measured": "query",
 }
 
 __all__ = [
+    "Filter",
     "History",
     "Progress",
     "Recorder",
@@ -33,11 +39,16 @@ __all__ = [
     "Restoration",
     "Restorer",
     "Schema",
+    "allocations",
+    "devices",
+    "gaps",
     "load",
+    "measured",
     "open_history",
 ]
 
 if TYPE_CHECKING:
+    from celery_allocator.history.query import Filter, allocations, devices, gaps, measured
     from celery_allocator.history.recorder import Progress, Recorder, RecorderThread
     from celery_allocator.history.restore import Restoration, Restorer
     from celery_allocator.history.schema import Schema

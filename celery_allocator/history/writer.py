@@ -12,7 +12,8 @@ from datetime import datetime
 from operator import attrgetter
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Table, and_, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy.orm import aliased
 
 from celery_allocator.history.entry import Entry, ordinal
 from celery_allocator.history.fold import Changes, concerns_allocation
@@ -122,7 +123,8 @@ class Writer:
     def delete_before(self, limit: datetime, rows: int) -> int:
         """Delete at most ``rows`` rows of each table that tell of a time before ``limit``; returns how many.
 
-        An allocation goes with the last event that tells of it.
+        An allocation goes with the last event that tells of it. The last that told a device's memory stays: a node says
+        it once, and reports count in shares of it.
         """
         deleted = 0
         for model, at in _AGES:
@@ -130,6 +132,8 @@ class Writer:
                 table: Table = model.__table__  # type: ignore[assignment]
                 key = list(table.primary_key.columns)
                 old = select(*key).where(table.c.pool == self._pool, table.c[at] < limit).order_by(table.c[at])
+                if model is DeviceStateRow:
+                    old = old.where(_known_otherwise())
                 chosen = self._connection.execute(old.limit(rows)).all()
                 if chosen:
                     gone = delete(table).where(and_(*(column == bindparam(f"k{i}") for i, column in enumerate(key))))
@@ -174,6 +178,14 @@ class Writer:
         )
         if changed.rowcount == 0:
             self._connection.execute(insert(Cursor).values(pool=self._pool, recorded=recorded, **told))
+
+
+def _known_otherwise() -> ColumnElement[bool]:
+    """Whether a row of a device does not tell its memory, or a later one does."""
+    later = aliased(DeviceStateRow)
+    same = (later.pool == DeviceStateRow.pool, later.node == DeviceStateRow.node, later.device == DeviceStateRow.device)
+    told = select(later.at).where(*same, later.memory_mb.is_not(None), later.at > DeviceStateRow.at)
+    return or_(DeviceStateRow.memory_mb.is_(None), told.exists())
 
 
 class AnyDatabase:

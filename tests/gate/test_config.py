@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from celery_allocator.errors import GateConfigError
 from celery_allocator.gate import Measurement, Rule, Severity, kinds, load, rule
 from celery_allocator.gate.registry import unregister
-from celery_allocator.gate.window import Window, length, moment
+from celery_allocator.history.window import Window, length, moment
 from tests.support.processes import ROOT
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)

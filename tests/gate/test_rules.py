@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_allocator.gate import Judgement
-from celery_allocator.gate.percentile import nearest_rank, ordered
+from celery_allocator.history.percentile import nearest_rank, ordered
 from tests.gate.book import Book
 
 

@@ -11,7 +11,9 @@ from tests.support.processes import clean_environment
 
 
 @pytest.mark.parametrize("library", ["sqlalchemy", "alembic", "psycopg"])
-@pytest.mark.parametrize("command", [["recorder", "--once"], ["restore"], ["history-db", "current"]])
+@pytest.mark.parametrize(
+    "command", [["recorder", "--once"], ["restore"], ["history-db", "current"], ["history"], ["report"]]
+)
 def test_a_command_says_what_to_install(library: str, command: list[str]) -> None:
     code = (
         f"import sys; sys.modules[{library!r}] = None\n"

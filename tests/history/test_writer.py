@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from celery_allocator.history import History, open_history
 from celery_allocator.history.entry import Entry
 from celery_allocator.history.fold import Changes
+from celery_allocator.history.query import devices
 from celery_allocator.history.turns import turns_to_write
 from celery_allocator.settings import Settings
 from tests.history.made import entry, folded, grant, others, recorded, release, start, stored, submitted
@@ -102,3 +103,19 @@ def test_both_databases_hold_the_same(postgres_url: str, tmp_path: Path) -> None
     assert found[0] == found[1]
     assert found[0][0]["a2"]["tenant"] == "Ümlaut 😀"
     assert found[0][1] == entries
+
+
+def test_what_told_the_memory_of_a_device_last_is_kept(settings: Settings) -> None:
+    """A node says it once, when it is first met: reports would forget it otherwise."""
+    with open_history(settings) as history:
+        history.schema.upgrade()
+        told = [entry(n, "node", "n1", devices=1, gpu_memory_mb=f"gpu_0:{1000 + n}") for n in (0, 10)]
+        write(history, [told[0], entry(5, "worker", "w", device="n1/gpu_0", slots=1), told[1]])
+        assert {key: device.memory_mb for key, device in devices(history).items()} == {("n1", "gpu_0"): 1010}
+        with turns_to_write(history._url, history.pool, history.schema) as take:
+            writer = take()
+            assert writer is not None
+            deleted = writer.delete_before(NOW, 100)
+            assert writer.delete_before(NOW, 100) == 0
+        assert deleted == 3 + 2 + 2, "three events, two states of the node, two of the device"
+        assert {key: device.memory_mb for key, device in devices(history).items()} == {("n1", "gpu_0"): 1010}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from celery_allocator.model import FIELDS, Requirements
 from celery_allocator.settings import table
 from celery_allocator.surfaces.cli import allocator, text
+from celery_allocator.surfaces.cli.console import print_json
 
 
 def invoke(*args: str, env: dict[str, str] | None = None) -> Any:
@@ -128,3 +129,10 @@ def test_spans(seconds: float | None, words: str) -> None:
 def test_shapes() -> None:
     assert text.shape(Requirements(2048, 2, 4096)) == "2048 MB GPU, 2 cores, 4096 MB RAM"
     assert text.shape(Requirements(cpu_cores=1)) == "1 core"
+
+
+def test_json_of_half_a_character_can_be_printed(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Arguments may hold such; it is JSON's own escape for them."""
+    print_json({"id": "\ud800ü"})
+    printed = capsysbinary.readouterr().out
+    assert printed == '{\n  "id": "\\ud800ü"\n}\n'.encode() and json.loads(printed) == {"id": "\ud800ü"}

@@ -31,6 +31,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),
+    "HistoryQueryError": ("outcome", "sucess", "no allocation has ended so"),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }
 

@@ -8,10 +8,8 @@ from fnmatch import fnmatchcase
 
 from celery_allocator.gate.evidence import Evidence
 from celery_allocator.gate.registry import Measurement, rule
+from celery_allocator.history.outcomes import FAILURES, SUCCESS
 
-SUCCESS = frozenset({"success"})
-#: Outcomes that say that a task went wrong.
-FAILURES = frozenset({"failure", "lost", "unreported", "parked", "rejected"})
 #: Classes of errors that say that memory did not suffice. Any GPU framework's is called one of these.
 OUT_OF_MEMORY = ["MemoryError", "*OutOfMemory*", "ResourceExhaustedError"]
 

@@ -7,9 +7,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery_allocator.gate.evidence import Evidence
-from celery_allocator.gate.percentile import nearest_rank, ordered
 from celery_allocator.gate.registry import Measurement, rule
-from celery_allocator.gate.window import utc
+from celery_allocator.history.percentile import nearest_rank, ordered
+from celery_allocator.history.window import utc
 
 _COLUMNS = ("submitted_at", "eta_at", "wait_s", "queue_position", "estimated_start_at")
 

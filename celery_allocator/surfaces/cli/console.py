@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -12,7 +11,8 @@ from celery import Celery
 from celery.app.utils import find_app
 
 from celery_allocator.allocating import Session
-from celery_allocator.errors import AllocatorError, LabelError, RequirementsError, SettingsError
+from celery_allocator.allocating.command import json_text
+from celery_allocator.errors import AllocatorError, HistoryQueryError, LabelError, RequirementsError, SettingsError
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
 from celery_allocator.operations import Actor, Effect, Operator
 from celery_allocator.plugin import is_installed
@@ -49,7 +49,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except AllocatorError as error:
-            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError))
+            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError, HistoryQueryError))
             raise (Misuse if misuse else Failure)(error) from error
 
 
@@ -185,4 +185,4 @@ def acting(command: F) -> F:
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:
     """JSON on standard output."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    click.echo(json_text(data, 2))

@@ -19,6 +19,8 @@ from celery_allocator.surfaces.cli import (
     processes,
     reading,
     recording,
+    remembering,
+    reporting,
     restoring,
     updating,
     verifying,
@@ -55,6 +57,8 @@ for _command in (
     *processes.COMMANDS,
     *agents.COMMANDS,
     *recording.COMMANDS,
+    *remembering.COMMANDS,
+    *reporting.COMMANDS,
     *restoring.COMMANDS,
     demo,
 ):
