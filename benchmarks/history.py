@@ -51,7 +51,7 @@ class Site:
     def __enter__(self) -> Site:
         self.redis.start()
         self.postgres.start()
-        with open_history(Settings(history_url=self.postgres.url)) as history:
+        with open_history(Settings(history_backend_url=self.postgres.url)) as history:
             history.schema.upgrade()
         return self
 
@@ -64,7 +64,7 @@ class Site:
         pool = f"bench-{seed}"
         with self.redis.client() as client:
             fill(client, keys.key(pool, "events"), events, seed)
-            settings = Settings(history_url=self.postgres.url, pool=pool)
+            settings = Settings(history_backend_url=self.postgres.url, pool=pool)
             recorder = Recorder(lambda: Ledger(self.redis.client(), pool), settings, batch=self.batch)
             recording = stopwatch(lambda: recorder.run(threading.Event(), once=True))
             assert recorder.progress.recorded == events, recorder.progress

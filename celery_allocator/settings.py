@@ -44,7 +44,7 @@ class Settings:
     )
     events_maxlen: int = _setting(100_000, "Entries the ledger's event stream keeps, at least.")
     # --- the history
-    history_url: str | None = _setting(
+    history_backend_url: str | None = _setting(
         None,
         "Database of the history: `postgresql://…` or `sqlite:///…` ([how](../howto/history.md)). Unset: the SQLite "
         "file `history.sqlite3` in the embedded server's folder.",

@@ -41,7 +41,7 @@ allocator_events_maxlen = 100_000
 
 # Its database: "postgresql://…" or "sqlite:///…". Keep a password in PGPASSFILE, or set this in the environment. None:
 # an SQLite file in the embedded server's folder.
-allocator_history_url: str | None = None
+allocator_history_backend_url: str | None = None
 # Days that it keeps what has ended. 0: for good.
 allocator_history_days = 90
 # Record it in a thread of each worker: one at a time does, the others stand by. Without, run celery-allocator recorder.

@@ -30,12 +30,12 @@ _TIMEOUTS = {
 }
 
 
-def history_url(settings: Settings) -> URL:
+def history_backend_url(settings: Settings) -> URL:
     """The history's database as SQLAlchemy takes it. Raises :class:`SettingsError`, without the URL."""
-    if not settings.history_url:
+    if not settings.history_backend_url:
         return URL.create("sqlite+pysqlite", database=str(default_directory(settings) / FILE))
     try:
-        url = make_url(settings.history_url)
+        url = make_url(settings.history_backend_url)
     except (ArgumentError, ValueError):
         raise _malformed("a form that cannot be read") from None
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
@@ -135,4 +135,4 @@ def _line(error: object) -> str:
 
 
 def _malformed(what: str) -> SettingsError:
-    return SettingsError(f"the history's URL (allocator_history_url, ALLOCATOR_HISTORY_URL) has {what}")
+    return SettingsError(f"the history's URL (allocator_history_backend_url, ALLOCATOR_HISTORY_BACKEND_URL) has {what}")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from celery_allocator.errors import AllocatorError, HistoryError, HistoryUnavailable, LedgerUnavailable
-from celery_allocator.history.database import history_url
+from celery_allocator.history.database import history_backend_url
 from celery_allocator.history.entry import parse
 from celery_allocator.history.retention import Retention
 from celery_allocator.history.schema import Schema
@@ -74,7 +74,7 @@ class Recorder:
         """``connect`` gives a ledger client for this recorder alone. Raises :class:`SettingsError`."""
         self._connect = connect
         self._settings = settings
-        self._url = history_url(settings)
+        self._url = history_backend_url(settings)
         self._schema = Schema(self._url)
         self._batch = batch
         self._told = on_progress or (lambda _: None)

@@ -9,7 +9,7 @@ from sqlalchemy import URL, Engine, select
 from sqlalchemy.orm import Session
 
 from celery_allocator.errors import HistoryUnavailable
-from celery_allocator.history.database import explained, file_of, history_url, open_engine, shown
+from celery_allocator.history.database import explained, file_of, history_backend_url, open_engine, shown
 from celery_allocator.history.models import AllocationRow, Cursor, Event, Gap
 from celery_allocator.history.schema import Schema
 from celery_allocator.settings import Settings
@@ -91,4 +91,4 @@ class History:
 
 def open_history(settings: Settings) -> History:
     """The history that these settings name. Nothing is connected to before it is used."""
-    return History(history_url(settings), settings.pool)
+    return History(history_backend_url(settings), settings.pool)

@@ -26,7 +26,7 @@ LARGEST_PICTURE = 150_000
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     url = f"sqlite:///{tmp_path_factory.mktemp('history') / 'history.sqlite3'}"
-    with open_history(Settings(history_url=url, history_days=0)) as history:
+    with open_history(Settings(history_backend_url=url, history_days=0)) as history:
         write(history, busy.entries())
         return make_report(history, window(0, busy.HOURS))
 

@@ -56,7 +56,7 @@ def session(redis_server: RedisServer, pool: str) -> Iterator[Session]:
 @given(st.sampled_from(COMMANDS), st.lists(words, max_size=4))
 def test_any_words(redis_server: RedisServer, pool: str, session: Session, command: str, rest: list[str]) -> None:
     before = state(session.ledger)
-    env = by_hand.environment(redis_server, pool, history_url="sqlite:////nowhere/history.sqlite3")
+    env = by_hand.environment(redis_server, pool, history_backend_url="sqlite:////nowhere/history.sqlite3")
     result = CliRunner().invoke(allocator, [command, *rest], env=env, prog_name="celery-allocator")
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code in (0, 1, 2) or (command == "gate" and result.exit_code in (64, 69))

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from celery_allocator.gate import Gate, Rule, RuleResult, Sources, evaluate, kinds
-from celery_allocator.history.database import history_url, open_engine
+from celery_allocator.history.database import history_backend_url, open_engine
 from celery_allocator.history.models import AllocationRow, Event, Gap
 from celery_allocator.history.schema import Schema
 from celery_allocator.history.store import History
@@ -29,9 +29,9 @@ class Book:
     """Write rows with ``allocation``, ``event`` and ``gap``, and measure rules over the hour from ``T0`` on."""
 
     def __init__(self, url: str, pool: str) -> None:
-        self.settings = Settings(history_url=url, pool=pool)
+        self.settings = Settings(history_backend_url=url, pool=pool)
         self.pool = pool
-        made = history_url(self.settings)
+        made = history_backend_url(self.settings)
         Schema(made).upgrade()
         self._engine = open_engine(made, writes=True)
         self.history = History(made, pool)

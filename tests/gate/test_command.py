@@ -30,13 +30,13 @@ LIVE_RULES = "[rules.waiting_now]\nmax = 0\n[rules.ledger_differences]\nmax = 0\
 def home(tmp_path: Path, redis_server: RedisServer, pool: str) -> dict[str, str]:
     """The environment of the commands: a ledger, and where a history may be."""
     url = f"sqlite:///{tmp_path / 'history.sqlite3'}"
-    return by_hand.environment(redis_server, pool, history_url=url)
+    return by_hand.environment(redis_server, pool, history_backend_url=url)
 
 
 @pytest.fixture
 def recorded(home: dict[str, str], pool: str) -> Any:
     """The history there, empty."""
-    book = Book(home["ALLOCATOR_HISTORY_URL"], pool)
+    book = Book(home["ALLOCATOR_HISTORY_BACKEND_URL"], pool)
     yield book
     book.close()
 

@@ -37,7 +37,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def settings(database_url: str, pool: str) -> Settings:
     """Settings of a history that keeps everything: the ledgers of tests live in the past."""
-    return Settings(history_url=database_url, pool=pool, history_days=0)
+    return Settings(history_backend_url=database_url, pool=pool, history_days=0)
 
 
 @pytest.fixture

@@ -40,13 +40,13 @@ class Site:
         self.redis = RedisServer(directory / "redis", "--appendfsync", "always")
         self.postgres = PostgresServer()
         self.settings = Settings(
-            backend_url=self.redis.url, pool=POOL, history_url=self.postgres.url, events_maxlen=10_000_000
+            backend_url=self.redis.url, pool=POOL, history_backend_url=self.postgres.url, events_maxlen=10_000_000
         )
         env = clean_environment(
             {
                 "ALLOCATOR_BACKEND_URL": self.redis.url,
                 "ALLOCATOR_POOL": POOL,
-                "ALLOCATOR_HISTORY_URL": self.postgres.url,
+                "ALLOCATOR_HISTORY_BACKEND_URL": self.postgres.url,
                 "ALLOCATOR_EVENTS_MAXLEN": "10000000",
             }
         )

@@ -24,8 +24,8 @@ Run = Callable[..., Any]
 @pytest.fixture
 def run(settings: Settings) -> Run:
     """Run a command on this history, without a ledger. ``code``: its exit code. With ``--json``: parsed."""
-    assert settings.history_url is not None
-    env = {"ALLOCATOR_HISTORY_URL": settings.history_url, "ALLOCATOR_POOL": settings.pool}
+    assert settings.history_backend_url is not None
+    env = {"ALLOCATOR_HISTORY_BACKEND_URL": settings.history_backend_url, "ALLOCATOR_POOL": settings.pool}
 
     def invoke(*args: str, code: int = 0) -> Any:
         result = CliRunner().invoke(allocator, args, env=env, prog_name="celery-allocator")
@@ -127,8 +127,8 @@ def test_json_is_one_list(run: Run, history: History) -> None:
 
 def test_gaps_are_told_beside_the_list(run: Run, settings: Settings, history: History) -> None:
     write(history, entries(), Hole(f"{BEGAN}-7", f"{BEGAN + HOUR}-0", 4, "trimmed"), Hole("5-0", "6-0", None, "gone"))
-    assert settings.history_url is not None
-    env = {"ALLOCATOR_HISTORY_URL": settings.history_url, "ALLOCATOR_POOL": settings.pool}
+    assert settings.history_backend_url is not None
+    env = {"ALLOCATOR_HISTORY_BACKEND_URL": settings.history_backend_url, "ALLOCATOR_POOL": settings.pool}
     result = CliRunner().invoke(allocator, ["history", "--json", "--since", "2023-11-14T22:30:00Z"], env=env)
     assert len(json.loads(result.stdout)) == 6
     assert result.stderr == (

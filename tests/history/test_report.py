@@ -239,7 +239,7 @@ def test_buckets_cover_a_window_of_any_length(start_s: int, length_s: float, cut
 @pytest.fixture(scope="module")
 def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = f"sqlite:///{tmp_path_factory.mktemp('history') / 'history.sqlite3'}"
-    with open_history(Settings(history_url=url)) as history:
+    with open_history(Settings(history_backend_url=url)) as history:
         history.schema.upgrade()
     return url
 
@@ -270,7 +270,7 @@ def lives(draw: Any) -> list[Entry]:
 @hypothesis_settings(deadline=None, max_examples=40)
 @given(lives(), BYS, st.integers(0, 60))
 def test_groups_and_adjoining_windows_add_up(sqlite_url: str, told: list[Entry], by: tuple[str, ...], cut: int) -> None:
-    with open_history(Settings(history_url=sqlite_url, pool=uuid.uuid4().hex)) as history:
+    with open_history(Settings(history_backend_url=sqlite_url, pool=uuid.uuid4().hex)) as history:
         write(history, told)
         rows = stored(history)
         begin, end = ZERO - timedelta(days=1), ZERO + timedelta(days=1)

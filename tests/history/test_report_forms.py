@@ -32,8 +32,8 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.fixture
 def run(settings: Settings) -> Run:
     """Run the command on this history; the exit code must be ``code``. Returns click's result."""
-    assert settings.history_url is not None
-    env = {"ALLOCATOR_HISTORY_URL": settings.history_url, "ALLOCATOR_POOL": settings.pool}
+    assert settings.history_backend_url is not None
+    env = {"ALLOCATOR_HISTORY_BACKEND_URL": settings.history_backend_url, "ALLOCATOR_POOL": settings.pool}
 
     def invoke(*args: str, code: int = 0) -> Any:
         result = CliRunner().invoke(allocator, ["report", *args], env=env, prog_name="celery-allocator")

@@ -146,7 +146,7 @@ def test_nothing_is_in_flight_while_the_ledger_lives(
 
 
 def test_the_commands(redis_server: RedisServer, pool: str, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = by_hand.environment(redis_server, pool, history_url=database_url)
+    env = by_hand.environment(redis_server, pool, history_backend_url=database_url)
 
     def run(*args: str, code: int = 0) -> Any:
         result = CliRunner().invoke(allocator, args, env=env, prog_name="celery-allocator")

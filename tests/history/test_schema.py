@@ -13,7 +13,7 @@ from sqlalchemy import inspect, text
 
 from celery_allocator.errors import HistoryError, HistorySchemaError, HistoryUnavailable, SettingsError
 from celery_allocator.history import History, Recorder, Schema, open_history
-from celery_allocator.history.database import history_url, open_engine
+from celery_allocator.history.database import history_backend_url, open_engine
 from celery_allocator.history.models import Base
 from celery_allocator.history.schema import VERSION_TABLE
 from celery_allocator.ledger import Ledger
@@ -141,17 +141,17 @@ def _set_version(history: History, version: str) -> None:
 )
 def test_a_url_that_cannot_be_used(url: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words) as raised:
-        history_url(Settings(history_url=url))
+        history_backend_url(Settings(history_backend_url=url))
     assert "secret" not in str(raised.value)
 
 
 def test_urls(tmp_path: Path) -> None:
-    assert history_url(Settings(history_url="postgres://u:p@h/d")).drivername == "postgresql+psycopg"
-    assert history_url(Settings(embedded_dir=str(tmp_path))).database == str(tmp_path / "history.sqlite3")
-    history = open_history(Settings(history_url="postgresql://u:secret@127.0.0.1:1/d?connect_timeout=1"))
+    assert history_backend_url(Settings(history_backend_url="postgres://u:p@h/d")).drivername == "postgresql+psycopg"
+    assert history_backend_url(Settings(embedded_dir=str(tmp_path))).database == str(tmp_path / "history.sqlite3")
+    history = open_history(Settings(history_backend_url="postgresql://u:secret@127.0.0.1:1/d?connect_timeout=1"))
     assert "secret" not in history.url
     with pytest.raises(HistoryUnavailable) as raised:
         history.gaps()
     assert "secret" not in str(raised.value)
-    with pytest.raises(HistoryError), open_history(Settings(history_url=f"sqlite:///{tmp_path}")) as broken:
+    with pytest.raises(HistoryError), open_history(Settings(history_backend_url=f"sqlite:///{tmp_path}")) as broken:
         broken.gaps()

@@ -31,7 +31,7 @@ def env(redis_server: RedisServer, pool: str) -> Env:
             "ALLOCATOR_DEVICES": "sim:2x8192",
             "ALLOCATOR_RECORDER": "true",
             "ALLOCATOR_LEASE_S": "3",
-            "ALLOCATOR_HISTORY_URL": database_url,
+            "ALLOCATOR_HISTORY_BACKEND_URL": database_url,
         }
 
     return made
@@ -39,7 +39,7 @@ def env(redis_server: RedisServer, pool: str) -> Env:
 
 @pytest.fixture
 def history(database_url: str, pool: str) -> Iterator[History]:
-    with open_history(Settings(history_url=database_url, pool=pool)) as opened:
+    with open_history(Settings(history_backend_url=database_url, pool=pool)) as opened:
         yield opened
 
 

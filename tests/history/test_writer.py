@@ -56,7 +56,7 @@ CUTS = st.lists(st.integers(0, 40), max_size=8)
 @pytest.fixture(scope="module")
 def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     url = f"sqlite:///{tmp_path_factory.mktemp('history') / 'history.sqlite3'}"
-    with open_history(Settings(history_url=url)) as history:
+    with open_history(Settings(history_backend_url=url)) as history:
         history.schema.upgrade()
     return url
 
@@ -66,7 +66,7 @@ def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_batches_may_be_cut_anywhere_and_come_again(
     sqlite_url: str, entries: list[Entry], cuts: list[int], repeats: list[int]
 ) -> None:
-    with open_history(Settings(history_url=sqlite_url, pool=uuid.uuid4().hex)) as history:
+    with open_history(Settings(history_backend_url=sqlite_url, pool=uuid.uuid4().hex)) as history:
         check_cut_anywhere(history, entries, cuts, repeats)
 
 
@@ -75,7 +75,7 @@ def test_batches_may_be_cut_anywhere_and_come_again(
 )  # each example has a pool of its own in the one database
 @given(streams(), CUTS, CUTS)
 def test_the_same_on_postgresql(postgres_url: str, entries: list[Entry], cuts: list[int], repeats: list[int]) -> None:
-    with open_history(Settings(history_url=postgres_url, pool=uuid.uuid4().hex)) as history:
+    with open_history(Settings(history_backend_url=postgres_url, pool=uuid.uuid4().hex)) as history:
         history.schema.upgrade()
         check_cut_anywhere(history, entries, cuts, repeats)
 
@@ -95,7 +95,7 @@ def test_both_databases_hold_the_same(postgres_url: str, tmp_path: Path) -> None
     ]
     found = []
     for url in (postgres_url, f"sqlite:///{tmp_path / 'history.sqlite3'}"):
-        with open_history(Settings(history_url=url)) as history:
+        with open_history(Settings(history_backend_url=url)) as history:
             history.schema.upgrade()
             write(history, entries[:4], entries[2:])
             found.append((stored(history), recorded(history), others(history)))

@@ -126,7 +126,7 @@ def test_the_recorder_and_what_restores(
             ledger.submit(f"a{number}", "t1", "name", Requirements(cpu_cores=1))
         url = redis_server.url
         env = environment(pool, broker=url, backend=url, ledger=acl_server.url_of(user))
-        env["ALLOCATOR_HISTORY_URL"] = f"sqlite:///{tmp_path}/history.sqlite3"
+        env["ALLOCATOR_HISTORY_BACKEND_URL"] = f"sqlite:///{tmp_path}/history.sqlite3"
         done = python(env, "celery_allocator", "recorder", "--once", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["recorded"] == 1

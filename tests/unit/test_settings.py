@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.app.utils import filter_hidden_settings
 
 from celery_allocator.errors import SettingsError
 from celery_allocator.settings import Settings, env_name, table
@@ -19,7 +20,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "pool": ("night", "night"),
     "embedded_dir": ("/somewhere", "/somewhere"),
     "events_maxlen": (7, "7"),
-    "history_url": ("postgresql://elsewhere/history", "postgresql://elsewhere/history"),
+    "history_backend_url": ("postgresql://elsewhere/history", "postgresql://elsewhere/history"),
     "history_days": (0, "0"),
     "recorder": (True, "yes"),
     "node": ("host9", "host9"),
@@ -175,3 +176,17 @@ def test_settings_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         Settings().task_types["x"] = {}  # type: ignore[index]
     assert json.dumps(dict(Settings().task_types)) == "{}"
+
+
+def test_celery_masks_the_passwords_in_our_urls() -> None:
+    """``celery inspect conf`` and Flower show settings; Celery knows a URL to mask by its name."""
+    shown = filter_hidden_settings(
+        {
+            "allocator_backend_url": "redis://:secret@host/0",
+            "allocator_history_backend_url": "postgresql://user:secret@host:5432/history",
+        }
+    )
+    assert shown["allocator_history_backend_url"] == "postgresql://user:********@host:5432/history"
+    assert "secret" not in str(shown)
+    urls = [row.name for row in table() if row.name.endswith("_url")]
+    assert sorted(shown) == sorted(urls)

@@ -27,7 +27,7 @@ _TERMINAL_S, _LINES_S = 0.5, 10.0
 @json_option
 @pass_console
 def recorder(console: Console, *, once: bool, as_json: bool) -> None:
-    """Record the ledger's events in the history (setting allocator_history_url), until interrupted.
+    """Record the ledger's events in the history (setting allocator_history_backend_url), until interrupted.
 
     Makes the tables, or brings them to this version. Several may run for one pool: one at a time records, the others
     stand by. With --json one object per report; with --once, one at the end.
