@@ -294,7 +294,7 @@ def test_who_goes_away_while_he_waits_is_out_of_the_line(
                 group.cancel_scope.cancel()
 
     anyio.run(session)
-    wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
+    wait_until(lambda: not ledger.queue(), 30, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.owned("token:agent")] == ["t1"]
     ledger.client.close()
 
@@ -443,6 +443,6 @@ def test_a_host_that_ends_leaves_nobody_in_line(env: dict[str, str], redis_serve
             await run_sync(wait_until, ledger.queue, 20, "somebody in line")
 
     anyio.run(session)
-    wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
+    wait_until(lambda: not ledger.queue(), 30, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.held()] == ["t1"]
     ledger.client.close()
