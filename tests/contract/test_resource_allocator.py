@@ -140,7 +140,7 @@ def test_on_a_host_without_gpus_a_waiter_is_told_its_free_cores(redis_server: Re
 
 
 def test_a_grant_after_waiting_lives_for_the_whole_ttl(redis_server: RedisServer, pool: str) -> None:
-    session = by_hand.session(redis_server, pool, lease_s=0.3)
+    session = by_hand.session(redis_server, pool, lease_s=2)
     held, _ = fill(session)
     releaser = threading.Timer(0.1, release_resources, (held,), {"session": session})
     releaser.start()
@@ -351,7 +351,7 @@ def test_the_host_is_offered_for_as_long_as_its_allocations_live(session: Sessio
 
 
 def test_a_waiter_is_granted_on_a_host_whose_last_allocation_has_ended(session: Session) -> None:
-    fill(session, ttl_s=1.5)
+    fill(session, ttl_s=3)
     waiting = allocate(session, "late", ttl_s=60)
     assert waiting["queue_position"] == 1
 

@@ -35,10 +35,10 @@ def test_tasks_are_placed_and_released(
         raise ValueError("as asked")
 
     with start_worker(app, pool=pool, concurrency=1, perform_ping_check=False, gpu="0"):
-        held = where.delay().get(timeout=20)
+        held = where.delay().get(timeout=45)
         assert (held["node"], held["device"], held["req"]["gpu_memory_mb"]) == ("here", "gpu_0", 1000)
         with pytest.raises(ValueError, match="as asked"):
-            fails.delay().get(timeout=20)
+            fails.delay().get(timeout=45)
         assert current_allocation() is None
         wait_until(lambda: ledger.held() == (), 30)
         assert [w.device_id for w in ledger.snapshot().workers] == ["gpu_0"]
