@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from celery_allocator.allocating.session import use_default
 from tests.support.postgres_server import PostgresServer
@@ -19,6 +21,15 @@ from tests.support.workers import WorkerFleet
 # Before any app reads them: a developer's own settings must not steer the tests.
 for _name in [name for name in os.environ if name.startswith(("ALLOCATOR_", "CELERY_"))]:
     del os.environ[_name]
+
+# How long an example takes says something about the machine and its other work, and nothing about what is tested.
+hypothesis_settings.register_profile(
+    "any machine",
+    hypothesis_settings.default,
+    deadline=None,
+    suppress_health_check=[*hypothesis_settings.default.suppress_health_check, HealthCheck.too_slow],
+)
+hypothesis_settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.cluster import SOON_S, Cluster, worker_spec
 
 BREAKER = {"failure_rate": 0.5, "window_s": 600, "min_samples": 4, "open_s": 1, "probes": 2}
-ENV = {"ALLOCATOR_BREAKER": json.dumps(BREAKER), "ALLOCATOR_LEASE_S": "3"}
+ENV = {"ALLOCATOR_BREAKER": json.dumps(BREAKER), "ALLOCATOR_LEASE_S": "5"}
 
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
@@ -32,12 +32,14 @@ def test_it_opens_sets_aside_probes_and_closes(new_cluster: Callable[..., Cluste
         with pytest.raises(ValueError, match="not yet"):
             result.get(timeout=SOON_S)
     cluster.until(lambda: allows(cluster) is not None, "the breaker to open")
-    aside = [cluster.app.send_task("zoo.fail_unless", (key,)) for _ in range(6)]
+    # More than are probed until the key is set: two at a time, after 1, 2, 4, 8, … seconds.
+    aside = [cluster.app.send_task("zoo.fail_unless", (key,)) for _ in range(12)]
     # Nobody else is held up.
     assert cluster.app.send_task("zoo.where").get(timeout=SOON_S)
     assert any(result.state == "PENDING" for result in aside)
 
-    holder = cluster.client.get(f"{{allocator:{cluster.pool}}}:duty:breakers") or b""
+    duty = f"{{allocator:{cluster.pool}}}:duty:breakers"
+    holder = cluster.until(lambda: cluster.client.get(duty), "a worker on duty")
     on_duty = cluster.workers[holder.decode().partition("@")[0]]
     os.kill(on_duty.container.process.pid, signal.SIGKILL)
     cluster.client.set(key, "1")

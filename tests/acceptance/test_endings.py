@@ -176,7 +176,7 @@ def test_a_task_that_the_worker_does_not_know(cluster: Cluster) -> None:
         unknown = cluster.app.send_task("zoo.unheard_of", resources={"gpu_memory_mb": 1, "priority": 1})
         waiting = cluster.app.send_task("zoo.where", resources={"gpu_memory_mb": 1})
         cluster.let_go(keys[0])
-        assert waiting.get(timeout=5)["allocation"]["device"]
+        assert waiting.get(timeout=SOON_S)["allocation"]["device"]
         with pytest.raises(Exception, match="unheard_of"):
             unknown.get(timeout=SOON_S)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from celery_allocator.model import State
 from celery_allocator.updates import watch
 from tests.support.cluster import NODE, SOON_S, Cluster, worker_spec
 from tests.support.mirror import Mirror, truth
+from tests.support.waiting import wait_until
 
 #: The first two take turns with what is one worker's duty.
 WORKERS = (worker_spec("gpu0", "0"), worker_spec("gpu1", "1"))
@@ -109,14 +112,15 @@ def test_what_a_killed_worker_had_begun_another_finishes_and_nothing_is_done_twi
     count = 500  # as many actions as the journal keeps
     for _ in range(count):
         pool.app.send_task("zoo.cpu_add", (1, 2), resources={**GPU, "tenant": "blue"})
-    pool.until(lambda: on_duty(pool), "a worker to take updates")
-    taker = on_duty(pool)
+    taker = pool.until(lambda: on_duty(pool), "a worker to take updates")
+    process = pool.workers[taker].container.process
     sent = brain.send("k1", "tenant", "blue", state="on_hold", priority=9)
-    pool.until(lambda: pool.ledger.journal(1), "the first action")
+    wait_until(lambda: pool.ledger.journal(1), SOON_S, "the first action", interval=0)
+    os.kill(process.pid, signal.SIGKILL)  # at once: all of it takes but a second
     pool.workers[taker].kill()
     begun = len(pool.ledger.journal(1000))
     reply = brain.reply(sent)
-    assert on_duty(pool) not in ("", taker)
+    pool.until(lambda: on_duty(pool) not in ("", taker), "another worker on duty")
     assert begun < 2 * count, "it was over before the worker was killed"
     assert (reply["status"], reply["skipped"]) == ("applied", 0)
     assert sorted(reply["entries"]) == sorted(entry.number for entry in pool.ledger.journal(1000))

@@ -29,7 +29,7 @@ def test_a_killed_worker_comes_back_and_takes_what_waited(celery_setup: CeleryTe
     worker.kill()
 
     assert worker.container.status == "exited"
-    wait_until(lambda: not any(_runs(child) for child in children), 5, "the children to be gone")
+    wait_until(lambda: not any(_runs(child) for child in children), 30, "the children to be gone")
     waiting = celery_setup.app.send_task("plain.add", (3, 4))
     assert not waiting.ready()
     worker.restart()

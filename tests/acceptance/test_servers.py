@@ -33,7 +33,7 @@ def test_rabbitmq_comes_back_after_a_kill(rabbitmq_server: RabbitMQServer, rabbi
     def there_and_back() -> None:
         with kombu.Connection(rabbitmq_url) as connection, connection.SimpleQueue("box") as box:
             box.put("hello")
-            message = box.get(timeout=10)
+            message = box.get(timeout=30)
             message.ack()
             assert message.payload == "hello"
 
@@ -58,12 +58,12 @@ def test_a_worker_starts_stops_and_starts_again(redis_server: RedisServer, worke
 
     def answers(worker: object) -> bool:
         asked.append(1)
-        return bool(app.control.ping(timeout=0.2))
+        return bool(app.control.ping(timeout=5, limit=1))
 
     env = {"CELERY_BROKER_URL": redis_server.url, "CELERY_RESULT_BACKEND": redis_server.url}
     worker = workers.start("tests.support.plain_app", "-c", "1", env=env, ready=answers)
     assert asked
-    assert app.send_task("plain.add", (1, 2)).get(timeout=20) == 3
+    assert app.send_task("plain.add", (1, 2)).get(timeout=45) == 3
     assert worker.stop() == 0
     assert not app.control.ping(timeout=0.2)
     assert worker.restart().alive

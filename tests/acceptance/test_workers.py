@@ -74,7 +74,7 @@ def test_a_gpu_by_uuid_and_a_cpu_worker_by_environment(new_cluster: Callable[...
     workers = {w.worker.split("@")[0]: w.device_id for w in cluster.ledger.snapshot().workers}
     assert workers == {"by-uuid": "gpu_1", "by-environment": "cpu"}
     names = [w.worker for w in cluster.ledger.snapshot().workers]
-    stats = cluster.app.control.inspect(destination=names, timeout=5).stats()
+    stats = cluster.app.control.inspect(destination=names, timeout=SOON_S).stats()
     queue = f"allocator.{cluster.pool}.{NODE}"
     assert {name.split("@")[0]: stat["allocator"] for name, stat in stats.items()} == {
         "by-uuid": {"node": NODE, "device": "gpu_1", "queue": f"{queue}.gpu_1"},

@@ -128,7 +128,7 @@ def test_the_queue_is_listed_in_its_order(run: Run) -> None:
 def test_a_ttl_that_is_over_is_not_shown(run: Run) -> None:
     allocate(run, "t", "--ttl=0.05")
 
-    wait_until(lambda: run("status", "--json")["running"] == 0, 10, "the end of the TTL")
+    wait_until(lambda: run("status", "--json")["running"] == 0, 30, "the end of the TTL")
 
 
 def test_cancel_by_task_or_allocation(run: Run, session: Session) -> None:

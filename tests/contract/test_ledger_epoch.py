@@ -215,7 +215,7 @@ def test_a_tick_that_was_long_on_its_way_puts_leases_off(ledger_client: redis.Re
     assert cluster.ledger._met is not None
     cluster.ledger._met -= 60  # as if sent a minute ago
     ledger_client.hincrby(keys.key(pool, "meta"), "alive", -60_000)
-    wait_until(lambda: not any(w.lease_left_s > 0 for w in cluster.ledger.snapshot().workers), 5, "the leases to end")
+    wait_until(lambda: not any(w.lease_left_s > 0 for w in cluster.ledger.snapshot().workers), 30, "the leases to end")
     assert cluster.ledger.tick().lost_workers == ()
     assert all(w.lease_left_s > 50 for w in cluster.ledger.snapshot().workers)
 

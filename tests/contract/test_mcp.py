@@ -142,7 +142,7 @@ def post(url: str, **headers: str) -> httpx2.Response:
     """A bare call, as anybody can make one."""
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     accept = "application/json, text/event-stream"
-    return httpx2.post(url, json=message, headers={"Accept": accept, **headers}, timeout=20)
+    return httpx2.post(url, json=message, headers={"Accept": accept, **headers}, timeout=60)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -211,7 +211,7 @@ def test_names_of_others_are_refused(served: McpServer, tokens: Path) -> None:
 
 def test_a_body_that_is_too_large_is_refused(served: McpServer, tokens: Path) -> None:
     bearer = {"Authorization": f"Bearer {add(tokens, 'agent', [READ])}"}
-    answer = httpx2.post(served.url, content=b"x" * 300_000, headers=bearer, timeout=20)
+    answer = httpx2.post(served.url, content=b"x" * 300_000, headers=bearer, timeout=60)
     assert answer.status_code == 413
 
 
@@ -290,11 +290,11 @@ def test_who_goes_away_while_he_waits_is_out_of_the_line(
                     await call(client, "resource_allocator", task_id="t2", task_type="processing", wait_s=60)
 
                 group.start_soon(ask)
-                await run_sync(wait_until, ledger.queue, 20, "somebody in line")
+                await run_sync(wait_until, ledger.queue, 30, "somebody in line")
                 group.cancel_scope.cancel()
 
     anyio.run(session)
-    wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
+    wait_until(lambda: not ledger.queue(), 30, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.owned("token:agent")] == ["t1"]
     ledger.client.close()
 
@@ -318,7 +318,7 @@ def test_a_server_that_is_stopped_leaves_nobody_in_line(
                         await call(client, "resource_allocator", task_id="t2", wait_s=60, **job)
 
                 group.start_soon(ask)
-                await run_sync(wait_until, ledger.queue, 20, "somebody in line")
+                await run_sync(wait_until, ledger.queue, 30, "somebody in line")
                 ended.append(await run_sync(served.stop))
                 group.cancel_scope.cancel()
 
@@ -440,9 +440,9 @@ def test_a_host_that_ends_leaves_nobody_in_line(env: dict[str, str], redis_serve
                     await call(client, "resource_allocator", task_id="t2", wait_s=60, **job)
 
             group.start_soon(ask)
-            await run_sync(wait_until, ledger.queue, 20, "somebody in line")
+            await run_sync(wait_until, ledger.queue, 30, "somebody in line")
 
     anyio.run(session)
-    wait_until(lambda: not ledger.queue(), 20, "the line to be empty")
+    wait_until(lambda: not ledger.queue(), 30, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.held()] == ["t1"]
     ledger.client.close()

@@ -39,7 +39,7 @@ def outcome_of(
             future.cancel()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "fault",
     [

@@ -172,7 +172,7 @@ def test_a_run_ends_when_its_process_is_gone(tmp_path: Path) -> None:
         assert history.running("t")
         assert [(r.end, r.killed) for r in history.runs("u")] == [(2.0, False)]
         sleeper.kill()
-        wait_until(lambda: not history.running("t"), 10, "the end to be seen")
+        wait_until(lambda: not history.running("t"), 30, "the end to be seen")
         assert history.runs("t")[0].killed
     finally:
         sleeper.kill()

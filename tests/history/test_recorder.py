@@ -293,7 +293,7 @@ def test_one_at_a_time_and_the_other_takes_over(
     wait_until(lambda: first.recorder.progress.recorded == ledger_client.xlen(stream))
     with pytest.raises(HistoryError, match="another recorder"):
         record()
-    assert first.stop()
+    assert first.stop(30)
     wait_until(lambda: second.recorder.progress.state == "recording")
     live(cluster)
     wait_until(lambda: second.recorder.progress.recorded > 0 and second.recorder.progress.lag == 0)
@@ -401,7 +401,7 @@ def test_it_goes_on_while_everything_is_flushed_and_the_stream_is_tiny(
         entries = in_stream(cluster.ledger.client, settings.pool)
         wait_until(lambda: thread.recorder.progress.position == entries[-1].event_id)
         assert recorded(history)[-len(entries) :] == entries
-        assert thread.stop()
+        assert thread.stop(30)
 
         for _ in range(30):
             live(cluster)

@@ -16,6 +16,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.workers import WorkerFleet, WorkerProcess
 
+#: Four workers after each other, each of which may be waited for.
+pytestmark = pytest.mark.timeout(300)
+
 Env = Callable[[str], dict[str, str]]
 
 
@@ -67,17 +70,17 @@ def test_workers_record_by_turns(
 
     fleet = [start(workers, env(database_url), gpu) for gpu in ("0", "1")]
     produce(env(database_url), workers)
-    wait_until(caught_up, 20, workers.output)
+    wait_until(caught_up, 30, workers.output)
     (first,) = [worker for worker in fleet if worker.pid == recording()]
     first.kill()
     (second,) = [worker for worker in fleet if worker is not first]
     Ledger(ledger_client, pool).cordon("host1/cpu")  # something to record
-    wait_until(lambda: caught_up() and recording() == second.pid, 20, workers.output)
+    wait_until(lambda: caught_up() and recording() == second.pid, 30, workers.output)
     assert second.stop() == 0
     assert "Traceback" not in second.output()
     # What a worker says when it leaves is recorded by the next one.
     last = start(workers, env(database_url), "none")
-    wait_until(lambda: caught_up() and recording() == last.pid, 20, workers.output)
+    wait_until(lambda: caught_up() and recording() == last.pid, 30, workers.output)
     assert last.stop() == 0
 
     entries = in_stream(ledger_client, pool)

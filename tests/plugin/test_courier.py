@@ -17,7 +17,7 @@ def test_who_hands_over_does_not_wait_and_nothing_is_taken_twice() -> None:
 
     courier = Courier("test", deliver, str)
     courier.hand_over(["a"])
-    wait_until(lambda: not courier._waiting, 10, "the first to be on its way")
+    wait_until(lambda: not courier._waiting, 30, "the first to be on its way")
     courier.hand_over(["a", "b"])
     courier.hand_over(["b", "c"])
     assert delivered == []

@@ -22,7 +22,8 @@ Make = Callable[..., tuple[Duty, list[str]]]
 def make(redis_server: RedisServer, pool: str) -> Iterator[Make]:
     made: list[Duty] = []
 
-    def duty(holder: str, step: Callable[[Ledger], None] | None = None, lease_s: float = 0.5) -> tuple[Duty, list[str]]:
+    # A lease that no loaded machine lets run out, unless a test says otherwise.
+    def duty(holder: str, step: Callable[[Ledger], None] | None = None, lease_s: float = 60) -> tuple[Duty, list[str]]:
         said: list[str] = []
 
         def take_step(ledger: Ledger) -> None:
@@ -46,26 +47,26 @@ def make(redis_server: RedisServer, pool: str) -> Iterator[Make]:
 def test_one_has_it_and_the_next_takes_over_when_it_stops(make: Make) -> None:
     (first, by_first), (second, by_second) = make("one"), make("two")
     first.start()
-    wait_until(lambda: by_first, 10, "the first step")
+    wait_until(lambda: by_first, 30, "the first step")
     second.start()
     seen = len(by_first)
-    wait_until(lambda: len(by_first) > seen + 5, 10, "more steps of the first")
+    wait_until(lambda: len(by_first) > seen + 5, 30, "more steps of the first")
     assert by_second == []
     first.stop()
     ended = len(by_first)
-    wait_until(lambda: by_second, 10, "a step of the second")
+    wait_until(lambda: by_second, 30, "a step of the second")
     assert len(by_first) == ended
 
 
 def test_who_is_held_up_past_its_lease_retires(make: Make) -> None:
     held_up = threading.Event()
-    (first, by_first), (second, by_second) = make("one", lambda _: held_up.wait(10) and None), make("two")
+    (first, by_first), (second, by_second) = make("one", lambda _: held_up.wait(60) and None, 0.5), make("two")
     first.start()
-    wait_until(lambda: by_first, 10, "the first step")
+    wait_until(lambda: by_first, 30, "the first step")
     second.start()
-    wait_until(lambda: by_second, 10, "the second to take over")
+    wait_until(lambda: by_second, 30, "the second to take over")
     held_up.set()
-    wait_until(lambda: "retired" in by_first, 10, "the first to notice")
+    wait_until(lambda: "retired" in by_first, 30, "the first to notice")
     assert "retired" not in by_second
 
 
@@ -76,7 +77,7 @@ def test_a_step_that_fails_is_told_of_once_and_tried_again(make: Make, caplog: p
     caplog.set_level(logging.INFO)
     duty, said = make("one", fail)
     duty.start()
-    wait_until(lambda: len(said) > 5, 10, "more tries")
+    wait_until(lambda: len(said) > 5, 30, "more tries")
     assert len([record for record in caplog.records if "away" in record.getMessage()]) == 1
 
 

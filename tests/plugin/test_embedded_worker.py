@@ -35,12 +35,12 @@ def test_tasks_are_placed_and_released(
         raise ValueError("as asked")
 
     with start_worker(app, pool=pool, concurrency=1, perform_ping_check=False, gpu="0"):
-        held = where.delay().get(timeout=20)
+        held = where.delay().get(timeout=45)
         assert (held["node"], held["device"], held["req"]["gpu_memory_mb"]) == ("here", "gpu_0", 1000)
         with pytest.raises(ValueError, match="as asked"):
-            fails.delay().get(timeout=20)
+            fails.delay().get(timeout=45)
         assert current_allocation() is None
-        wait_until(lambda: ledger.held() == (), 20)
+        wait_until(lambda: ledger.held() == (), 30)
         assert [w.device_id for w in ledger.snapshot().workers] == ["gpu_0"]
     session(app).keeper = None
     assert ledger.snapshot().workers == ()
@@ -52,8 +52,8 @@ def test_a_worker_that_leaves_does_not_come_back(make_app: Callable[..., Celery]
     app = make_app(allocator_devices="sim:1x4096", allocator_node="here", allocator_heartbeat_s=0.05)
     with start_worker(app, pool="solo", concurrency=1, perform_ping_check=False, gpu="0"):
         keeper: Any = session(app).keeper
-        wait_until(lambda: ledger.snapshot().workers, 20)
-        wait_until(lambda: time.monotonic() > keeper._beat_at, 20)
+        wait_until(lambda: ledger.snapshot().workers, 30)
+        wait_until(lambda: time.monotonic() > keeper._beat_at, 30)
     session(app).keeper = None
     happened = [fields["event"] for _, fields in ledger.events()]
     assert happened.count("worker") == 1

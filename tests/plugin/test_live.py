@@ -66,8 +66,8 @@ def test_both_ways_work_again_after_an_outage(server: RedisServer, made: list[Du
         return [reply["idempotency_key"] for _, reply in ledger.replies()]
 
     with redis.Redis.from_url(server.url) as brain:
-        wait_until(lambda: brain.publish(channel, update("k1", paused=True)), 20, "somebody to listen")
-        wait_until(lambda: keys_answered() == ["k1"], 20, "an answer")
+        wait_until(lambda: brain.publish(channel, update("k1", paused=True)), 30, "somebody to listen")
+        wait_until(lambda: keys_answered() == ["k1"], 30, "an answer")
         server.restart()
         brain.xadd(channel, {"update": update("k2", paused=False)})
         wait_until(lambda: "k2" in keys_answered(), 30, "an answer after the outage")

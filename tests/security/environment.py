@@ -30,7 +30,7 @@ def environment(pool: str, *, broker: str, backend: str, ledger: str = "", **con
 def python(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
     """``python -m …``"""
     argv = [sys.executable, "-m", *args]
-    return subprocess.run(argv, env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, env=clean_environment(env), capture_output=True, text=True, timeout=120, check=False)
 
 
 def produce(env: dict[str, str], workers: WorkerFleet, *args: str) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 from tests.support.workers import WorkerFleet
 
+#: Some start a worker and a dozen commands, each in a process of its own.
+pytestmark = pytest.mark.timeout(300)
+
 #: What redis-py's connections say, and how scripts are called.
 CONNECTION = {"ping", "select", "client|setinfo", "cluster|slots"}
 READING, WRITING = {"evalsha_ro", "eval_ro"}, {"evalsha", "eval"}

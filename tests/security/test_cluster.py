@@ -214,7 +214,7 @@ def test_updates_come_by_stream_and_channel_and_changes_go_out(
     elsewhere = next(node for node in cluster.nodes if node.port != cluster.holder(pool).port)
     with elsewhere.client() as brain:
         brain.publish(keys.key(pool, "updates"), update("k2", "ready"))
-    wait_until(lambda: listener.step(ledger) or intake.step(ledger), 10, "what was published")
+    wait_until(lambda: listener.step(ledger) or intake.step(ledger), 30, "what was published")
     while intake.step(ledger):
         pass
     listener.retire()

@@ -50,7 +50,7 @@ class TlsServer:
                 return bool(client.ping())
             return False
 
-        wait_until(answers, 10, lambda: f"the server to answer:\n{self.process.output()[-4000:]}")
+        wait_until(answers, 30, lambda: f"the server to answer:\n{self.process.output()[-4000:]}")
         return self
 
     def kill(self) -> None:

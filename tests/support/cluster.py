@@ -35,7 +35,7 @@ MODULE = "tests.support.allocator_app"
 #: Name of the one simulated host.
 NODE = "host1"
 #: Seconds within which anything that should happen has happened.
-SOON_S = 30.0
+SOON_S = 45.0
 #: Cores, RAM and devices of the simulated host: more than the machine has, so that slots and memory are what is scarce.
 HOST = {
     "ALLOCATOR_NODE": NODE,

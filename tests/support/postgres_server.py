@@ -56,7 +56,7 @@ class PostgresServer:
                 timeout=60,
             )
         self.process.start()
-        self.process.wait_for_output("database system is ready to accept connections", 30)
+        self.process.wait_for_output("database system is ready to accept connections", 60)
         return self
 
     def close(self) -> None:

@@ -231,7 +231,7 @@ class _WorkerService:
     def restart(self) -> None:
         self.process.start()
         try:
-            self.process.wait_for_output(" ready.", 30)
+            self.process.wait_for_output(" ready.", 60)
         except BaseException:
             self.process.kill()
             raise

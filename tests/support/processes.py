@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,11 +19,23 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 
 
+#: Below those that the kernel gives to outgoing connections (from 32768 on Linux): one of these would keep a server
+#: from coming back to its port, and a client that tries a server that is down can even be connected to itself.
+_PORTS = range(20_000, 32_000)
+#: Not the generator that Hypothesis and tests seed: all processes would choose the same.
+_CHOICE = random.SystemRandom()
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that was free a moment ago, and that nobody gets by chance while its server is down."""
+    while True:
+        port = _CHOICE.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -96,7 +109,7 @@ class OwnedProcess:
             )
         return self
 
-    def wait_for_output(self, text: str, timeout: float = 30.0) -> None:
+    def wait_for_output(self, text: str, timeout: float = 60.0) -> None:
         """Wait until the newest start wrote ``text``; fails at once when it ends before."""
 
         def seen() -> bool:
@@ -112,7 +125,7 @@ class OwnedProcess:
         if self.alive:
             os.kill(self.pid, number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 20.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 40.0) -> int:
         """Signal it, wait for its end, and return its exit status. Its group is killed if it outlives ``timeout``."""
         assert self._popen is not None, "not started"
         self.send(number)
@@ -131,25 +144,32 @@ class OwnedProcess:
         return self.returncode
 
     def kill(self) -> None:
-        """SIGKILL the whole group, and whatever else descends from it. Does nothing when all of it is gone."""
+        """SIGKILL the whole group, and whatever else descends from it, and wait until none of it runs any more.
+
+        Does nothing when all of it is gone.
+        """
         if self._popen is None:
             return
         descendants: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.alive:
+                # Stopped it starts no child that would not be on the list.
+                self.send(signal.SIGSTOP)
                 descendants = psutil.Process(self.pid).children(recursive=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         for process in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._popen.wait(10)
+        self._popen.wait(30)
+        # PostgreSQL does not start again beside a process of its last life.
+        wait_until(lambda: all(map(_is_gone, descendants)), 30, lambda: f"the end of {descendants}", interval=0.005)
 
     def kill_main(self) -> None:
         """SIGKILL the process alone: its children are left to notice, as after an out-of-memory kill."""
         assert self._popen is not None, "not started"
         self.send(signal.SIGKILL)
-        self._popen.wait(10)
+        self._popen.wait(30)
 
     def __enter__(self) -> OwnedProcess:
         return self if self.alive else self.start()
@@ -158,3 +178,11 @@ class OwnedProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """Whether it runs no more; whoever inherited it may not have waited for it yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

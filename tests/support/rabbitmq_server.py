@@ -80,7 +80,7 @@ class RabbitMQServer:
         """Start it again with its data; stops it first if it runs."""
         if self.process.alive:
             self.stop()
-        wait_until(lambda: self.node.split("@")[0] not in self._names(), 20, "the old node's name to be free")
+        wait_until(lambda: self.node.split("@")[0] not in self._names(), 30, "the old node's name to be free")
         self.start()
 
     def ensure(self) -> None:

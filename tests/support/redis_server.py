@@ -95,4 +95,4 @@ class RedisServer:
                 return bool(client.ping())
             return False
 
-        wait_until(answers, 10, lambda: f"the server to answer:\n{self.process.output()[-4000:]}", interval=0.005)
+        wait_until(answers, 30, lambda: f"the server to answer:\n{self.process.output()[-4000:]}", interval=0.005)

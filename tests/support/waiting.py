@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 def wait_until(
     predicate: Callable[[], T],
-    timeout: float = 10.0,
+    timeout: float = 30.0,
     message: str | Callable[[], str] = "",
     interval: float = 0.02,
 ) -> T:

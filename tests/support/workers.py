@@ -39,7 +39,7 @@ class WorkerProcess(OwnedProcess):
         super().start()
         return self
 
-    def wait_ready(self, timeout: float = 30.0) -> WorkerProcess:
+    def wait_ready(self, timeout: float = 60.0) -> WorkerProcess:
         """Wait until it is ready; fails at once when it ends before."""
         if self._ready is None:
             self.wait_for_output(READY, timeout)
@@ -53,7 +53,7 @@ class WorkerProcess(OwnedProcess):
         wait_until(is_ready, timeout, lambda: f"worker {self.name} to be ready:\n{self.output()[-4000:]}")
         return self
 
-    def restart(self, timeout: float = 30.0) -> WorkerProcess:
+    def restart(self, timeout: float = 60.0) -> WorkerProcess:
         """Start it again (it is stopped first if it runs) and wait until it is ready."""
         if self.alive:
             self.stop()

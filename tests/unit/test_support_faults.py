@@ -90,7 +90,7 @@ class TestProxy:
         try:
             before = client.info("server")["run_id"]
             proxy.switch(("127.0.0.1", other.port))
-            wait_until(lambda: proxy.connections == 0, 5, "old connections to be closed")
+            wait_until(lambda: proxy.connections == 0, 30, "old connections to be closed")
             client.connection_pool.disconnect()
             assert client.info("server")["run_id"] != before
         finally:
@@ -104,7 +104,7 @@ def test_a_replica_that_missed_writes_takes_over(tmp_path: Path) -> None:
         pair.start()
         with redis.Redis.from_url(pair.url) as client:
             client.set("kept", 1)
-            wait_until(pair.copied, 10, "the copy")
+            wait_until(pair.copied, 30, "the copy")
             pair.stop_copying()
             client.set("missed", 1)
             pair.fail_over()
