@@ -73,8 +73,9 @@ def file_of(url: URL) -> Path | None:
 
 
 def shown(url: URL) -> str:
-    """The URL for messages, without its password."""
-    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+    """The URL for messages, without its password: libpq takes it (and a key's) among the options, too."""
+    secret = {name: "***" for name in url.query if "password" in name.lower()}
+    return url.update_query_dict(secret).set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
 @contextmanager

@@ -80,8 +80,10 @@ class Recorder:
         self._told = on_progress or (lambda _: None)
         self.progress = Progress()
 
-    def run(self, stop: threading.Event, *, once: bool = False) -> Progress:
+    def run(self, stop: threading.Event, *, once: bool = False, patient: bool = True) -> Progress:
         """Record until ``stop`` is set; ``once``: until it has caught up. Survives outages of either side.
+
+        Not ``patient``: an outage raises :class:`HistoryUnavailable` or :class:`LedgerUnavailable`.
 
         Raises :class:`HistoryError` for what no later try will mend (a newer schema, a refusal), and with ``once`` also
         when another recorder is at work.
@@ -99,6 +101,8 @@ class Recorder:
                 if once:
                     break
             except (HistoryUnavailable, LedgerUnavailable) as error:
+                if not patient:
+                    raise
                 if self.progress.recorded > recorded:
                     retry_s, complaint = _RETRY_S[0], ""
                 if str(error) != complaint:

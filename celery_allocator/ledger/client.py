@@ -258,8 +258,7 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
 
     def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""
-        start = since if since in ("-", "+") else f"({since}"
-        entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), start, "+", count)
+        entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), wire.after(since), "+", count)
         return [(i.decode(), {k.decode(): v.decode() for k, v in fields.items()}) for i, fields in entries]
 
     # --- maintenance

@@ -183,6 +183,7 @@ class Operating(Access):
         self._found(allocation_id, reply)
         state = reply[1].decode()
         if reply[0] == b"state":
+            state = state.replace("_", " ")
             told = f"only what waits or is delayed can be put on hold; {allocation_id} is {state}"
             raise ActionRefused(told if what == "hold" else f"{allocation_id} is not on hold: it is {state}")
         return Operated(journal.number(reply[3]), replies.grants(reply[2]), was=state)

@@ -14,7 +14,7 @@ from redis.client import PubSub
 from redis.exceptions import ResponseError
 
 from celery_allocator.errors import UpdateNotFound
-from celery_allocator.ledger import keys
+from celery_allocator.ledger import keys, wire
 from celery_allocator.ledger.access import Access
 
 #: Name of the group of consumers, and of the one consumer in it.
@@ -96,8 +96,9 @@ class Updating(Access):
 
         Raises :class:`UpdateNotFound`.
         """
-        reply = self._run("readmit", parked_id, "retry" if retry else "discard")
-        if reply[0] != b"ok":
+        known = wire.ENTRY_ID.fullmatch(parked_id)
+        reply = self._run("readmit", parked_id, "retry" if retry else "discard") if known else None
+        if reply is None or reply[0] != b"ok":
             raise UpdateNotFound(f"no update {parked_id!r} is parked")
         return str(reply[1].decode())
 
@@ -160,8 +161,7 @@ class Updating(Access):
         return rows[0][0].decode() if rows else "0-0"
 
     def _range(self, name: str, since: str, count: int) -> list[Row]:
-        start = since if since in ("-", "+") else f"({since}"
-        rows: Any = self._guard(self.client.xrange, self._key(name), start, "+", count)
+        rows: Any = self._guard(self.client.xrange, self._key(name), wire.after(since), "+", count)
         return [(at.decode(), fields) for at, fields in rows]
 
     def _read_group(self, count: int, new: bool, block_s: float) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from celery_allocator.errors import AllocatorError, LedgerError
+from celery_allocator.errors import AllocatorError, LedgerError, RequestError
 from celery_allocator.model import (
     Allocation,
     ClusterState,
@@ -19,6 +20,9 @@ from celery_allocator.model import (
     WorkerState,
 )
 
+#: Id of a stream's entry.
+ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
+
 KIND_CODES = {Kind.TASK: "t", Kind.MANUAL: "m"}
 _KINDS = {code: kind for kind, code in KIND_CODES.items()}
 
@@ -27,6 +31,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: What reading a record raises that does not hold what the scripts write: text for a number, an unknown word, no UTF-8.
 DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+
+
+def after(entry_id: str) -> str:
+    """The start of a range of a stream behind ``entry_id``; ``-``: from its oldest. Raises :class:`RequestError`."""
+    if entry_id in ("-", "+"):
+        return entry_id
+    if not ENTRY_ID.fullmatch(entry_id):
+        raise RequestError(f"since={entry_id!r}: it is the id of an entry, such as 1700000000000-0, or -")
+    return f"({entry_id}"
 
 
 def reads(what: str) -> Callable[[F], F]:

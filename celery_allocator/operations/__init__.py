@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery_allocator.operations.actor import Actor
-from celery_allocator.operations.breaking import BY_OPERATOR, CloseBreaker, OpenBreaker
+from celery_allocator.operations.breaking import CloseBreaker, OpenBreaker
 from celery_allocator.operations.commands import (
     Allocate,
     Cancel,
@@ -25,7 +25,6 @@ from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_und
 from celery_allocator.operations.registry import COMMANDS, command
 
 __all__ = [
-    "BY_OPERATOR",
     "COMMANDS",
     "Actor",
     "Allocate",

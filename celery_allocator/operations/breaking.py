@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from celery_allocator.operations.commands import Command, Step
 from celery_allocator.operations.effect import Effect
 
-#: What the ledger remembers of a breaker that an operator has set.
-BY_OPERATOR = json.dumps({"by": "operator"})
-
 
 @dataclass(frozen=True)
 class _Breaker(Command):
@@ -35,7 +32,7 @@ class OpenBreaker(_Breaker):
     action = "open-breaker"
 
     def do(self, at: Step) -> Effect:
-        return self._set(at, 0, BY_OPERATOR)
+        return self._set(at, 0, json.dumps({"by": "operator", "since": at.ledger.server_time()}))
 
 
 class CloseBreaker(_Breaker):

@@ -374,7 +374,7 @@ def test_the_journal_undo_and_redo(run: Run, session: Session) -> None:
     held = allocate(run, "t", "--strategy=first_fit")
 
     rows = run("journal", "--json")
-    assert [(row["number"], row["action"], row["state"]) for row in rows] == [
+    assert [(row["entry"], row["action"], row["state"]) for row in rows] == [
         (3, "allocate", "done"), (2, "drain", "done"), (1, "cordon", "done"),
     ]  # fmt: skip
     assert (rows[2]["actor"], rows[2]["reason"], rows[2]["source"]) == ("ada", "fan is loud", "cli")
@@ -421,7 +421,32 @@ def test_a_breaker_by_hand(run: Run, session: Session) -> None:
     assert "proj.work" in run("breaker")
     assert run("breaker", "close", "proj.work").startswith("the breaker of proj.work is closed")
     assert run("undo").startswith("undone 2: the breaker of proj.work is open")
-    assert run("breaker", "--json")[0]["state"] == "open"
+    (row,) = run("breaker", "--json")
+    assert (row["state"], row["since"] is not None) == ("open", True)
+    run("redo", "2")
+    run("breaker", "close", "proj.other")
+    assert run("breaker", "--json") == [], "only what is not granted freely"
+
+
+def test_what_is_on_hold_is_listed(run: Run, session: Session) -> None:
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    name = submit_task(session, "task")
+    assert run("queue", "--on-hold") == "Nothing is on hold.\n"
+    run("hold", "task")
+    assert "--on-hold" in run("queue"), "says where it went"
+    (row,) = run("queue", "--on-hold", "--json")
+    assert (row["allocation_id"], row["task_id"], row["on_hold_by"]) == (name, "task", "operator")
+    assert name in run("queue", "--on-hold")
+    assert run("queue", "--json") == []
+    assert "is on hold" in run("hold", "task", code=1)
+
+
+def test_a_negative_priority_needs_no_dashes(run: Run, session: Session) -> None:
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    name = submit_task(session, "task")
+    assert run("priority", "task", "-5", "--reason", "may wait") == f"{name} has priority -5; it was 0\n"
+    assert run("priority", "task", "--", "-15") == f"{name} has priority -15; it was -5\n"
+    assert "--bogus" in run("priority", "task", "1", "--bogus", code=2)
 
 
 def test_a_cancel_by_hand_is_undone_though_its_host_was_let_go(run: Run, session: Session) -> None:
@@ -448,7 +473,7 @@ def test_a_damaged_entry_is_told_and_the_others_are_listed(run: Run, session: Se
     for reason in ("one", "two", "three"):
         run("pause", "--reason", reason)
     session.ledger.client.hset(keys.key(session.ledger.pool, "entry", "2"), "before", "nonsense")
-    assert [row["number"] for row in run("journal", "--json")] == [3, 1]
+    assert [row["entry"] for row in run("journal", "--json")] == [3, 1]
     assert "journal entry 2" in run("journal", "2", code=1)
     assert "repair" in run("undo", code=1)
     assert "entry 2 of the journal is damaged" in run("verify", code=1)

@@ -81,8 +81,10 @@ def test_parked_ones_are_shown_retried_and_discarded(ledger: Ledger, run: Run) -
 
 @pytest.mark.parametrize("bad", ["", "x", "1-2-3"])
 def test_ids_that_are_none(ledger: Ledger, run: Run, bad: str) -> None:
-    for args in (["updates", "discard", bad], ["updates", "replies", "--since", bad], ["watch", "--since", bad]):
-        assert "Traceback" not in run(*args, code=1)
+    assert f"no update '{bad}' is parked" in run("updates", "discard", bad, code=1)
+    assert f"no update '{bad}' is parked" in run("updates", "retry", bad, code=1)
+    for args in (["updates", "replies"], ["watch"], ["events"]):
+        assert f"since='{bad}': it is the" in run(*args, "--since", bad, code=1)
 
 
 def test_watch_prints_changes_and_goes_on(ledger: Ledger, node: str, run: Run) -> None:

@@ -446,3 +446,15 @@ def test_a_host_that_ends_leaves_nobody_in_line(env: dict[str, str], redis_serve
     wait_until(lambda: not ledger.queue(), 30, "the line to be empty")
     assert [allocation.task_id for allocation in ledger.held()] == ["t1"]
     ledger.client.close()
+
+
+def test_a_port_that_is_taken(redis_server: RedisServer, pool: str, tmp_path: Path) -> None:
+    with McpServer(tmp_path, by_hand.environment(redis_server, pool)) as server:
+        taken = server.url.rpartition("/")[0].rpartition(":")[2]
+        argv = [*server.argv[:-1], taken]
+        with OwnedProcess(argv, tmp_path / "second.log", env=server.env) as second:
+            assert second.wait(30) == 2
+            assert f"Error: cannot listen at 127.0.0.1:{taken}" in second.output()
+            assert "Traceback" not in second.output()
+        assert server.stop(signal.SIGINT) == 0
+        assert "Aborted" not in server.output()

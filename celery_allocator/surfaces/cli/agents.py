@@ -12,7 +12,7 @@ import click
 
 from celery_allocator.allocating import tool_schemas
 from celery_allocator.allocating.schema import FORMS
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
 from celery_allocator.surfaces.mcp import minting
 from celery_allocator.surfaces.mcp.caller import SCOPES
 from celery_allocator.surfaces.mcp.caps import CAPS
@@ -73,14 +73,16 @@ def _serve(
     if not http:
         if tokens is not None:
             raise click.UsageError("--tokens is for --http: on standard input and output nobody shows one")
-        _extra("stdio").serve(desk, control=allow_control)
+        with until_interrupted():
+            _extra("stdio").serve(desk, control=allow_control)
         return
     file = _token_file(console, tokens)
     if file is not None and allow_control:
         raise click.UsageError("--allow-control is for callers without a token: with tokens, their scopes decide")
     if file is not None:
         file.load()
-    _extra("http").serve(desk, host=host, port=port, tokens=file, control=allow_control, allowed=allowed)
+    with until_interrupted():
+        _extra("http").serve(desk, host=host, port=port, tokens=file, control=allow_control, allowed=allowed)
 
 
 def _extra(name: str) -> Any:

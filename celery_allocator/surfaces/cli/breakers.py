@@ -25,7 +25,7 @@ def breaker(ctx: click.Context, console: Console, *, as_json: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    rows = [_row(state) for state in console.ledger.breakers()]
+    rows = [_row(state) for state in console.ledger.breakers() if state.allows is not None or state.aside]
     if as_json:
         print_json(rows)
     elif not rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -86,6 +87,11 @@ class Console:
     def ledger(self) -> Ledger:
         """The ledger."""
         return self.session.ledger
+
+    @property
+    def command(self) -> str:
+        """What to type to reach the same ledger, for advice."""
+        return "celery-allocator" if self.app is None else "celery -A proj allocator"
 
     @property
     def publishes(self) -> bool:
@@ -181,6 +187,15 @@ def acting(command: F) -> F:
     why = click.option("--reason", default="", metavar="TEXT", help="Why, for the journal.")
     result: F = by(why(wrapped))  # type: ignore[assignment]
     return result
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Around what goes on until Ctrl-C: that is how it ends, and no error."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(err=True)  # the shell's prompt would follow its ^C
 
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:

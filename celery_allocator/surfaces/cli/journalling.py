@@ -29,16 +29,16 @@ def journal(console: Console, number: int | None, limit: int, before: int | None
     if number is not None:
         entry = console.ledger.entry(number)
         if as_json:
-            print_json(entry.as_dict())
+            print_json(_plain(entry))
         else:
-            click.echo(text.pairs((key, _shown(value)) for key, value in entry.as_dict().items()))
+            click.echo(text.pairs((key, _shown(value)) for key, value in _plain(entry).items()))
         return
     page = console.ledger.journal_page(limit, before)
     found = page.entries
     for damage in page.damage:
         click.echo(f"Error: {damage}", err=True)
     if as_json:
-        print_json([entry.as_dict() for entry in found])
+        print_json([_plain(entry) for entry in found])
     elif not found and not page.damage:
         click.echo("The journal is empty.")
     else:
@@ -83,7 +83,7 @@ def _again(
     plan = operator.plan(way, number, cascade=cascade)
     if dry_run:
         if as_json:
-            print_json({"success": True, "plan": [entry.as_dict() for entry in plan.entries]})
+            print_json({"success": True, "plan": [_plain(entry) for entry in plan.entries]})
         else:
             click.echo("\n".join(plan.lines()))
         return
@@ -109,6 +109,11 @@ def _offer_again(console: Console, entries: tuple[Entry, ...]) -> None:
         here = console.session.node(console.session.inventory.node)
         if here is not None and here.state == "offline":
             console.session.offer_host(console.settings.ttl_s)
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    """Its number under the name that it has in all other answers."""
+    return {"entry": entry.number, **{key: value for key, value in entry.as_dict().items() if key != "number"}}
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:

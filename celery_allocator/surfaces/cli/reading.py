@@ -10,10 +10,10 @@ from typing import Any
 import click
 from kombu.utils.url import maybe_sanitize_url
 
-from celery_allocator.model import ClusterState, iso_utc
+from celery_allocator.model import Allocation, ClusterState, iso_utc
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
 
 #: Seconds between looks for new events.
 _FOLLOW_S = 0.2
@@ -34,19 +34,19 @@ def status(console: Console, *, as_json: bool) -> None:
         f"{cluster.waiting} waiting, {cluster.delayed} delayed, {cluster.on_hold} on hold"
     )
     if cluster.paused:
-        click.echo(_PAUSED[cluster.paused])
+        click.echo(_PAUSED[cluster.paused].format(command=console.command))
     if not cluster.nodes:
         waits = " What waits is placed when one is." if cluster.waiting else ""
         click.echo(
             f"No node is registered yet.{waits} Start a worker (celery -A proj worker --gpu 0), or allocate by hand "
-            "(celery-allocator allocate --help)."
+            f"({console.command} allocate --help)."
         )
         return
     click.echo(f"\n{_nodes(cluster)}\n\n{_devices(cluster)}")
 
 
 _PAUSED = {
-    "stopped": "Nothing is granted: an operator has paused the pool (celery-allocator resume).",
+    "stopped": "Nothing is granted: an operator has paused the pool ({command} resume).",
     "paused": "Nothing is granted yet: the server was restarted, and workers have still to report what they run.",
 }
 
@@ -79,33 +79,26 @@ def _devices(cluster: ClusterState) -> str:
 
 
 @click.command()
+@click.option("--on-hold", is_flag=True, help="What is on hold instead, by an operator or a circuit breaker.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @json_option
 @pass_console
-def queue(console: Console, limit: int, *, as_json: bool) -> None:
+def queue(console: Console, limit: int, *, on_hold: bool, as_json: bool) -> None:
     """What waits, in its order."""
     console.session.upkeep()
+    if on_hold:
+        _on_hold(console.ledger.on_hold(limit=limit), as_json=as_json)
+        return
     waiting = console.ledger.queue(limit=limit)
     now = time.time()
     if as_json:
         print_json(
-            [
-                {
-                    "position": a.queue_position,
-                    "allocation_id": a.allocation_id,
-                    "task_id": a.task_id,
-                    "name": a.task_name,
-                    "requirements": a.requirements.as_dict(),
-                    "strategy": a.strategy.value,
-                    "submitted_at": a.submitted_at,
-                    "estimated_start_at": a.estimated_start_at,
-                }
-                for a in waiting
-            ]
+            [{"position": a.queue_position, **_asked(a), "estimated_start_at": a.estimated_start_at} for a in waiting]
         )
         return
     if not waiting:
-        click.echo("Nothing waits.")
+        held = " (What is on hold: --on-hold.)" if console.ledger.on_hold(limit=1) else ""
+        click.echo(f"Nothing waits.{held}")
         return
     click.echo(
         text.table(
@@ -127,6 +120,39 @@ def queue(console: Console, limit: int, *, as_json: bool) -> None:
     )
 
 
+def _on_hold(held: tuple[Allocation, ...], *, as_json: bool) -> None:
+    if as_json:
+        print_json([{**_asked(a), "on_hold_by": a.on_hold_by} for a in held])
+    elif not held:
+        click.echo("Nothing is on hold.")
+    else:
+        heads = ("TASK", "NAME", "ASKS FOR", "PRIORITY", "ON HOLD BY", "SUBMITTED", "ALLOCATION")
+        rows = (
+            (
+                a.task_id,
+                a.task_name,
+                text.shape(a.requirements),
+                a.priority,
+                a.on_hold_by,
+                iso_utc(a.submitted_at),
+                a.allocation_id,
+            )
+            for a in held
+        )
+        click.echo(text.table(heads, rows))
+
+
+def _asked(a: Allocation) -> dict[str, Any]:
+    return {
+        "allocation_id": a.allocation_id,
+        "task_id": a.task_id,
+        "name": a.task_name,
+        "requirements": a.requirements.as_dict(),
+        "strategy": a.strategy.value,
+        "submitted_at": a.submitted_at,
+    }
+
+
 @click.command()
 @click.option("--follow", is_flag=True, help="Go on printing new ones until interrupted.")
 @click.option("--since", default="-", metavar="ID", help="Only what came after this entry.")
@@ -136,14 +162,15 @@ def queue(console: Console, limit: int, *, as_json: bool) -> None:
 def events(console: Console, since: str, limit: int, *, follow: bool, as_json: bool) -> None:
     """The ledger's event stream, oldest first; with --json one object per line."""
     last = since
-    while True:
-        entries = console.ledger.events(last, limit)
-        for last, fields in entries:  # the last id read is where the next read begins
-            click.echo(_event(last, fields, as_json=as_json))
-        if not follow and len(entries) < limit:
-            return
-        if not entries:
-            time.sleep(_FOLLOW_S)
+    with until_interrupted():
+        while True:
+            entries = console.ledger.events(last, limit)
+            for last, fields in entries:  # the last id read is where the next read begins
+                click.echo(_event(last, fields, as_json=as_json))
+            if not follow and len(entries) < limit:
+                return
+            if not entries:
+                time.sleep(_FOLLOW_S)
 
 
 def _event(entry_id: str, fields: dict[str, str], *, as_json: bool) -> str:

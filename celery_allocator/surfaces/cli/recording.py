@@ -23,7 +23,7 @@ _TERMINAL_S, _LINES_S = 0.5, 10.0
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Catch up with the ledger and end.")
+@click.option("--once", is_flag=True, help="Catch up with the ledger and end; do not wait for a server that is away.")
 @json_option
 @pass_console
 def recorder(console: Console, *, once: bool, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def recorder(console: Console, *, once: bool, as_json: bool) -> None:
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        progress = made.run(stop, once=once)
+        progress = made.run(stop, once=once, patient=not once)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -48,19 +48,24 @@ def recorder(console: Console, *, once: bool, as_json: bool) -> None:
 
 
 class _Report:
-    """Shows progress: on a terminal in one line that is written over, else now and then a line on standard error."""
+    """Shows progress: on a terminal in one line that is written over, else by a line when there is something new."""
 
     def __init__(self, *, as_json: bool, quiet: bool) -> None:
         self._json = as_json
         self._quiet = quiet
         self._terminal = sys.stderr.isatty() and not as_json
         self._said = (0.0, "")
+        self._line = ""
 
     def __call__(self, progress: Progress) -> None:
         now, (then, state) = time.monotonic(), self._said
         if self._quiet or (progress.state == state and now - then < (_TERMINAL_S if self._terminal else _LINES_S)):
             return
         self._said = (now, progress.state)
+        line = self._text(progress)
+        if not (self._json or self._terminal) and line == self._line:
+            return
+        self._line = line
         self._write(progress, end="" if self._terminal else "\n")
 
     def last(self, progress: Progress) -> None:
@@ -71,6 +76,12 @@ class _Report:
         if self._json:
             click.echo(json.dumps(asdict(progress)))
             return
+        line = self._text(progress)
+        click.echo(f"\r{line:<100}{end}" if self._terminal else line, err=True, nl=not self._terminal)
+
+    def _text(self, progress: Progress) -> str:
+        if progress.state == "standing by":  # where the one at work is, it cannot know
+            return progress.state
         words = [
             progress.state,
             f"at {progress.position or 'the beginning'}",
@@ -79,8 +90,7 @@ class _Report:
             f"{progress.rate:.0f}/s",
             *([f"{progress.gaps} gaps, {progress.missed} entries missed"] if progress.gaps else []),
         ]
-        line = ", ".join(words)
-        click.echo(f"\r{line:<100}{end}" if self._terminal else line, err=True, nl=not self._terminal)
+        return ", ".join(words)
 
 
 @click.group("history-db")

@@ -13,7 +13,7 @@ import click
 from celery_allocator.errors import ActionRefused, ChangesMissed
 from celery_allocator.model import iso_utc
 from celery_allocator.surfaces.cli import text
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
 from celery_allocator.updates import OBJECTS, Change, Intake, Listener, watch
 
 #: Seconds for which `updates apply` has the duty without coming back, and for which one read waits.
@@ -43,15 +43,16 @@ def apply(console: Console, *, once: bool, as_json: bool) -> None:
     seen = ledger.newest_reply()
     try:
         count = 1
-        while count or not once:
-            if not ledger.take_duty("updates", holder, _LEASE_S):
-                raise ActionRefused("a worker of this pool, or another command, takes updates already")
-            if not once:
-                listener.step(ledger)
-            count = intake.step(ledger, 0.0 if once else _BLOCK_S)
-            for at, reply in ledger.replies(seen):
-                click.echo(json.dumps(reply) if as_json else _told(reply))
-                seen = at
+        with until_interrupted():
+            while count or not once:
+                if not ledger.take_duty("updates", holder, _LEASE_S):
+                    raise ActionRefused("a worker of this pool, or another command, takes updates already")
+                if not once:
+                    listener.step(ledger)
+                count = intake.step(ledger, 0.0 if once else _BLOCK_S)
+                for at, reply in ledger.replies(seen):
+                    click.echo(json.dumps(reply) if as_json else _told(reply))
+                    seen = at
     finally:
         listener.retire()
         ledger.give_up_duty("updates", holder)
@@ -76,7 +77,7 @@ def parked(console: Console, limit: int, *, as_json: bool) -> None:
     """Updates that could not be read, oldest first."""
     found = console.ledger.parked_updates(limit)
     if as_json:
-        print_json({"parked": [{"parked_id": at, **row} for at, row in found]})
+        print_json({"parked": [{"parked_id": at, **row, "at": _when(row)} for at, row in found]})
     elif not found:
         click.echo("No update is parked.")
     else:
@@ -128,8 +129,9 @@ def watch_command(console: Console, since: str, kinds: tuple[str, ...], *, follo
     The idempotency_key of a change is its position, to go on from. Ends with an error where the stream of events no
     longer has all that came after --since.
     """
-    for change in _changes(console, since, kinds, follow=follow):
-        click.echo(json.dumps(change.as_dict(), ensure_ascii=False) if as_json else _line(change))
+    with until_interrupted():
+        for change in _changes(console, since, kinds, follow=follow):
+            click.echo(json.dumps(change.as_dict(), ensure_ascii=False) if as_json else _line(change))
 
 
 def _changes(console: Console, since: str, kinds: tuple[str, ...], *, follow: bool) -> Iterator[Change]:

@@ -45,7 +45,8 @@ def unhold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -
     ctx.exit(_each(console, which, lambda a: Unhold(a.allocation_id), as_json=as_json))
 
 
-@click.command()
+# A negative number is no option.
+@click.command(context_settings={"ignore_unknown_options": True})
 @which_argument
 @click.argument("value", type=click.IntRange(_BOUNDS.minimum, _BOUNDS.maximum), metavar="PRIORITY")
 @json_option
@@ -53,7 +54,7 @@ def unhold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -
 @pass_console
 @click.pass_context
 def priority(ctx: click.Context, console: Console, which: str, value: int, *, as_json: bool) -> None:
-    """Give what has not been granted another priority: larger starts first (a negative one: after --)."""
+    """Give what has not been granted another priority: larger starts first."""
     ctx.exit(_each(console, which, lambda a: Priority(a.allocation_id, value), as_json=as_json))
 
 

@@ -113,7 +113,10 @@ def application(
 def serve(
     desk: Desk, *, host: str, port: int, tokens: TokenFile | None, control: bool, allowed: Iterable[str] = ()
 ) -> None:
-    """Serve until interrupted or terminated. ``port`` 0: any that is free; the log tells which."""
+    """Serve until interrupted or terminated. ``port`` 0: any that is free; the log tells which.
+
+    Raises :class:`SettingsError`.
+    """
     check_binding(host, with_tokens=tokens is not None)
     if not is_loopback(host):
         _log.warning("tokens cross the network in clear: let a proxy with TLS stand before this server")
@@ -138,8 +141,12 @@ class _Server(uvicorn.Server):
         self._desk = desk
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind and listen."""
-        await super().startup(sockets)
+        """Bind and listen. Raises :class:`SettingsError` where that cannot be done."""
+        try:
+            await super().startup(sockets)
+        except SystemExit:  # what uvicorn makes of it, having logged why
+            where = f"{_bracketed(self.config.host)}:{self.config.port}"
+            raise SettingsError(f"cannot listen at {where}, perhaps as another does: see --port, --host") from None
         for server in self.servers:
             for bound in server.sockets:
                 host, port = bound.getsockname()[:2]
