@@ -27,7 +27,7 @@ hypothesis_settings.register_profile(
     "any machine",
     hypothesis_settings.default,
     deadline=None,
-    suppress_health_check=[*hypothesis_settings.default.suppress_health_check, HealthCheck.too_slow],
+    suppress_health_check={*hypothesis_settings.default.suppress_health_check, HealthCheck.too_slow},
 )
 hypothesis_settings.load_profile("any machine")
 

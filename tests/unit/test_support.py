@@ -56,6 +56,19 @@ def test_killing_takes_the_children_too(tmp_path: Path) -> None:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5, "the child's end")
 
 
+def test_after_a_kill_none_of_it_runs(tmp_path: Path) -> None:
+    """Also a child in a session of its own, as PostgreSQL's: the next start may come at once."""
+    process = OwnedProcess(
+        [sys.executable, "-c", PARENT.replace('600)"]', '600)"], start_new_session=True')], tmp_path / "log"
+    )
+    with process:
+        process.wait_for_output("child")
+        child = psutil.Process(int(process.output().split()[1]))
+        assert os.getsid(child.pid) == child.pid
+        process.kill()
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_process_that_ends_early_is_reported_with_its_output(tmp_path: Path) -> None:
     """At once, not at the deadline."""
     with (
@@ -94,5 +107,7 @@ def test_the_chosen_leg_is_the_server_that_runs(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_free_ports_are_free() -> None:
-    """And different ones when asked in a row."""
-    assert len({free_port() for _ in range(5)}) > 1
+    """Different ones when asked in a row, and none that Linux gives to connections."""
+    ports = {free_port() for _ in range(50)}
+    assert len(ports) == 50
+    assert max(ports) < 32_768
