@@ -10,6 +10,8 @@ from tests.support.process_nodes import WorkerSpec
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 30
+#: The first test with RabbitMQ waits for its start, and the last for its end.
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_a_task_comes_back(celery_setup: CeleryTestSetup) -> None:
