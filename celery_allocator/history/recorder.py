@@ -131,6 +131,7 @@ class Recorder:
             retention = Retention(writer, self._settings.history_days)
             meter = _Meter()
             again, accepted = True, 0
+            self.progress.position = writer.last_event_id() or ""
             while not stop.is_set():
                 found = ledger.read_events(GROUP, CONSUMER, self._batch, unacknowledged=again, accepted=accepted)
                 if found is None:

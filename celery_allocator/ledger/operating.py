@@ -186,7 +186,7 @@ class Operating(Access):
             state = state.replace("_", " ")
             told = f"only what waits or is delayed can be put on hold; {allocation_id} is {state}"
             raise ActionRefused(told if what == "hold" else f"{allocation_id} is not on hold: it is {state}")
-        return Operated(journal.number(reply[3]), replies.grants(reply[2]), was=state)
+        return Operated(journal.number(reply[3]), replies.grants(reply[2]), was=state, becomes=reply[4].decode())
 
     @staticmethod
     def _found(allocation_id: str, reply: Any) -> None:

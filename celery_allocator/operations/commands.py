@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from celery_allocator.errors import ActionRefused, RequestError, RequirementsError
-from celery_allocator.ledger import Entry, Ledger, Note
+from celery_allocator.ledger import Entry, Ledger, Note, Operated
 from celery_allocator.model import FIELDS, Kind, label
 from celery_allocator.operations.effect import Effect
 
@@ -143,6 +143,12 @@ class Priority(Command):
         return Effect(done.entry, f"{self.allocation_id} has priority {done.becomes} again")
 
 
+def _held(done: Operated, *, hold: bool) -> str:
+    if hold:
+        return "is on hold"
+    return "stays on hold: the circuit breaker of its name is open" if done.becomes == "on_hold" else "goes on"
+
+
 @dataclass(frozen=True)
 class _Holding(Command):
     allocation_id: str
@@ -152,7 +158,7 @@ class _Holding(Command):
             done = at.ledger.hold(self.allocation_id, by=by, publishes=at.publishes, note=at.note)
         else:
             done = at.ledger.unhold(self.allocation_id, publishes=at.publishes, note=at.note)
-        return Effect(done.entry, f"{self.allocation_id} {'is on hold' if hold else 'goes on'}", done.grants)
+        return Effect(done.entry, f"{self.allocation_id} {_held(done, hold=hold)}", done.grants)
 
 
 class Hold(_Holding):
@@ -256,4 +262,5 @@ def _ended(at: Step, allocation_id: str, token: int | None, outcome: str) -> Eff
 
 def _restored(at: Step, allocation_id: str) -> Effect:
     done = at.ledger.restore(allocation_id, publishes=at.publishes, note=at.note)
-    return Effect(done.entry, f"{allocation_id} is {done.becomes} again", done.grants, revived=(allocation_id,))
+    told = f"{allocation_id} is {done.becomes.replace('_', ' ')} again"
+    return Effect(done.entry, told, done.grants, revived=(allocation_id,))

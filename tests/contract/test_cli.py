@@ -418,12 +418,15 @@ def test_a_breaker_by_hand(run: Run, session: Session) -> None:
     assert session.ledger.get(submit_task(session, "task")).on_hold_by == "breaker"
     (row,) = run("breaker", "--json")
     assert (row["name"], row["state"], row["by"]) == ("proj.work", "open", "operator")
+    assert "stays on hold: the circuit breaker" in run("unhold", "task")
+    assert "was on hold and is cancelled" in run("cancel", "task")
+    assert run("undo").endswith("is on hold again\n")
     assert "proj.work" in run("breaker")
     assert run("breaker", "close", "proj.work").startswith("the breaker of proj.work is closed")
-    assert run("undo").startswith("undone 2: the breaker of proj.work is open")
+    assert run("undo").startswith("undone 4: the breaker of proj.work is open")
     (row,) = run("breaker", "--json")
     assert (row["state"], row["since"] is not None) == ("open", True)
-    run("redo", "2")
+    run("redo", "4")
     run("breaker", "close", "proj.other")
     assert run("breaker", "--json") == [], "only what is not granted freely"
 

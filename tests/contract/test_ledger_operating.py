@@ -92,7 +92,7 @@ def test_only_what_waits_or_is_delayed_can_be_put_on_hold(cluster: LedgerPool, s
     else:
         name = (cluster.submit if state == "granted" else cluster.running)(1_000, id="a")
         name = "a"
-    with pytest.raises(ActionRefused, match=f"{name} is {state}"):
+    with pytest.raises(ActionRefused, match=f"{name} is {state.replace('_', ' ')}"):
         cluster.ledger.hold(name)
 
 

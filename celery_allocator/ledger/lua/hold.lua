@@ -4,7 +4,7 @@
 -- KEYS: prefix. ARGV from 5: id, what ("hold"|"unhold"), by (who holds it: "operator"), publish ("1"|"0", as in release),
 --   note (see _journal) or "".
 -- Its expiry and, if it was made by hand, its TTL go on while it is on hold.
--- Reply: {"ok", former state, grants, entry} | {"gone"} | {"state", state} when that cannot be done in its state | what
+-- Reply: {"ok", former state, grants, entry, state} | {"gone"} | {"state", state} when that cannot be done in its state | what
 -- _journal refuses with. Touches: alloc, onhold, delayed, events, journal and all that dequeue and pass touch.
 local id, what, note = ARGV[5], ARGV[6], read_note(ARGV[9])
 local no = refused(note)
@@ -24,4 +24,4 @@ else
 end
 local entry = journal(note, { "allocation:" .. id }, before, { state = becomes })
 if ARGV[8] == "0" then leave_to_tick(grants) end
-return answered(note, { "ok", before.state, grants, entry })
+return answered(note, { "ok", before.state, grants, entry, becomes })

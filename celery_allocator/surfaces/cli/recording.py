@@ -88,7 +88,7 @@ class _Report:
             f"{progress.lag} behind",
             f"{progress.recorded} recorded",
             f"{progress.rate:.0f}/s",
-            *([f"{progress.gaps} gaps, {progress.missed} entries missed"] if progress.gaps else []),
+            *([f"{progress.gaps} gaps, at least {progress.missed} entries missed"] if progress.gaps else []),
         ]
         return ", ".join(words)
 

@@ -121,7 +121,7 @@ def _told(console: Console, allocation: Allocation, state: State, *, done: bool)
     if done:
         by_hand = allocation.kind is Kind.MANUAL
         later = "" if console.publishes or by_hand else "; a worker writes its result (or name the app: -A proj)"
-        return f"{label} was {state.value} and is cancelled{later}"
+        return f"{label} was {state.value.replace('_', ' ')} and is cancelled{later}"
     if state is State.RUNNING:
         end = f"celery -A proj control revoke --terminate {allocation.task_id}"
         return f"{label} runs and was left alone; to end it: {end}"
