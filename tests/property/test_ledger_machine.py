@@ -415,7 +415,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def hold(self, data: st.DataObject, publishes: bool) -> None:
         claim = data.draw(st.sampled_from(self.ref.in_state("waiting") or list(self.ref.claims.values())))
         if claim.state not in ("waiting", "delayed"):
-            with pytest.raises(ActionRefused, match=f"{claim.id} is {claim.state}"):
+            with pytest.raises(ActionRefused, match=f"{claim.id} is {claim.state.replace('_', ' ')}"):
                 self.ledger.hold(claim.id)
             self.after([])
             return
