@@ -122,8 +122,8 @@ def hold_on_to_capacity(cluster: Cluster, path: Path, seed: int) -> None:
     records = read(path)
     assert len(records) == runs
     assert conflicts(records, capacity) == []
-    # There was contention, or the test shows nothing: every device ran some, and tasks ran side by side. On which devices
-    # is chance where the machine is busy.
+    # There was contention, or the test shows nothing: every device ran some, and tasks ran side by side. On which
+    # devices is chance where the machine is busy.
     most = most_at_once(records)
     assert set(most) == set(capacity.slots)
     assert max(most.values()) >= 2, most
