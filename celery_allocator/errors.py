@@ -43,17 +43,26 @@ Every error carries a stable ``code`` (the same string the JSON replies use) so 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class AllocatorError(Exception):
     """Base of every error of this package."""
 
     code = "allocator_error"
+    #: The constructor's arguments where they are more than a text: each is an attribute, and pickling gives them again.
+    given: ClassVar[tuple[str, ...]] = ()
+    #: Those of them that the JSON replies carry.
+    told: ClassVar[tuple[str, ...]] = ()
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if not self.given:
+            return super().__reduce__()
+        return (type(self), tuple(getattr(self, name) for name in self.given))
 
     def as_dict(self) -> dict[str, Any]:
         """The error as the JSON replies carry it: ``{"code", "message", …details}``."""
-        return {"code": self.code, "message": str(self)}
+        return {"code": self.code, "message": str(self), **{name: getattr(self, name) for name in self.told}}
 
 
 class SettingsError(AllocatorError):
@@ -72,24 +81,22 @@ class RequirementsError(AllocatorError, ValueError):
     """A requirement is malformed; names the key, the value and the rule it breaks."""
 
     code = "bad_requirements"
+    given = ("key", "value", "rule")
+    told = ("key", "rule")
 
     def __init__(self, key: str, value: object, rule: str) -> None:
         self.key = key
         self.value = value
         self.rule = rule
         super().__init__(f"{key}={_shorten(value)}: {rule}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.key, self.value, self.rule))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "key": self.key, "rule": self.rule}
 
 
 class LabelError(AllocatorError, ValueError):
     """An id or a name cannot be recorded: too long, or with characters that keys and listings cannot hold."""
 
     code = "bad_label"
+    given = ("key", "value", "rule")
+    told = ("key", "rule")
 
     def __init__(self, key: str, value: object, rule: str) -> None:
         self.key = key
@@ -97,17 +104,13 @@ class LabelError(AllocatorError, ValueError):
         self.rule = rule
         super().__init__(f"{key}={_shorten(value)}: {rule}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.key, self.value, self.rule))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "key": self.key, "rule": self.rule}
-
 
 class MessageTooLargeError(AllocatorError, ValueError):
     """A task's message is larger than the ledger keeps. Sizes in bytes; nothing was submitted."""
 
     code = "message_too_large"
+    given = ("task", "size", "bound")
+    told = given
 
     def __init__(self, task: str, size: int, bound: int) -> None:
         self.task = task
@@ -118,17 +121,13 @@ class MessageTooLargeError(AllocatorError, ValueError):
             "instead of the data itself, or raise allocator_max_message_bytes"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.task, self.size, self.bound))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "task": self.task, "size": self.size, "bound": self.bound}
-
 
 class PoolFullError(AllocatorError):
     """As many tasks wait in the pool as may; nothing was submitted. Trying again later can succeed."""
 
     code = "pool_full"
+    given = ("pool", "waiting", "bound")
+    told = given
 
     def __init__(self, pool: str, waiting: int, bound: int) -> None:
         self.pool = pool
@@ -139,17 +138,13 @@ class PoolFullError(AllocatorError):
             "or raise allocator_max_waiting"
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.pool, self.waiting, self.bound))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "pool": self.pool, "waiting": self.waiting, "bound": self.bound}
-
 
 class UnsatisfiableError(AllocatorError):
     """No known device could ever hold the requirements; names the dimension and the largest that exists."""
 
     code = "never_fits"
+    given = ("dimension", "requested", "largest", "hint")
+    told = ("dimension", "requested", "largest")
 
     def __init__(self, dimension: str, requested: int, largest: int, hint: str = "") -> None:
         self.dimension = dimension
@@ -158,13 +153,6 @@ class UnsatisfiableError(AllocatorError):
         self.hint = hint
         text = f"{dimension}={requested} can never be met: the largest that exists is {largest}"
         super().__init__(f"{text}. {hint}" if hint else text)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.dimension, self.requested, self.largest, self.hint))
-
-    def as_dict(self) -> dict[str, Any]:
-        detail = {"dimension": self.dimension, "requested": self.requested, "largest": self.largest}
-        return {**super().as_dict(), **detail}
 
 
 class AllocationNotFound(AllocatorError, LookupError):
@@ -201,6 +189,8 @@ class GateConfigError(AllocatorError, ValueError):
     """A quality gate's file cannot be used; names the file, and the rule and key where one is to blame."""
 
     code = "bad_gate"
+    given = ("file", "rule", "key", "what")
+    told = ("file", "rule", "key")
 
     def __init__(self, file: str, rule: str, key: str, what: str) -> None:
         self.file = file
@@ -210,17 +200,13 @@ class GateConfigError(AllocatorError, ValueError):
         where = ": ".join(part for part in (file, f"rule {rule!r}" if rule else "", key) if part)
         super().__init__(f"{where}: {what}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.file, self.rule, self.key, self.what))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "file": self.file, "rule": self.rule, "key": self.key}
-
 
 class GateRuleError(AllocatorError):
     """A rule of a quality gate broke down while it measured: an error in the rule, not a verdict."""
 
     code = "gate_rule"
+    given = ("rule", "kind", "what")
+    told = ("rule", "kind")
 
     def __init__(self, rule: str, kind: str, what: str) -> None:
         self.rule = rule
@@ -228,17 +214,12 @@ class GateRuleError(AllocatorError):
         self.what = what
         super().__init__(f"rule {rule!r} ({kind}) broke down: {what}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.rule, self.kind, self.what))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "rule": self.rule, "kind": self.kind}
-
 
 class DeviceBusyError(AllocatorError):
     """Another live worker already serves that device."""
 
     code = "device_busy"
+    given = ("device", "holder", "incarnation", "lease_left_s")
 
     def __init__(self, device: str, holder: str, incarnation: str, lease_left_s: float) -> None:
         self.device = device
@@ -251,9 +232,6 @@ class DeviceBusyError(AllocatorError):
             f"device {device} is already served by worker {holder} (lease {lease_left_s:.1f} s). "
             "Run one worker per device: raise its --concurrency instead, or stop the other worker first"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.device, self.holder, self.incarnation, self.lease_left_s))
 
 
 class UpdateError(AllocatorError, ValueError):
@@ -275,6 +253,8 @@ class ChangesMissed(AllocatorError):
     """
 
     code = "changes_missed"
+    given = ("position", "oldest")
+    told = given
 
     def __init__(self, position: str, oldest: str) -> None:
         self.position = position
@@ -283,12 +263,6 @@ class ChangesMissed(AllocatorError):
             f"what came after {position} is not all there any more: the next entry that is kept is {oldest}. Read the "
             "whole state anew, and go on from there; allocator_events_maxlen says how much is kept"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.position, self.oldest))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "position": self.position, "oldest": self.oldest}
 
 
 class PermissionDenied(AllocatorError, PermissionError):
@@ -301,6 +275,8 @@ class CapExceeded(PermissionDenied):
     """The caller may ask, but not for so much; names the cap, what was asked for and the most there may be."""
 
     code = "cap_exceeded"
+    given = ("cap", "asked", "most")
+    told = given
 
     def __init__(self, cap: str, asked: float, most: float) -> None:
         self.cap = cap
@@ -313,12 +289,6 @@ class CapExceeded(PermissionDenied):
         )
         super().__init__(told)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.cap, self.asked, self.most))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "cap": self.cap, "asked": self.asked, "most": self.most}
-
 
 class ActionRefused(AllocatorError):
     """An operator's action, an undo or a redo cannot be taken; nothing was changed. The text says why."""
@@ -330,17 +300,13 @@ class DuplicateAction(ActionRefused):
     """The action was taken before under the same idempotency key: as journal entry ``entry``."""
 
     code = "duplicate_action"
+    given = ("key", "entry")
+    told = given
 
     def __init__(self, key: str, entry: int) -> None:
         self.key = key
         self.entry = entry
         super().__init__(f"{_shorten(key)} was applied before, as journal entry {entry}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.key, self.entry))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "key": self.key, "entry": self.entry}
 
 
 class JournalMoved(ActionRefused):
@@ -389,18 +355,14 @@ class HistoryQueryError(HistoryError, ValueError):
     """What is asked of the history makes no sense: a filter, a grouping."""
 
     code = "history_query"
+    given = ("key", "value", "rule")
+    told = ("key", "rule")
 
     def __init__(self, key: str, value: object, rule: str) -> None:
         self.key = key
         self.value = value
         self.rule = rule
         super().__init__(f"{key}={_shorten(value)}: {rule}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.key, self.value, self.rule))
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**super().as_dict(), "key": self.key, "rule": self.rule}
 
 
 class LedgerError(AllocatorError):
