@@ -7,21 +7,16 @@
 local CLOSING = 1000000000
 local function is_closing(left) return left and tonumber(left) > CLOSING / 2 end
 
--- How many more grants a name may have; nil: any number.
-local function allowance(name)
-  local left = call("HGET", K.breakers, name)
-  return left and tonumber(left) or nil
+-- Whether an allocation of kind t|m may be granted. a.left becomes how many of its name may (nil: any number), for `spend`.
+local function admits(a, kind)
+  local left = kind == "t" and call("HGET", K.breakers, a.name)
+  a.left = left and tonumber(left) or nil
+  return not a.left or a.left > 0
 end
 
-local function admits(name, kind)
-  local left = kind == "t" and allowance(name)
-  return not left or left > 0
-end
-
--- A task of that name was granted.
-local function spend(name, kind)
-  local left = kind == "t" and allowance(name)
-  if left and left > 0 then call("HSET", K.breakers, name, left - 1) end
+-- It was granted, as `admits` said it may be.
+local function spend(a)
+  if a.left then call("HSET", K.breakers, a.name, a.left - 1) end
 end
 
 local function set_aside(id, a)

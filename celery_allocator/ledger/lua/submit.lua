@@ -60,7 +60,8 @@ local delayed = eta ~= "" and tonumber(eta) > now
 -- Whoever shares the shape with a waiter does not fit either; it goes behind it.
 local dkey, node
 if not delayed and call("EXISTS", K.line .. shape) == 0 then dkey, node = place(need, strategy) end
-local aside = dkey and not admits(name, need.kind)
+local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
+local aside = dkey and not admits(a, need.kind)
 if aside then dkey = nil end
 
 if not dkey and not aside and ARGV[18] == "raise" then
@@ -88,8 +89,7 @@ end
 if dkey then
   local token, cores, d = claim(id, dkey, need, node, seq)
   index()
-  spend(name, need.kind)
-  local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
+  spend(a)
   record_grant(id, a, dkey, need, token, cores, d, fields(seq))
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
