@@ -1,4 +1,4 @@
--- Library: the circuit breakers of task names. Touches: breakers, aside and all that hold touches.
+-- Library: the circuit breakers of task names. Touches: breakers.
 -- A name with a breaker that is not closed may be granted as often as the breaker says (0: not at all). Its tasks wait in
 -- line as all others do; whose turn comes, and may not be granted, is set aside: on hold, until the breaker lets it go on.
 -- So what one name's tasks do to the line costs the others nothing.
@@ -17,9 +17,4 @@ end
 -- It was granted, as `admits` said it may be.
 local function spend(a)
   if a.left then call("HSET", K.breakers, a.name, a.left - 1) end
-end
-
-local function set_aside(id, a)
-  hold(id, a, "breaker")
-  call("ZADD", K.aside .. a.name, a.score, id)
 end

@@ -1,5 +1,5 @@
--- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, alloc, tasks, tomb, index, order,
--- meta; a device's mailbox.
+-- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, onhold, aside, alloc, tasks, tomb,
+-- index, order, meta; a device's mailbox.
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
 
 -- Incarnation of a worker that has claimed tasks again and not registered yet (see reclaim).
@@ -101,11 +101,17 @@ local function take_out(id, a)
   end
 end
 
+-- Enter what is on hold where such are listed: with the others, and with those of its name that a breaker has set aside.
+local function list_held(id, a, by)
+  call("ZADD", K.onhold, now, id)
+  if by == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
+end
+
 -- Set aside what waits: it keeps its place, and is not granted before it is let go on. by: who holds it.
 local function hold(id, a, by)
   take_out(id, a)
   call("HSET", K.alloc .. id, "state", "on_hold", "hold", by)
-  call("ZADD", K.onhold, now, id)
+  list_held(id, a, by)
   -- One made by hand lives its TTL from where its place in line would have begun.
   if a.ttl and a.state == "delayed" then call("ZADD", K.manual, now + a.ttl, id) end
   event("held", id, a.tid, "name", a.name, "from", a.state, "by", by)

@@ -14,7 +14,7 @@ local function head_of(shape)
     local a = load_alloc(id)
     local stands = a and a.state == "waiting" and a.shape == shape
     if stands and admits(a, need_of(shape).kind) then return id, a end
-    if stands then set_aside(id, a) else dequeue(id, shape) end
+    if stands then hold(id, a, "breaker") else dequeue(id, shape) end
   end
 end
 
@@ -117,7 +117,7 @@ local function place_or_wait(id, a, out)
   local need = need_of(a.shape)
   local dkey, n = place(need, a.strat)
   if not dkey then return end
-  if admits(a, need.kind) then grant_head(a.shape, need, dkey, id, a, n, out) else set_aside(id, a) end
+  if admits(a, need.kind) then grant_head(a.shape, need, dkey, id, a, n, out) else hold(id, a, "breaker") end
 end
 
 -- What was on hold goes on: it is delayed again, or in line under its old place, or granted. Returns its state then.

@@ -17,7 +17,7 @@ if what == "hold" then
   -- What an unhold let go on, and a breaker has set aside since, is as it was when that is undone: on hold.
   local again = note and note.way == "undo" and a.state == "on_hold"
   if a.state ~= "waiting" and a.state ~= "delayed" and not again then return { "state", a.state } end
-  if ARGV[7] == "breaker" then set_aside(id, a) else hold(id, a, ARGV[7]) end
+  hold(id, a, ARGV[7])
 else
   if a.state ~= "on_hold" then return { "state", a.state } end
   becomes = unhold(id, a, grants)

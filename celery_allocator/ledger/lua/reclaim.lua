@@ -62,7 +62,6 @@ if reason then
       requeue(id, a)
       a.state = "waiting"
       if by then hold(id, a, by) end -- as it was before
-      if by == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
     end
   else
     if not a then record() end

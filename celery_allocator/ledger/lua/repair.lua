@@ -118,10 +118,7 @@ end
 for id, a in pairs(known) do
   if a.state == "waiting" then enqueue(id, a.shape, a.score) end
   if a.state == "delayed" then call("ZADD", K.delayed, a.eta, id) end
-  if a.state == "on_hold" then
-    call("ZADD", K.onhold, NOW, id)
-    if call("HGET", K.alloc .. id, "hold") == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
-  end
+  if a.state == "on_hold" then list_held(id, a, call("HGET", K.alloc .. id, "hold")) end
   if a.state == "released" then
     if buried[id] or not call("ZSCORE", K.parked, id) then call("ZADD", K.obits, buried[id] or NOW, id) end
   else

@@ -88,8 +88,7 @@ elseif held then
 elseif state == "delayed" then
   call("ZADD", K.delayed, a.eta, id)
 elseif state == "on_hold" then
-  call("ZADD", K.onhold, now, id)
-  if was.hold == "breaker" then call("ZADD", K.aside .. a.name, a.score, id) end
+  list_held(id, a, was.hold)
   if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
 else
   if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end

@@ -106,7 +106,7 @@ local start = estimate(name, position) or ""
 event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))
 journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })
 if aside then
-  set_aside(id, load_alloc(id))
+  hold(id, load_alloc(id), "breaker")
   return answered(note, { "on_hold", now })
 end
 local gpu_free, cores_free, ram_free = roomiest()
