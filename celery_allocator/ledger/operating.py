@@ -142,8 +142,10 @@ class Operating(Access):
 
     def breakers(self) -> tuple[BreakerState, ...]:
         """The breakers that are not closed, and those whose keeper remembers something, by task name."""
-        rows = sorted(self._run("breakers"))
-        return tuple(BreakerState(row[0].decode(), _allowance(row[1]), row[2].decode(), int(row[3])) for row in rows)
+        return tuple(
+            BreakerState(name.decode(), int(left) if left else None, memory.decode(), int(aside))
+            for name, left, memory, aside in sorted(self._run("breakers"))
+        )
 
     # --- the journal
 
@@ -194,12 +196,6 @@ class Operating(Access):
             raise AllocationNotFound(f"no live allocation {allocation_id!r}: it has ended or never was")
 
 
-def _allowance(text: bytes) -> int | None:
-    """How many more may be granted; ``None`` for a breaker that is closed, or closing (see ``_breaker.lua``)."""
-    return int(text) if text and int(text) < _CLOSING else None
-
-
-_CLOSING = 500_000_000
 _IN_THE_WAY = {
     b"lost": "the journal keeps no record of {id} any more",
     b"alive": "{id} is there already: it is {what}",
