@@ -140,6 +140,7 @@ class Operating(Access):
         _, grants, left, entry = self._noted(note, "breaker", *args)
         return Operated(journal.number(entry), replies.grants(grants)), int(left)
 
+    @wire.reads("a breaker")
     def breakers(self) -> tuple[BreakerState, ...]:
         """The breakers that are not closed, and those whose keeper remembers something, by task name."""
         return tuple(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
+from celery_allocator.errors import LedgerError
 from celery_allocator.ledger import Note
+from celery_allocator.ledger.keys import key
 from celery_allocator.model import Kind, Requirements, State
 from tests.support.ledger_checks import assert_empty, idle_beside_waiting
 from tests.support.ledger_pool import LedgerPool
@@ -155,3 +158,19 @@ def test_many_at_once_never_take_more_than_the_breaker_lets_pass(cluster: Ledger
     for thread in threads:
         thread.join()
     assert (cluster.ledger.snapshot().granted, len(aside(cluster))) == (5, 15)
+
+
+def test_a_damaged_breaker_stops_nothing_and_repair_lets_go_what_it_set_aside(cluster: LedgerPool) -> None:
+    cluster.node(slots=8)
+    cluster.ledger.set_breaker("bad", 0)
+    cluster.submit(1_000, id="b1", task_name="bad")
+    client: Any = cluster.ledger.client
+    client.hset(key(cluster.ledger.pool, "breakers"), "bad", "many")
+    assert cluster.ledger.tick().grants == ()
+    (told,) = cluster.ledger.verify()
+    assert told == "the breaker of bad holds many: that is no number"
+    with pytest.raises(LedgerError, match="the record of a breaker in the ledger is damaged"):
+        cluster.ledger.breakers()
+    assert cluster.ledger.repair().left == ()
+    assert [grant.allocation_id for grant in cluster.ledger.tick().grants] == ["b1"]
+    assert (cluster.ledger.breakers(), cluster.ledger.verify()) == ((), [])

@@ -5,7 +5,7 @@
 
 -- A breaker that is closed while much is still set aside: each tick lets some of that go on, until nothing is left.
 local CLOSING = 1000000000
-local function is_closing(left) return left and tonumber(left) > CLOSING / 2 end
+local function is_closing(left) return left and (tonumber(left) or 0) > CLOSING / 2 end
 
 -- Whether an allocation of kind t|m may be granted. a.left becomes how many of its name may (nil: any number), for `spend`.
 local function admits(a, kind)

@@ -36,7 +36,11 @@ for _, id in ipairs(ids) do
   if v[2] then call("DEL", K.aside .. v[2]) end
 end
 for _, shape in ipairs(call("ZRANGE", K.shapes, 0, -1)) do call("DEL", K.line .. shape) end
-for _, name in ipairs(call("HKEYS", K.breakers)) do call("DEL", K.aside .. name) end
+for _, name in ipairs(call("HKEYS", K.breakers)) do
+  call("DEL", K.aside .. name)
+  -- One that cannot be read closes: what it set aside goes on with the ticks.
+  if not tonumber(call("HGET", K.breakers, name)) then call("HSET", K.breakers, name, CLOSING) end
+end
 call("DEL", K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
   K.index .. "sched", K.index .. "idle")
 for _, ix in ipairs({ "sched", "idle" }) do

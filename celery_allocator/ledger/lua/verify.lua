@@ -6,7 +6,11 @@
 local seen = {}
 for _, node in ipairs(call("SMEMBERS", K.known)) do audit_node(node, seen) end
 local lines, names = {}, {}
-for _, name in ipairs(call("HKEYS", K.breakers)) do names[name] = true end
+for _, name in ipairs(call("HKEYS", K.breakers)) do
+  names[name] = true
+  local left = call("HGET", K.breakers, name)
+  check(tonumber(left), "the breaker of ", name, " holds ", left, ": that is no number")
+end
 for _, id in ipairs(every_id(5)) do
   if call("EXISTS", K.alloc .. id) == 1 then
     audit_record(id)
