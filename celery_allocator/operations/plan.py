@@ -8,7 +8,7 @@ So what an undo puts back is what was there, and never the work of somebody who 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 from celery_allocator.errors import ActionRefused
@@ -67,17 +67,8 @@ def plan_undo(
     """
     known = sorted(entries, key=lambda entry: entry.number)
     target = _pick(known, number, DONE, "undo")
-    needed = {target.number: target}
     # What depends on something that has to go, has to go first.
-    grew = True
-    while grew:
-        grew = False
-        for entry in known:
-            if entry.state != DONE or entry.number in needed:
-                continue
-            if any(_concern(entry, one) and entry.done_op > one.done_op for one in needed.values()):
-                needed[entry.number] = entry
-                grew = True
+    needed = _closure(target, known, DONE, lambda entry, one: entry.done_op > one.done_op)
     order = sorted(needed.values(), key=lambda entry: -entry.done_op)
     _refuse_before(dropped, order, "undo")
     plan = Plan("undo", tuple(order), seen)
@@ -96,19 +87,8 @@ def plan_redo(
     """
     known = sorted(entries, key=lambda entry: entry.number)
     target = _pick(known, number, UNDONE, "redo")
-    needed = {target.number: target}
-    grew = True
-    while grew:
-        grew = False
-        for entry in known:
-            if entry.state != UNDONE or entry.number in needed:
-                continue
-            # It was in force when a needed one was taken, and was undone after that.
-            if any(
-                _concern(entry, one) and entry.done_op < one.done_op < (entry.undone_op or 0) for one in needed.values()
-            ):
-                needed[entry.number] = entry
-                grew = True
+    # What was in force when a needed one was taken, and was undone after that, has to be in force again first.
+    needed = _closure(target, known, UNDONE, lambda entry, one: entry.done_op < one.done_op < (entry.undone_op or 0))
     for one in needed.values():
         in_force = [e for e in known if e.state == DONE and _concern(e, one)]
         since = [e for e in in_force if e.done_op > one.done_op]
@@ -143,6 +123,21 @@ def _pick(known: list[Entry], number: int | None, state: str, way: str) -> Entry
                 raise ActionRefused(f"cannot {way} {describe(entry)}: it {told}")
             return entry
     raise ActionRefused(f"cannot {way} entry {number}: it is not in the journal (any more)")
+
+
+def _closure(target: Entry, known: list[Entry], state: str, needs: Callable[[Entry, Entry], bool]) -> dict[int, Entry]:
+    """``target`` and, by number, whatever in ``state`` concerns one of them and is needed by ``needs(entry, one)``."""
+    needed = {target.number: target}
+    grew = True
+    while grew:
+        grew = False
+        for entry in known:
+            if entry.state != state or entry.number in needed:
+                continue
+            if any(_concern(entry, one) and needs(entry, one) for one in needed.values()):
+                needed[entry.number] = entry
+                grew = True
+    return needed
 
 
 def _concern(one: Entry, other: Entry) -> bool:
