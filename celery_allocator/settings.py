@@ -120,6 +120,12 @@ class Settings:
     mcp_tokens: str | None = _setting(
         None, "File of the tokens with which agents call the MCP server over HTTP ([how](../howto/agents.md#tokens))."
     )
+    # --- measuring
+    measure_s: float = _setting(
+        5.0,
+        "Seconds between measurements of what a worker's device, node and tasks really use: shown, and counted in "
+        "metrics; placement does not depend on it. 0: never.",
+    )
     # --- running tasks
     pin_cores: bool = _setting(
         True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."
@@ -148,6 +154,8 @@ class Settings:
         for name in ("reserve_cpu_cores", "reserve_ram_mb", "max_losses", "history_days"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must not be negative")
+        if not 0 <= self.measure_s < 10**9:
+            raise SettingsError(f"{_names('measure_s')} is {self.measure_s!r}: it must be 0 or more seconds")
         if not 0 < self.runtime_decay <= 1:
             raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
         if not self.pool or not all(c.isalnum() or c in "_-." for c in self.pool):

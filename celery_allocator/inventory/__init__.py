@@ -1,14 +1,16 @@
-"""What this host has: core ids, RAM and GPUs, real or simulated."""
+"""What this host has, and what of it is in use: core ids, RAM and GPUs, real or simulated."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from celery_allocator.inventory import host, nvml, simulated
+from celery_allocator.inventory.host import ram_used_mb
+from celery_allocator.inventory.nvml import GpuUse, read_use
 from celery_allocator.model import DeviceInventory, NodeInventory
 from celery_allocator.settings import Settings
 
-__all__ = ["discover"]
+__all__ = ["GpuUse", "discover", "ram_used_mb", "read_use"]
 
 
 def discover(settings: Settings) -> NodeInventory:

@@ -35,6 +35,26 @@ def read(proc: Path = Path("/proc/self")) -> Limits:
     return Limits(min(cpus, default=None), cpuset, min(memory, default=None))
 
 
+def memory_used_bytes(proc: Path = Path("/proc/self")) -> int | None:
+    """Memory in use in the group whose limit counts, without cached files; ``None`` where no group limits memory."""
+    tightest: tuple[int, int] | None = None
+    for folder in _folders(proc):
+        for limit in _memory(folder):
+            used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+            if used is not None and used.isdecimal() and (tightest is None or limit < tightest[0]):
+                tightest = (limit, max(0, int(used) - _inactive_files(folder)))
+    return tightest[1] if tightest else None
+
+
+def _inactive_files(folder: Path) -> int:
+    """Cached files that the kernel can drop at once: they take no memory from anybody."""
+    for line in (_text(folder / "memory.stat") or "").splitlines():
+        name, _, amount = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file") and amount.isdecimal():
+            return int(amount)
+    return 0
+
+
 def _folders(proc: Path) -> Iterator[Path]:
     """The process's folder in each hierarchy, and those above it up to the mount point."""
     groups: dict[str, str] = {}

@@ -57,6 +57,15 @@ def ram_mb(settings: Settings, limits: cgroup.Limits | None = None) -> int:
     return int(total_mb) - settings.reserve_ram_mb
 
 
+def ram_used_mb(used: int | None = None) -> int:
+    """RAM in use, in MB: the control group's where that has the limit, else the machine's. ``used``: the former."""
+    group = cgroup.memory_used_bytes() if used is None else used
+    if group is not None:
+        return group // _MB
+    machine = psutil.virtual_memory()
+    return int(machine.total - machine.available) // _MB
+
+
 def _mask() -> set[int]:
     """Core ids this process may run on; every core where the system has no affinity masks (macOS)."""
     if hasattr(os, "sched_getaffinity"):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.errors import InventoryError, SettingsError
@@ -74,6 +75,65 @@ def named_devices(spec: str) -> tuple[DeviceInventory, ...]:
     return tuple(chosen[index] for index in sorted(chosen))
 
 
+@dataclass(frozen=True)
+class GpuUse:
+    """What the driver says of one GPU now. ``None``: it does not support that.
+
+    ``used_mb``: memory in use, with what the driver itself takes. ``processes``: GPU memory in MB by process id, as the
+    driver counts ids (in some containers, those of the host); ``None`` for a process whose memory it does not tell.
+    ``utilization``: share of the last sampling period in which a kernel ran, 0 to 1.
+    """
+
+    used_mb: int | None
+    processes: Mapping[int, int | None] | None
+    utilization: float | None
+    temperature_c: int | None
+    power_w: float | None
+
+
+def read_use(uuid: str) -> GpuUse:
+    """What is in use of the GPU with that UUID now. Raises :class:`InventoryError` if the driver cannot reach it."""
+    try:
+        with _session() as api:
+            handle = api.nvmlDeviceGetHandleByUUID(uuid.encode())
+            memory = _supported(api, api.nvmlDeviceGetMemoryInfo, handle)
+            rates = _supported(api, api.nvmlDeviceGetUtilizationRates, handle)
+            power = _supported(api, api.nvmlDeviceGetPowerUsage, handle)
+            return GpuUse(
+                used_mb=None if memory is None else int(memory.used) // _MB,
+                processes=_processes(api, handle),
+                utilization=None if rates is None else int(rates.gpu) / 100,
+                temperature_c=_supported(api, api.nvmlDeviceGetTemperature, handle, api.NVML_TEMPERATURE_GPU),
+                power_w=None if power is None else int(power) / 1000,
+            )
+    except _NoDriver as absent:
+        raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+
+
+def _processes(api: Any, handle: Any) -> dict[int, int | None] | None:
+    """Compute and graphics processes; one that is both has the same memory in both lists."""
+    lists = [
+        _supported(api, api.nvmlDeviceGetComputeRunningProcesses, handle),
+        _supported(api, api.nvmlDeviceGetGraphicsRunningProcesses, handle),
+    ]
+    if lists[0] is None:
+        return None
+    return {
+        int(process.pid): None if process.usedGpuMemory is None else int(process.usedGpuMemory) // _MB
+        for listed in lists
+        for process in listed or ()
+    }
+
+
+def _supported(api: Any, ask: Callable[..., Any], *args: Any) -> Any:
+    """What a query answers; ``None`` where the driver or the GPU does not support it."""
+    try:
+        return ask(*args)
+    except (api.NVMLError_NotSupported, api.NVMLError_NoPermission, api.NVMLError_FunctionNotFound) as error:
+        _log.debug("%s: %s", getattr(ask, "__name__", ask), error)
+        return None
+
+
 def _scan() -> tuple[list[DeviceInventory], dict[int, str]]:
     """The readable GPUs, and why each of the others (by index) cannot be read."""
     found: list[DeviceInventory] = []
@@ -108,7 +168,7 @@ def _session() -> Iterator[Any]:
     try:
         yield api
     except api.NVMLError as error:
-        raise InventoryError(f"NVML cannot list this host's GPUs: {error}. {_go_without()}") from error
+        raise InventoryError(f"NVML cannot read this host's GPUs: {error}. {_go_without()}") from error
     finally:
         try:
             api.nvmlShutdown()

@@ -46,7 +46,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "worker": (
         "worker:",
         "hash family",
-        "one worker: incarnation, device, pid; the run of the server and the number of its last report; doubt",
+        "one worker: incarnation, device, pid; run of the server, number of its last report, doubt, what it measured",
     ),
     "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched, ix:idle"),
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),

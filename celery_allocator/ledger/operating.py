@@ -55,7 +55,8 @@ class Operating(Access):
         word, states = ("restore", json.dumps(dict(state))) if isinstance(state, Mapping) else (state, "")
         reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states)
         if reply[0] != b"ok":
-            known = ", ".join(wire.device_keys(self._run("snapshot"))) or "none"
+            there = wire.cluster(self.pool, self._run("snapshot")).devices
+            known = ", ".join(device.key for device in there) or "none"
             raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
         _, grants, held, entry = reply
         return Operated(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +11,7 @@ from celery_allocator.errors import DeviceBusyError, UnknownTargetError
 from celery_allocator.ledger import replies, wire
 from celery_allocator.ledger.access import Access, ms
 from celery_allocator.ledger.replies import Grant, Mailbox
-from celery_allocator.model import Allocation, NodeInventory, label
+from celery_allocator.model import Allocation, NodeInventory, WorkerUse, label
 
 
 class Beat(enum.IntEnum):
@@ -87,9 +88,10 @@ class Serving(Access):
             raise error
         return replies.grants(reply[1])
 
-    def heartbeat(self, worker: str, incarnation: str, lease_s: float) -> Beat:
-        """Renew a worker's lease and its node's."""
-        return Beat(int(self._run("heartbeat", worker, incarnation, ms(lease_s))))
+    def heartbeat(self, worker: str, incarnation: str, lease_s: float, use: WorkerUse | None = None) -> Beat:
+        """Renew a worker's lease and its node's. ``use``: what it has measured since (its ``at`` is the ledger's)."""
+        told = "" if use is None else json.dumps(use.to_wire(), separators=(",", ":"))
+        return Beat(int(self._run("heartbeat", worker, incarnation, ms(lease_s), told)))
 
     def rejoin(self, worker: str, run_id: str, lease_s: float) -> tuple[int, bool]:
         """A worker is about to report what it runs. ``run_id``: the run of the server that it last reported to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from celery_allocator.model import (
     State,
     Strategy,
     WorkerState,
+    WorkerUse,
 )
 
 #: Id of a stream's entry.
@@ -178,7 +180,7 @@ def cluster(pool: str, reply: list[Any]) -> ClusterState:
     nodes = tuple(_node(row) for row in node_rows)
     devices = {device.key: device for node in nodes for device in node.devices}
     workers = []
-    for name, dkey, pid, lease, _incarnation in worker_rows:
+    for name, dkey, pid, lease, _incarnation, use, use_at in worker_rows:
         device = devices.get(dkey.decode())
         if device is not None:
             workers.append(
@@ -191,6 +193,7 @@ def cluster(pool: str, reply: list[Any]) -> ClusterState:
                     slots_free=device.slots_free,
                     lease_left_s=int(lease) / 1000,
                     pid=int(pid),
+                    use=_use(use, use_at),
                 )
             )
     return ClusterState(
@@ -207,9 +210,12 @@ def cluster(pool: str, reply: list[Any]) -> ClusterState:
     )
 
 
-def device_keys(reply: list[Any]) -> list[str]:
-    """``node/device`` of every device in a reply of ``snapshot``."""
-    return [f"{row[0].decode()}/{device[0].decode()}" for row in reply[2] for device in row[7]]
+def _use(told: bytes, at: bytes) -> WorkerUse | None:
+    """What a worker measured. It decides nothing, so what cannot be read is nothing, and no damage."""
+    try:
+        return WorkerUse.from_wire(json.loads(told), int(at) / 1000) if told else None
+    except DAMAGE:
+        return None
 
 
 def _node(row: list[Any]) -> NodeState:

@@ -15,6 +15,7 @@ from celery_allocator.model.cluster import (
 from celery_allocator.model.label import MAX_LABEL, label
 from celery_allocator.model.requirements import FIELDS, TENANT, TENANT_DOC, Field, Requirements
 from celery_allocator.model.task_types import TASK_TYPES
+from celery_allocator.model.use import TaskUse, WorkerUse
 
 __all__ = [
     "CPU_DEVICE",
@@ -34,7 +35,9 @@ __all__ = [
     "Requirements",
     "State",
     "Strategy",
+    "TaskUse",
     "WorkerState",
+    "WorkerUse",
     "iso_utc",
     "label",
 ]

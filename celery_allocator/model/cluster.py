@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from celery_allocator.model.use import WorkerUse
+
 #: Name of the pseudo-device that CPU-only work of a node runs under.
 CPU_DEVICE = "cpu"
 
@@ -41,7 +43,10 @@ class NodeInventory:
 
 @dataclass(frozen=True)
 class WorkerState:
-    """One Celery worker as the ledger knows it. ``lease_left_s`` is negative once the lease has run out."""
+    """One Celery worker as the ledger knows it. ``lease_left_s`` is negative once the lease has run out.
+
+    ``use``: what it measured last, if it measures.
+    """
 
     worker: str
     node: str
@@ -51,6 +56,7 @@ class WorkerState:
     slots_free: int
     lease_left_s: float
     pid: int
+    use: WorkerUse | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
 from celery_allocator.plugin.holdings import Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
+from celery_allocator.plugin.meter import Meter
 from celery_allocator.plugin.outcome import write_results
 from celery_allocator.plugin.pool import forget_termination, mend
 from celery_allocator.plugin.processes import born
@@ -66,6 +67,7 @@ class WorkerKeeper:
         self._pool: Any = None
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
+        self._meter = Meter(inventory.device(device_id), self._holdings.all, self._settings.measure_s)
         #: Held while reporting: what passes the gate meanwhile would be missing in the report.
         self._gate = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -107,6 +109,7 @@ class WorkerKeeper:
         self._serving = True
         device = f"{self._reporter.inventory.node}/{self._reporter.device_id}"
         logger.info("serving %s with %d slots on queue %s", device, slots, self.queue)
+        self._meter.start()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="allocator-keeper", daemon=True)
             self._thread.start()
@@ -180,6 +183,7 @@ class WorkerKeeper:
     def leave(self) -> None:
         """Leave the ledger: nothing runs here any more, and what still counts as running is lost."""
         try:
+            self._meter.stop()
             self.give_back(pool_stopped=True)
             self._await_endings()
             self._serving = False
@@ -243,7 +247,7 @@ class WorkerKeeper:
 
     def _beat(self) -> None:
         asked = clock()
-        beat = self._ledger.heartbeat(self.worker, self.incarnation, self._settings.lease_s)
+        beat = self._ledger.heartbeat(self.worker, self.incarnation, self._settings.lease_s, self._meter.take())
         if beat is Beat.LOST:
             self.fence.lose()
             logger.error("the lease of %s ran out (paused, or cut off from the ledger): registering again", self.worker)

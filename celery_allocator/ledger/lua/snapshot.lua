@@ -5,7 +5,8 @@
 -- Reply: {now, counts {delayed, waiting, granted, held, on hold}, nodes, workers, why nothing is granted
 --   ("stopped" by an operator | "paused" until workers have reported | "")}.
 --   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
---   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation}
+--   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation,
+--   what it measured (JSON), when (ms)}
 -- Touches: nothing (reads meta, known, node, dev, on, nodes, workers, worker).
 local nodes, workers = {}, {}
 local names
@@ -30,8 +31,8 @@ for i, name in ipairs(names) do
   nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }
 end
 for i, name in ipairs(ARGV[5] and {} or call("ZRANGE", K.workers, 0, -1)) do
-  local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc")
-  workers[i] = { name, w[1] or "", w[2] or "0", call("ZSCORE", K.workers, name) - now, w[3] or "" }
+  local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc", "use", "use_at")
+  workers[i] = { name, w[1] or "", w[2] or "0", call("ZSCORE", K.workers, name) - now, w[3] or "", w[4] or "", w[5] or "" }
 end
 local why = call("HMGET", K.meta, "stopped", "paused")
 return { now, { call("ZCARD", K.delayed), call("ZCARD", K.waiting), call("ZCARD", K.granted), call("ZCARD", K.held),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,11 @@ UNHEARD_OF = 777
 
 @dataclass(frozen=True)
 class FakeGpu:
-    """One scripted GPU. ``cores`` are the core ids near it; the three last are NVML codes (0: success)."""
+    """One scripted GPU. ``cores`` are the core ids near it; what ends in ``_code`` is one of NVML's (0: success).
+
+    ``processes``: process id and MB of each that uses it (``None``: the driver does not tell). ``used_mb``: of the
+    whole device; ``None``: what its processes use.
+    """
 
     uuid: str
     name: str = "Test GPU"
@@ -36,6 +40,18 @@ class FakeGpu:
     handle_code: int = 0
     memory_code: int = 0
     affinity_code: int = 0
+    now_code: int = 0
+    used_mb: int | None = None
+    utilization: int = 0
+    temperature: int = 0
+    milliwatts: int = 0
+    processes: tuple[tuple[int, int | None], ...] = ()
+
+    def now(self, index: int) -> list[str]:
+        """What it does now, as the library's script has it."""
+        used_mb = sum(mb or 0 for _, mb in self.processes) if self.used_mb is None else self.used_mb
+        now = f"now|{index}|{used_mb * 2**20}|{self.utilization}|{self.temperature}|{self.milliwatts}|{self.now_code}"
+        return [now, *(f"process|{index}|{pid}|{-1 if mb is None else mb * 2**20}" for pid, mb in self.processes)]
 
     def line(self) -> str:
         """The GPU as the library's script has it."""
@@ -68,8 +84,18 @@ class FakeNvml:
         """This process's environment, changed so that a subprocess finds ``gpus`` by NVML."""
         script = self.script_folder / f"nvml-{len(self._scripts)}.txt"
         self._scripts.append(script)
-        script.write_text("\n".join([f"init|{init_code}", *(gpu.line() for gpu in gpus)]) + "\n")
-        return {**os.environ, "LD_LIBRARY_PATH": str(self.library_folder), "FAKE_NVML_SCRIPT": str(script)}
+        environ = {**os.environ, "LD_LIBRARY_PATH": str(self.library_folder), "FAKE_NVML_SCRIPT": str(script)}
+        self.change(environ, gpus, init_code)
+        return environ
+
+    def change(self, environ: Mapping[str, str], gpus: Sequence[FakeGpu], init_code: int = 0) -> None:
+        """From the next time that the library is opened, processes with ``environ`` find these GPUs."""
+        lines = [f"init|{init_code}", *(gpu.line() for gpu in gpus)]
+        lines += [line for index, gpu in enumerate(gpus) for line in gpu.now(index)]
+        script = Path(environ["FAKE_NVML_SCRIPT"])
+        whole = script.with_suffix(".new")
+        whole.write_text("\n".join(lines) + "\n")
+        whole.replace(script)
 
 
 def build(folder: Path) -> Path:

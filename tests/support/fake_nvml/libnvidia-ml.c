@@ -6,20 +6,35 @@
  *
  *     init|CODE                                         what opening the library returns (0: success)
  *     gpu|UUID|NAME|MEMORY_BYTES|MASK|HANDLE|MEMORY|AFFINITY
+ *     now|INDEX|USED_BYTES|UTILIZATION|TEMPERATURE|MILLIWATTS|CODE
+ *     process|INDEX|PID|BYTES                           (BYTES -1: the driver does not tell)
  *
  * MASK is the core mask in hexadecimal, lowest word first, words divided by ','. HANDLE, MEMORY and AFFINITY are the
- * codes that these three queries return. Codes are those of NVML.
+ * codes that these three queries return. Codes are those of NVML. A GPU without a line `now` uses nothing; CODE is
+ * what the queries of utilization, temperature, power and processes return. The script is read again whenever the library is
+ * opened, so that a test can change it.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, INSUFFICIENT_SIZE = 7, MAX_GPUS = 16, MAX_WORDS = 32 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, MAX_GPUS = 16, MAX_WORDS = 32,
+       MAX_PROCESSES = 64 };
+
+/* What a process uses, as version 2 and 3 of the query have it. */
+struct process {
+    unsigned int pid;
+    unsigned long long used;
+    unsigned int gpu_instance, compute_instance;
+};
 
 struct gpu {
     char uuid[96], name[96];
     unsigned long long total, mask[MAX_WORDS];
-    int handle_code, memory_code, affinity_code;
+    int handle_code, memory_code, affinity_code, now_code;
+    unsigned long long used;
+    unsigned int utilization, temperature, milliwatts, process_count;
+    struct process processes[MAX_PROCESSES];
 };
 
 struct memory {
@@ -56,6 +71,35 @@ static void read_gpu(char *line) {
     gpu->affinity_code = atoi(field[7]);
 }
 
+static void read_now(char *line) {
+    unsigned int index;
+    unsigned long long used;
+    struct gpu now;
+    if (sscanf(line, "now|%u|%llu|%u|%u|%u|%d", &index, &used, &now.utilization, &now.temperature, &now.milliwatts,
+               &now.now_code) != 6 ||
+        index >= gpu_count)
+        abort();
+    struct gpu *gpu = &gpus[index];
+    gpu->used = used;
+    gpu->utilization = now.utilization;
+    gpu->temperature = now.temperature;
+    gpu->milliwatts = now.milliwatts;
+    gpu->now_code = now.now_code;
+}
+
+static void read_process(char *line) {
+    unsigned int index, pid;
+    long long used;
+    if (sscanf(line, "process|%u|%u|%lld", &index, &pid, &used) != 3 || index >= gpu_count)
+        abort();
+    struct gpu *gpu = &gpus[index];
+    if (gpu->process_count < MAX_PROCESSES) {
+        struct process *process = &gpu->processes[gpu->process_count++];
+        process->pid = pid;
+        process->used = (unsigned long long)used; /* -1 is NVML_VALUE_NOT_AVAILABLE */
+    }
+}
+
 static void read_script(void) {
     char line[1024];
     const char *path = getenv("FAKE_NVML_SCRIPT");
@@ -70,6 +114,10 @@ static void read_script(void) {
             init_code = atoi(line + 5);
         else if (!strncmp(line, "gpu|", 4) && gpu_count < MAX_GPUS)
             read_gpu(line);
+        else if (!strncmp(line, "now|", 4))
+            read_now(line);
+        else if (!strncmp(line, "process|", 8))
+            read_process(line);
     }
     fclose(script);
 }
@@ -125,6 +173,17 @@ static int give_text(char *target, unsigned int room, const char *source) {
     return SUCCESS;
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, struct gpu **handle) {
+    if (!open_count)
+        return UNINITIALIZED;
+    for (unsigned int index = 0; index < gpu_count; index++)
+        if (!strcmp(gpus[index].uuid, uuid)) {
+            *handle = &gpus[index];
+            return gpus[index].handle_code;
+        }
+    return NOT_FOUND;
+}
+
 int nvmlDeviceGetUUID(struct gpu *gpu, char *uuid, unsigned int room) { return give_text(uuid, room, gpu->uuid); }
 
 int nvmlDeviceGetName(struct gpu *gpu, char *name, unsigned int room) { return give_text(name, room, gpu->name); }
@@ -135,8 +194,8 @@ int nvmlDeviceGetMemoryInfo(struct gpu *gpu, struct memory *memory) {
     if (gpu->memory_code)
         return gpu->memory_code;
     memory->total = gpu->total;
-    memory->free = gpu->total;
-    memory->used = 0;
+    memory->free = gpu->total - gpu->used;
+    memory->used = gpu->used;
     return SUCCESS;
 }
 
@@ -148,4 +207,40 @@ int nvmlDeviceGetCpuAffinity(struct gpu *gpu, unsigned int words, unsigned long 
     for (unsigned int word = 0; word < words; word++)
         set[word] = word < MAX_WORDS ? (unsigned long)gpu->mask[word] : 0;
     return SUCCESS;
+}
+
+int nvmlDeviceGetUtilizationRates(struct gpu *gpu, unsigned int *rates) {
+    rates[0] = gpu->utilization;
+    rates[1] = 0; /* of the memory's bandwidth */
+    return gpu->now_code;
+}
+
+int nvmlDeviceGetTemperature(struct gpu *gpu, unsigned int sensor, unsigned int *celsius) {
+    (void)sensor;
+    *celsius = gpu->temperature;
+    return gpu->now_code;
+}
+
+int nvmlDeviceGetPowerUsage(struct gpu *gpu, unsigned int *milliwatts) {
+    *milliwatts = gpu->milliwatts;
+    return gpu->now_code;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct gpu *gpu, unsigned int *count, struct process *processes) {
+    if (gpu->now_code)
+        return gpu->now_code;
+    unsigned int room = *count;
+    *count = gpu->process_count;
+    if (!gpu->process_count)
+        return SUCCESS;
+    if (room < gpu->process_count)
+        return INSUFFICIENT_SIZE;
+    memcpy(processes, gpu->processes, gpu->process_count * sizeof *processes);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(struct gpu *gpu, unsigned int *count, struct process *processes) {
+    (void)processes;
+    *count = 0;
+    return gpu->now_code;
 }

@@ -1,0 +1,25 @@
+"""What people look at: the pool as bars and cells, who runs, who waits and why. Reads the ledger; decides nothing."""
+
+from __future__ import annotations
+
+from celery_allocator.overview.bars import Bar
+from celery_allocator.overview.cluster import Core, DeviceView, NodeView, Overview, Running, read_overview
+from celery_allocator.overview.reasons import Lack, Reason, why
+from celery_allocator.overview.waiting import Match, Page, Waiting, read_waiting
+
+__all__ = [
+    "Bar",
+    "Core",
+    "DeviceView",
+    "Lack",
+    "Match",
+    "NodeView",
+    "Overview",
+    "Page",
+    "Reason",
+    "Running",
+    "Waiting",
+    "read_overview",
+    "read_waiting",
+    "why",
+]

@@ -1,0 +1,152 @@
+"""The pool at one look: nodes with their cores as cells and their devices as bars, and what runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery_allocator.ledger import Ledger
+from celery_allocator.model import Allocation, ClusterState, DeviceState, NodeState, TaskUse, WorkerUse
+from celery_allocator.overview.bars import Bar
+
+
+@dataclass(frozen=True)
+class Core:
+    """One core of a node. ``state``: ``free``, ``held``, or ``withdrawn`` (still held, and offered no longer)."""
+
+    core_id: int
+    allocation_id: str | None
+    state: str
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """One device: its GPU memory in MB, its worker's slots, what was measured there, and who holds it."""
+
+    device: DeviceState
+    memory: Bar
+    slots: Bar
+    use: WorkerUse | None
+    held: tuple[Allocation, ...]
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """One node: its cores, its RAM in MB, its devices."""
+
+    node: NodeState
+    cores: tuple[Core, ...]
+    ram: Bar
+    devices: tuple[DeviceView, ...]
+
+
+@dataclass(frozen=True)
+class Running:
+    """One allocation that holds something, and what its processes use, where that was measured."""
+
+    allocation: Allocation
+    use: TaskUse | None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The whole pool. ``running``: granted and running allocations by the time of their grant.
+
+    The snapshot and the list of what is held are two reads: what was granted or released in between may be in one only.
+    """
+
+    cluster: ClusterState
+    nodes: tuple[NodeView, ...]
+    running: tuple[Running, ...]
+
+    @property
+    def devices(self) -> tuple[DeviceView, ...]:
+        """Every device of every node, pseudo-devices included."""
+        return tuple(device for node in self.nodes for device in node.devices)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON-ready data."""
+        cluster = self.cluster
+        counts = ("pool", "at", "delayed", "waiting", "granted", "running", "on_hold", "paused")
+        return {
+            **{name: getattr(cluster, name) for name in counts},
+            "workers": [asdict(worker) for worker in cluster.workers],
+            "nodes": [_node_dict(view) for view in self.nodes],
+            "allocations": [_running_dict(one) for one in self.running],
+        }
+
+
+def read_overview(ledger: Ledger) -> Overview:
+    """Look at the pool: two read-only scripts. Raises :class:`~celery_allocator.errors.LedgerError`."""
+    return overview(ledger.snapshot(), ledger.held())
+
+
+def overview(cluster: ClusterState, held: tuple[Allocation, ...]) -> Overview:
+    """The pool as people look at it. ``held``: granted and running allocations."""
+    uses = {worker.worker: worker.use for worker in cluster.workers if worker.use is not None}
+    by_device: dict[str, list[Allocation]] = defaultdict(list)
+    for allocation in held:
+        by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
+    nodes = tuple(_node(node, by_device, uses) for node in cluster.nodes)
+    tasks = {task.allocation_id: task for use in uses.values() for task in use.tasks}
+    return Overview(cluster, nodes, tuple(Running(a, tasks.get(a.allocation_id)) for a in held))
+
+
+def _node(node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[str, WorkerUse]) -> NodeView:
+    devices = tuple(_device(device, tuple(by_device.get(device.key, ())), uses) for device in node.devices)
+    measured = [view.use for view in devices if view.use is not None]
+    # Each worker of a node measures the same whole; the newest look counts.
+    newest = max(measured, key=lambda use: use.at, default=None)
+    used = newest.ram_used_mb if newest else None
+    shares = [use.ram_ours_mb for use in measured]
+    ours = None if used is None or None in shares else min(used, sum(share or 0 for share in shares))
+    promised = node.ram_mb - node.ram_free_mb
+    ram = Bar(node.ram_mb, promised, used if ours is None else ours, None if ours is None else (used or 0) - ours)
+    return NodeView(node, _cores(node, devices), ram, devices)
+
+
+def _device(device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, WorkerUse]) -> DeviceView:
+    use = uses.get(device.worker or "")
+    promised = device.memory_mb - device.memory_free_mb
+    memory = Bar(device.memory_mb, promised)
+    if use is not None and use.gpu_memory_used_mb is not None:
+        foreign = use.gpu_memory_foreign_mb
+        ours = use.gpu_memory_used_mb if foreign is None else use.gpu_memory_used_mb - foreign
+        memory = Bar(device.memory_mb, promised, ours, foreign)
+    slots = Bar(device.slots, device.slots - device.slots_free)
+    return DeviceView(device, memory, slots, use, held)
+
+
+def _cores(node: NodeState, devices: tuple[DeviceView, ...]) -> tuple[Core, ...]:
+    holders = {core: a.allocation_id for view in devices for a in view.held for core in a.cpu_cores}
+    free = set(node.cpu_cores_free)
+    offered = set(node.cpu_cores)
+    return tuple(
+        Core(core, holders.get(core), "free" if core in free else "held" if core in offered else "withdrawn")
+        for core in sorted(offered | holders.keys())
+    )
+
+
+def _node_dict(view: NodeView) -> dict[str, Any]:
+    return {
+        "node": view.node.node,
+        "state": view.node.state,
+        "cores": [asdict(core) for core in view.cores],
+        "ram": view.ram.as_dict(),
+        "devices": [
+            {
+                **asdict(one.device),
+                "key": one.device.key,
+                "memory": one.memory.as_dict(),
+                "slots": one.slots.as_dict(),
+                "use": None if one.use is None else asdict(one.use),
+            }
+            for one in view.devices
+        ],
+    }
+
+
+def _running_dict(one: Running) -> dict[str, Any]:
+    use = one.use
+    return {**one.allocation.to_wire(), "use": None if use is None else asdict(use)}

@@ -1,0 +1,102 @@
+"""Why something waits: what lacks where, computed from one snapshot.
+
+A claim fits a device when its node has the cores and the RAM, the device has the GPU memory, and, for a task, its
+worker has a free slot (see ``_place.lua``). Per device the first of these that lacks would not tell all, so each
+dimension is counted by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from celery_allocator.model import ClusterState, DeviceState, Kind, NodeState, Requirements
+
+_WORDS = {
+    "gpu_memory_mb": "GPU memory (MB)",
+    "cpu_cores": "CPU cores",
+    "ram_mb": "RAM (MB)",
+    "slots": "worker slots",
+}
+
+
+@dataclass(frozen=True)
+class Lack:
+    """One dimension that lacks on ``devices`` devices: ``needed`` of it, and ``most_free`` on any of those."""
+
+    dimension: str
+    needed: int
+    most_free: int
+    devices: int
+
+
+@dataclass(frozen=True)
+class Reason:
+    """``code``: ``room`` (what it needs lacks), ``no_device`` (none that could take it is open), ``stopped`` or
+    ``paused`` (nothing is granted), or ``in_line`` (it would fit: it is granted next, or was just now).
+
+    ``text``: a sentence for people.
+    """
+
+    code: str
+    text: str
+    lacks: tuple[Lack, ...] = ()
+
+
+def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason:
+    """Why a claim of this shape is not granted at this instant."""
+    if cluster.paused == "stopped":
+        return Reason("stopped", "Nothing is granted: an operator has paused the pool.")
+    if cluster.paused:
+        return Reason("paused", "Nothing is granted yet: workers have still to report after a restart of the server.")
+    places = list(_places(requirements, kind, cluster))
+    if not places:
+        what = "GPU" if requirements.gpu_memory_mb else "device"
+        return Reason("no_device", f"No {what} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
+    lacking = [_lacking(requirements, kind, node, device) for node, device in places]
+    if not all(lacking):
+        return Reason("in_line", "There is room for it now: it is granted next.")
+    lacks = tuple(
+        Lack(
+            dimension,
+            _needed(requirements, dimension),
+            max(lack[dimension] for lack in lacking if dimension in lack),
+            sum(dimension in lack for lack in lacking),
+        )
+        for dimension in _WORDS
+        if any(dimension in lack for lack in lacking)
+    )
+    return Reason("room", _sentence(lacks, len(places)), lacks)
+
+
+def _places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Iterable[tuple[NodeState, DeviceState]]:
+    """Devices that take such claims at all."""
+    for node in cluster.nodes:
+        for device in node.devices:
+            takes = device.is_gpu == bool(requirements.gpu_memory_mb)
+            ready = node.state == "ready" and device.state == "ready"
+            if takes and ready and (device.worker or kind is Kind.MANUAL):
+                yield node, device
+
+
+def _lacking(requirements: Requirements, kind: Kind, node: NodeState, device: DeviceState) -> dict[str, int]:
+    """What lacks on one device, and how much of it is free there."""
+    free = {"cpu_cores": len(node.cpu_cores_free), "ram_mb": node.ram_free_mb}
+    if requirements.gpu_memory_mb:
+        free["gpu_memory_mb"] = device.memory_free_mb
+    if kind is Kind.TASK:
+        free["slots"] = device.slots_free
+    return {name: amount for name, amount in free.items() if amount < _needed(requirements, name)}
+
+
+def _needed(requirements: Requirements, dimension: str) -> int:
+    return 1 if dimension == "slots" else int(getattr(requirements, dimension))
+
+
+def _sentence(lacks: tuple[Lack, ...], places: int) -> str:
+    told = [
+        f"{_WORDS[lack.dimension]} on {'all' if lack.devices == places else lack.devices} of {places} "
+        f"({lack.needed} needed, {lack.most_free} free at most)"
+        for lack in sorted(lacks, key=lambda lack: -lack.devices)
+    ]
+    return f"Lacks {', '.join(told)}."

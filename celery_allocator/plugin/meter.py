@@ -1,0 +1,138 @@
+"""The meter: a plain thread in the worker's main process that measures what its device, node and tasks really use.
+
+It only looks. Not in the keeper's thread: a driver that hangs must not cost the worker its lease. The keeper sends what
+was measured last along with its heartbeat.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+
+import psutil
+
+from celery_allocator.errors import InventoryError
+from celery_allocator.inventory import GpuUse, ram_used_mb, read_use
+from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
+from celery_allocator.plugin.holdings import Holding
+
+logger = logging.getLogger(__name__)
+
+_MB = 2**20
+
+
+class Meter:
+    """Measures every ``every_s`` seconds (0: never) once started. Thread-safe.
+
+    ``device``: what the worker serves, ``None`` for CPU-only work; a simulated one has no driver to ask.
+    """
+
+    def __init__(
+        self, device: DeviceInventory | None, holdings: Callable[[], Iterable[Holding]], every_s: float
+    ) -> None:
+        self._uuid = device.uuid if device is not None and not device.simulated else None
+        self._holdings = holdings
+        self._every_s = every_s
+        self._latest: WorkerUse | None = None
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._complaint = ""
+
+    def start(self) -> None:
+        """Begin to measure. A second call changes nothing."""
+        if self._thread is None and self._every_s:
+            self._thread = threading.Thread(target=self._run, name="allocator-meter", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after the measurement that is being made; does not wait for it: a driver may hang."""
+        self._stop.set()
+
+    def take(self) -> WorkerUse | None:
+        """What was measured last, once: ``None`` until there is something newer."""
+        with self._lock:
+            latest, self._latest = self._latest, None
+        return latest
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                use = self.measure()
+            except Exception:
+                logger.exception("meter: unexpected error; going on")
+            else:
+                with self._lock:
+                    self._latest = use
+            self._stop.wait(self._every_s)
+
+    def measure(self) -> WorkerUse:
+        """One look. What cannot be had is ``None`` in it, and told of once in the log."""
+        gpu = self._gpu()
+        ours = _family(os.getpid())
+        seen = gpu.processes if gpu is not None and _are_seen(gpu.processes) else None
+        return WorkerUse(
+            at=0.0,
+            gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
+            gpu_memory_ours_mb=_gpu_memory(seen, ours),
+            gpu_utilization=None if gpu is None else gpu.utilization,
+            gpu_temperature_c=None if gpu is None else gpu.temperature_c,
+            gpu_power_w=None if gpu is None else gpu.power_w,
+            ram_used_mb=ram_used_mb(),
+            ram_ours_mb=_ram_mb(ours),
+            tasks=tuple(self._tasks(seen)),
+        )
+
+    def _tasks(self, seen: Mapping[int, int | None] | None) -> Iterable[TaskUse]:
+        for holding in self._holdings():
+            # A pool of threads has one process for all its tasks: what each of them uses cannot be told.
+            if holding.pid is not None and holding.pid != os.getpid():
+                family = _family(holding.pid)
+                yield TaskUse(holding.allocation.allocation_id, _gpu_memory(seen, family), _ram_mb(family))
+
+    def _gpu(self) -> GpuUse | None:
+        if self._uuid is None:
+            return None
+        try:
+            use = read_use(self._uuid)
+        except InventoryError as error:
+            if self._complaint != str(error):
+                logger.error("meter: %s", error)  # noqa: TRY400  # the text says it all
+            self._complaint = str(error)
+            return None
+        self._complaint = ""
+        return use
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it; empty when it is gone."""
+    try:
+        parent = psutil.Process(pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _ram_mb(family: Iterable[psutil.Process]) -> int | None:
+    total = None
+    for process in family:
+        try:
+            total = (total or 0) + process.memory_info().rss
+        except psutil.Error:  # just ended
+            continue
+    return None if total is None else total // _MB
+
+
+def _gpu_memory(seen: Mapping[int, int | None] | None, family: Iterable[psutil.Process]) -> int | None:
+    """GPU memory of these processes in MB: 0 for those that hold none, ``None`` where the driver does not tell."""
+    if seen is None:
+        return None
+    amounts = [seen[process.pid] for process in family if process.pid in seen]
+    return None if None in amounts else sum(amount or 0 for amount in amounts)
+
+
+def _are_seen(processes: Mapping[int, int | None] | None) -> bool:
+    """Whether the driver's process ids mean something here: in a container they may be those of the host."""
+    return processes is not None and all(psutil.pid_exists(pid) for pid in processes)
