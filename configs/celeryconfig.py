@@ -105,6 +105,11 @@ allocator_max_losses = 3
 # Life of an allocation made by hand; renew() extends it.
 allocator_ttl_s = 3600.0
 
+# --- Measuring
+
+# Seconds between looks at what a worker's device, node and tasks really use; 0: never.
+allocator_measure_s = 5.0
+
 # --- Running tasks
 
 # Pin a task's process to its granted cores while it runs (pools prefork and solo).

@@ -99,7 +99,7 @@ def test_status_tells_what_is_free_and_what_runs(run: Run) -> None:
     }
     lines = [line.split() for line in run("status").splitlines()]
     assert ["host1", "ready", "6", "8", str(by_hand.RAM_MB), str(by_hand.RAM_MB)] in lines
-    assert ["host1/gpu_0", "ready", "23576", "24576", "-", "-", "1", "-", "Simulated", "GPU"] in lines
+    assert ["host1/gpu_0", "ready", "23576", "24576", "-", "-", "1", "-", "-", "-", "Simulated", "GPU"] in lines
 
 
 def test_status_of_an_empty_pool_says_what_to_do(redis_server: RedisServer, pool: str) -> None:

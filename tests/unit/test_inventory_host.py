@@ -91,6 +91,12 @@ def test_ram_is_the_tightest_of_machine_and_control_group() -> None:
     assert host.ram_mb(Settings(ram_mb=10**6, reserve_ram_mb=5), Limits(memory_bytes=2**20)) == 10**6 - 5
 
 
+def test_ram_in_use_is_the_groups_where_that_has_a_limit() -> None:
+    machine = psutil.virtual_memory()
+    assert host.ram_used_mb(300 * 2**20) == 300
+    assert 0 < host.ram_used_mb() <= machine.total // 2**20
+
+
 def test_the_node_is_named_as_set_or_by_its_host() -> None:
     assert host.node_name("rack-1.gpu_2") == "rack-1.gpu_2"
     assert host.node_name("räck 1/2:3") == "r-ck-1-2-3"
@@ -168,6 +174,26 @@ def test_version_1_in_a_container_without_a_namespace(tree: Tree) -> None:
     _write(top / "inner", memory__limit_in_bytes="200")
 
     assert tree.read().memory_bytes == 200
+
+
+def test_memory_in_use_is_that_of_the_group_with_the_tightest_limit(tree: Tree) -> None:
+    top = tree.mount("unified", "cgroup2", "rw")
+    tree.memberships("0::/team/job")
+    _write(top / "team", memory__max="2000000", memory__current="900000")
+    (top / "team/memory.stat").write_text("anon 500000\ninactive_file 100000\nactive_file 3\n")
+    _write(top / "team/job", memory__max="3000000", memory__current="400000")
+
+    assert cgroup.memory_used_bytes(tree.proc) == 800000
+
+
+def test_memory_in_use_by_version_1_and_without_a_limit(tree: Tree) -> None:
+    tree.memberships("4:memory:/app")
+    top = tree.mount("memory", "cgroup", "rw,memory") / "app"
+    _write(top, memory__limit_in_bytes="9223372036854771712", memory__usage_in_bytes="700")
+    assert cgroup.memory_used_bytes(tree.proc) is None
+    _write(top, memory__limit_in_bytes="1000", memory__usage_in_bytes="700")
+    (top / "memory.stat").write_text("cache 300\ntotal_inactive_file 200\n")
+    assert cgroup.memory_used_bytes(tree.proc) == 500
 
 
 def test_no_limits_are_none_and_not_zero(tree: Tree) -> None:

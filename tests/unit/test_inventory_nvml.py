@@ -200,3 +200,57 @@ def test_a_binding_that_returns_bytes_is_understood(fake_nvml: FakeNvml, tmp_pat
     (device,) = _discover(environ)["devices"]
 
     assert (device["uuid"], device["model"]) == ("GPU-aaaa", "NVIDIA Test A")
+
+
+# --- what is in use
+
+_READ_USE = """
+import json, sys
+from dataclasses import asdict
+from celery_allocator.errors import AllocatorError
+from celery_allocator.inventory import read_use
+try:
+    print(json.dumps(asdict(read_use(sys.argv[1]))))
+except AllocatorError as error:
+    print(json.dumps(f"{type(error).__name__}: {error}"))
+"""
+
+
+def _use(environ: Mapping[str, str], uuid: str) -> Any:
+    run = subprocess.run(
+        [sys.executable, "-c", _READ_USE, uuid],
+        env=dict(environ),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(run.stdout)
+
+
+def test_what_a_gpu_is_used_for_now(fake_nvml: FakeNvml) -> None:
+    busy = FakeGpu(
+        "GPU-bbbb", used_mb=9000, utilization=75, temperature=61, milliwatts=250500, processes=((11, 4000), (12, None))
+    )
+    environ = fake_nvml.environ([_FIRST, busy])
+    assert _use(environ, "GPU-bbbb") == {
+        "used_mb": 9000,
+        "processes": {"11": 4000, "12": None},
+        "utilization": 0.75,
+        "temperature_c": 61,
+        "power_w": 250.5,
+    }
+    assert _use(environ, "GPU-aaaa")["processes"] == {}
+
+
+def test_what_is_not_supported_is_none_and_not_zero(fake_nvml: FakeNvml) -> None:
+    environ = fake_nvml.environ([FakeGpu("GPU-a", used_mb=7, now_code=nvml.NOT_SUPPORTED)])
+    assert _use(environ, "GPU-a") == {
+        "used_mb": 7, "processes": None, "utilization": None, "temperature_c": None, "power_w": None,
+    }  # fmt: skip
+
+
+def test_a_gpu_that_is_lost_says_so(fake_nvml: FakeNvml) -> None:
+    environ = fake_nvml.environ([FakeGpu("GPU-a", handle_code=nvml.GPU_IS_LOST)])
+    assert _use(environ, "GPU-a").startswith("InventoryError: NVML cannot read this host's GPUs: ")
+    assert _use({**os.environ}, "GPU-a").startswith("InventoryError: the GPU GPU-a cannot be read: ")

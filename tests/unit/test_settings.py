@@ -47,6 +47,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "max_losses": (0, "0"),
     "ttl_s": (60.0, "60"),
     "mcp_tokens": ("/etc/tokens.toml", "/etc/tokens.toml"),
+    "measure_s": (2.0, "2"),
     "pin_cores": (False, "off"),
     "worker_concurrency": (5, "5"),
     "worker_cpu_concurrency": (6, "6"),

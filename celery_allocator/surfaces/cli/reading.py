@@ -10,7 +10,7 @@ from typing import Any
 import click
 from kombu.utils.url import maybe_sanitize_url
 
-from celery_allocator.model import Allocation, ClusterState, iso_utc
+from celery_allocator.model import Allocation, ClusterState, WorkerUse, iso_utc
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
@@ -59,8 +59,9 @@ def _nodes(cluster: ClusterState) -> str:
 
 
 def _devices(cluster: ClusterState) -> str:
+    uses = {worker.worker: worker.use for worker in cluster.workers if worker.use is not None}
     return text.table(
-        ("DEVICE", "STATE", "FREE MB", "OF", "SLOTS FREE", "OF", "HELD", "WORKER", "MODEL"),
+        ("DEVICE", "STATE", "FREE MB", "OF", "SLOTS FREE", "OF", "HELD", "USED MB", "FOREIGN MB", "WORKER", "MODEL"),
         (
             (
                 d.key,
@@ -70,12 +71,18 @@ def _devices(cluster: ClusterState) -> str:
                 d.slots_free if d.worker else None,
                 d.slots if d.worker else None,
                 len(d.allocations),
+                *_used(uses.get(d.worker or "")),
                 d.worker,
                 d.model,
             )
             for d in cluster.devices
         ),
     )
+
+
+def _used(use: WorkerUse | None) -> tuple[int | None, int | None]:
+    """GPU memory in use by all, and by others than the device's worker, as the driver says."""
+    return (None, None) if use is None else (use.gpu_memory_used_mb, use.gpu_memory_foreign_mb)
 
 
 @click.command()

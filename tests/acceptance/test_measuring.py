@@ -1,0 +1,90 @@
+"""What GPUs are really used for, measured by workers through the real ``pynvml`` over a scripted library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from celery_allocator.overview import Bar, DeviceView, read_overview
+from tests.support.cluster import SOON_S, Cluster, worker_spec
+from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.waiting import wait_until
+
+__all__ = ["fake_nvml", "nvml_library"]  # fixtures
+
+UUID = "GPU-aaaa"
+pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+
+
+class Host:
+    """A node with one scripted GPU of 8192 MB and a worker of two slots."""
+
+    def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml) -> None:
+        self._nvml = nvml
+        self._environ = nvml.environ([FakeGpu(UUID, memory_mb=8192)])
+        library = {key: self._environ[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_SCRIPT")}
+        often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
+        self.cluster = new_cluster(host={"ALLOCATOR_NODE": "host1", "ALLOCATOR_DEVICES": "auto", **library, **often})
+        self.cluster.start(worker_spec("gpu0", "0", "--concurrency", "2"))
+
+    def becomes(self, *processes: tuple[int, int | None], **options: Any) -> None:
+        self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=8192, processes=processes, **options)])
+
+    def device(self) -> DeviceView:
+        return next(one for one in read_overview(self.cluster.ledger).devices if one.device.is_gpu)
+
+    def wait_for(self, bar: Bar) -> None:
+        wait_until(lambda: self.device().memory == bar, SOON_S, lambda: f"{bar}, it is {self.device().memory}")
+
+
+def test_ours_foreign_and_each_task_are_told_apart(new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml) -> None:
+    host = Host(new_cluster, fake_nvml)
+    cluster, key = host.cluster, host.cluster.key()
+    cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 2048})
+    child, somebody = cluster.held_in(key), psutil.Process().pid
+    assert child != somebody
+    host.becomes((child, 3000), (somebody, 1000), used_mb=4200, utilization=80, temperature=70)
+    # 200 MB are the driver's own.
+    host.wait_for(Bar(8192, 2048, 3000, 1200))
+    (running,) = read_overview(cluster.ledger).running
+    use = host.device().use
+    assert running.use is not None
+    assert use is not None
+    assert (running.use.gpu_memory_mb, use.gpu_utilization, use.gpu_temperature_c) == (3000, 0.8, 70)
+    assert (running.use.ram_mb or 0) > 1
+    host.becomes((child, 3000))
+    host.wait_for(Bar(8192, 2048, 3000, 0))
+    cluster.let_go(key)
+    cluster.settle()
+
+
+def test_where_process_ids_mean_nothing_the_total_is_told(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml
+) -> None:
+    """As in a container without the host's process ids, and with a driver that supports no list of them."""
+    host = Host(new_cluster, fake_nvml)
+    unheard_of = max(psutil.pids()) + 1_000_000
+    host.becomes((unheard_of, 700))
+    host.wait_for(Bar(8192, 0, 700, None))
+    host.becomes(used_mb=900, now_code=3)
+    host.wait_for(Bar(8192, 0, 900, None))
+    host.cluster.settle()
+
+
+def test_a_gpu_that_cannot_be_read_costs_nothing_but_the_figures(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml
+) -> None:
+    host = Host(new_cluster, fake_nvml)
+    host.becomes((psutil.Process().pid, 500))
+    host.wait_for(Bar(8192, 0, 0, 500))
+    host.becomes(handle_code=15)
+    host.wait_for(Bar(8192, 0))
+    assert host.cluster.app.send_task("zoo.where").get(timeout=SOON_S)["device"] == UUID
+    host.becomes((psutil.Process().pid, 600))
+    host.wait_for(Bar(8192, 0, 0, 600))
+    logs = host.cluster.logs()
+    assert logs.count("meter: NVML cannot read this host's GPUs") == 1
+    host.cluster.settle()

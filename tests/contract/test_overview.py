@@ -1,0 +1,82 @@
+"""The overview against a real ledger: what workers measured, and who waits for what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from celery_allocator.ledger import Beat, keys
+from celery_allocator.model import TaskUse, WorkerUse
+from celery_allocator.overview import Bar, Match, read_overview, read_waiting
+from tests.support.ledger_pool import LEASE_S, LedgerPool
+
+USE = WorkerUse(0.0, 5000, 3000, 0.5, 60, 200.0, 9000, 4000, (TaskUse("a1", 3000, 1000),))
+
+
+def beat(cluster: LedgerPool, use: WorkerUse | None, incarnation: str = "one") -> Beat:
+    return cluster.ledger.heartbeat("w.n1.gpu_0", incarnation, LEASE_S, use)
+
+
+def measured(cluster: LedgerPool) -> WorkerUse | None:
+    return next(worker.use for worker in cluster.ledger.snapshot().workers if worker.worker == "w.n1.gpu_0")
+
+
+def test_what_a_worker_measured_is_seen_until_it_leaves(cluster: LedgerPool) -> None:
+    cluster.node()
+    assert measured(cluster) is None
+    beat(cluster, USE)
+    first = cluster.at
+    assert measured(cluster) == replace(USE, at=first)
+    cluster.at += 5
+    beat(cluster, None)  # nothing newer: the old one stays, with its time
+    assert measured(cluster) == replace(USE, at=first)
+    beat(cluster, replace(USE, ram_used_mb=1), incarnation="another")  # not registered: not believed
+    assert measured(cluster) == replace(USE, at=first)
+    beat(cluster, replace(USE, gpu_memory_ours_mb=None))
+    assert measured(cluster) == replace(USE, gpu_memory_ours_mb=None, at=cluster.at)
+    cluster.ledger.unregister_worker("w.n1.gpu_0", "one")
+    cluster.worker("n1", "gpu_0", "two")
+    assert measured(cluster) is None
+
+
+@pytest.mark.parametrize("junk", ["", "{", "3", '{"ram_used_mb": "x"}', "\xff"])
+def test_a_measurement_that_cannot_be_read_is_none_and_no_damage(cluster: LedgerPool, junk: str) -> None:
+    cluster.node()
+    beat(cluster, USE)
+    cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "worker", "w.n1.gpu_0"), "use", junk)
+    assert measured(cluster) is None
+    assert cluster.ledger.verify() == []
+
+
+def test_bars_cells_and_what_runs(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), cores=4, ram=64_000)
+    running = cluster.running(4_000, 2, 2_000)
+    beat(cluster, USE)
+    seen = read_overview(cluster.ledger)
+    (node,) = seen.nodes
+    assert node.devices[0].memory == Bar(10_000, 4_000, 3_000, 2_000)
+    assert node.devices[0].slots == Bar(4, 1)
+    assert node.ram == Bar(64_000, 2_000, 4_000, 5_000)
+    assert [core.allocation_id for core in node.cores] == ["a1", "a1", None, None]
+    assert [(one.allocation.allocation_id, one.use) for one in seen.running] == [("a1", USE.tasks[0])]
+    assert running.token == seen.running[0].allocation.token
+
+
+def test_the_line_in_pages_and_what_is_looked_for(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), cores=4)
+    cluster.running(10_000, 1)
+    for number in range(7):
+        cluster.submit(1_000 + number, 1, task_name="Render" if number % 2 else "infer")
+    state = cluster.ledger.snapshot()
+    page = read_waiting(cluster.ledger, state, limit=3, offset=2)
+    assert (page.total, page.matched) == (7, 7)
+    assert [row.allocation.queue_position for row in page.rows] == [3, 4, 5]
+    assert {row.reason.text for row in page.rows} == {
+        f"Lacks GPU memory (MB) on all of 1 ({1_000 + n} needed, 0 free at most)." for n in (2, 3, 4)
+    }
+    found = read_waiting(cluster.ledger, state, limit=2, offset=1, match=Match(text="rEnD"))
+    assert (found.total, found.matched) == (7, 3)
+    assert [row.allocation.queue_position for row in found.rows] == [4, 6]
+    assert read_waiting(cluster.ledger, state, match=Match(tenant="nobody")).rows == ()
+    assert read_waiting(cluster.ledger, state, match=Match(text="task of a3")).matched == 1
