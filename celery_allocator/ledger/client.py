@@ -20,7 +20,7 @@ from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
 from celery_allocator.ledger.following import Following
-from celery_allocator.ledger.journal import Note, number, raise_refused
+from celery_allocator.ledger.journal import Note, number
 from celery_allocator.ledger.mending import Mending
 from celery_allocator.ledger.operating import Operating
 from celery_allocator.ledger.owning import Owning
@@ -33,7 +33,7 @@ from celery_allocator.ledger.replies import (
     Ticked,
 )
 from celery_allocator.ledger.serving import Serving
-from celery_allocator.ledger.updating import Updating
+from celery_allocator.ledger.updating import Updating, texts
 from celery_allocator.model import (
     Allocation,
     ClusterState,
@@ -82,7 +82,8 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
         :class:`PoolFullError` if it would have to wait and as many wait as may.
         """
         req = requirements
-        reply = self._run(
+        reply = self._noted(
+            note,
             "submit",
             label("allocation id", allocation_id, without=", "),
             label("task id", task_id),
@@ -102,7 +103,6 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
             req.tenant,
             self._pack(note),
         )
-        raise_refused(note, reply)
         verdict = reply[0].decode()
         if verdict == "known":
             return self._submitted_before(allocation_id, reply[1].decode())
@@ -154,7 +154,8 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
         publishes the returned grants; else the next tick does. With a ``note`` only what was made by hand: raises
         :class:`ActionRefused` for a task.
         """
-        reply = self._run(
+        reply = self._noted(
+            note,
             "release",
             allocation_id,
             "" if token is None else token,
@@ -164,7 +165,6 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
             self._pack(note),
             error,
         )
-        raise_refused(note, reply)
         verdict = reply[0].decode()
         if verdict == "not_by_hand":
             task = _text(reply[1])
@@ -258,8 +258,7 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
 
     def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""
-        entries: Any = self._guard(self.client.xrange, keys.key(self.pool, "events"), wire.after(since), "+", count)
-        return [(i.decode(), {k.decode(): v.decode() for k, v in fields.items()}) for i, fields in entries]
+        return [(at, texts(row)) for at, row in self._range("events", since, count)]
 
     # --- maintenance
 

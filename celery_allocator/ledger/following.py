@@ -49,8 +49,7 @@ class Following(Access):
         """Make a consumer group that begins with the oldest entry; returns whether there was none."""
         stream = keys.key(self.pool, "events")
         # What was trimmed by now is no entry that this group misses.
-        found = self._guard(_or_none, self.client.execute_command, "XINFO", "STREAM", stream)
-        info = _mapping(found) if found is not None else {}
+        info: Any = self._guard(_or_none, self.client.xinfo_stream, stream) or {}
         trimmed = int(info.get("entries-added", 0)) - int(info.get("length", 0))
         command = ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM", "ENTRIESREAD", trimmed)
         return self._guard(_or_none, self.client.execute_command, *command) is not None
@@ -95,18 +94,6 @@ def _or_none(function: Any, *args: Any) -> Any:
         if "no such key" in str(error) or "BUSYGROUP" in str(error):
             return None
         raise
-
-
-def _mapping(reply: Any) -> dict[str, Any]:
-    if isinstance(reply, dict):
-        found = {_name(key): value for key, value in reply.items()}
-    else:
-        found = {_name(key): value for key, value in zip(reply[::2], reply[1::2], strict=True)}
-    return found
-
-
-def _name(key: Any) -> str:
-    return key.decode() if isinstance(key, bytes) else str(key)
 
 
 def _fields(flat: Any) -> dict[str, str] | None:

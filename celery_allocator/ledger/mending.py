@@ -88,9 +88,8 @@ class Mending(Access):
 
     def learned(self) -> dict[str, float]:
         """Mean run times in seconds, by task name; ``*``: all."""
-        found: Any = self._guard(self.client.execute_command, "HGETALL", keys.key(self.pool, "runtimes"))
-        rows = found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
-        return {_text(name): float(mean) / 1000 for name, mean in rows}
+        found: Any = self._guard(self.client.hgetall, keys.key(self.pool, "runtimes"))
+        return {_text(name): float(mean) / 1000 for name, mean in found.items()}
 
     def recorded_of(self, allocation_ids: Sequence[str]) -> set[str]:
         """Which of these allocations the ledger has a record of."""

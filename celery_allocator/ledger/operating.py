@@ -51,7 +51,6 @@ class Operating(Access):
         for given in state.values() if isinstance(state, Mapping) else [state]:
             if given not in STATES:
                 raise LabelError("state", given, f"must be one of {', '.join(STATES)}")
-        several = isinstance(state, Mapping)
         word, states = ("restore", json.dumps(dict(state))) if isinstance(state, Mapping) else (state, "")
         reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states)
         if reply[0] != b"ok":
@@ -59,12 +58,7 @@ class Operating(Access):
             known = ", ".join(device.key for device in there) or "none"
             raise UnknownTargetError(f"no node or device {target!r}; known devices are: {known}")
         _, grants, held, entry = reply
-        return Operated(
-            journal.number(entry),
-            replies.grants(grants),
-            becomes="" if several else word,
-            held=tuple(i.decode() for i in held),
-        )
+        return Operated(journal.number(entry), replies.grants(grants), held=tuple(i.decode() for i in held))
 
     def pause(self, *, stop: bool, publishes: bool = True, note: Note | None = None) -> Operated:
         """Stop granting in the whole pool, or (``stop=False``) resume it. What is granted already starts and runs."""

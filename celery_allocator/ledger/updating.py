@@ -76,7 +76,7 @@ class Updating(Access):
         ``memo``: what is remembered under its idempotency ``key``. False if it has been answered already.
         """
         remembered = "" if memo is None else json.dumps(memo)
-        args = (update_id, GROUP, key, remembered, json.dumps(reply), REPLIES, error, body, PARKED)
+        args = (update_id, GROUP, key, remembered, json.dumps(reply), REPLIES, error, body, PARKED, _REMEMBERED_MS)
         return bool(self._run("answer", *args))
 
     def replies(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, Any]]]:
@@ -89,7 +89,7 @@ class Updating(Access):
 
     def parked_updates(self, count: int = 100) -> list[tuple[str, dict[str, str]]]:
         """Updates that could not be read, oldest first: ``from``, ``at`` (ms), ``error``, ``update``."""
-        return [(at, _texts(row)) for at, row in self._range("refused", "-", count)]
+        return [(at, texts(row)) for at, row in self._range("refused", "-", count)]
 
     def readmit(self, parked_id: str, *, retry: bool) -> str:
         """Put a parked update into the stream again (returns its id there), or forget it (returns ``""``).
@@ -146,7 +146,7 @@ class Updating(Access):
             command += ["BLOCK", max(1, round(block_s * 1000))] if block_s > 0 else []
             return self.client.execute_command(*command, "STREAMS", events, position)
 
-        found = [(at, _texts(row)) for at, row in _rows(self._guard(read))]
+        found = [(at, texts(row)) for at, row in _rows(self._guard(read))]
         # The entry itself is still there, after the others were read: so were all behind it.
         sure = not found or position == "0-0" or bool(self._guard(self.client.xrange, events, position, position))
         return found, sure
@@ -193,7 +193,8 @@ def _rows(reply: Any) -> list[Row]:
     return [(at.decode(), fields or {}) for at, fields in rows]
 
 
-def _texts(row: Mapping[bytes, bytes]) -> dict[str, str]:
+def texts(row: Mapping[bytes, bytes]) -> dict[str, str]:
+    """An entry's fields as text; what is no UTF-8 becomes readable."""
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in row.items()}
 
 

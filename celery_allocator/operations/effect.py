@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_allocator.ledger import Grant, Obituary
-from celery_allocator.model import Allocation
 
 
 @dataclass(frozen=True)
@@ -22,5 +21,3 @@ class Effect:
     obituaries: tuple[Obituary, ...] = ()
     held: tuple[str, ...] = ()
     revived: tuple[str, ...] = ()
-    #: What :class:`~celery_allocator.operations.commands.Allocate` was given.
-    allocation: Allocation | None = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
 from celery_allocator.errors import ChangesMissed, RequestError
 from celery_allocator.ledger import Ledger
+from celery_allocator.ledger.wire import ENTRY_ID
 from celery_allocator.updates.changes import Change, change
 from celery_allocator.updates.form import OBJECTS
 
@@ -18,14 +18,13 @@ _BATCH = 500
 _WAIT_S = 1.0
 #: Positions that are words: the oldest change that is kept, and only new ones.
 OLDEST, NEWEST = "-", "$"
-_POSITION = re.compile(r"\d{1,20}(-\d{1,20})?")
 
 
 class Watch(Iterator[Change]):
     """Iterates over changes. ``position``: that of the last entry that was looked at, to go on from another time."""
 
     def __init__(self, ledger: Ledger, since: str, block_s: float | None, objects: frozenset[str]) -> None:
-        if since not in (OLDEST, NEWEST) and not _POSITION.fullmatch(since):
+        if since not in (OLDEST, NEWEST) and not ENTRY_ID.fullmatch(since):
             raise RequestError(f"since={since!r}: it is the position of a change, such as 1700000000000-0, or - or $")
         if unknown := sorted(objects - {*OBJECTS}):
             raise RequestError(f"object={', '.join(unknown)}: it must be one of {', '.join(OBJECTS)}")
