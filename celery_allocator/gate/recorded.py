@@ -13,6 +13,7 @@ from celery_allocator.gate.evidence import Event, stream_order
 from celery_allocator.history.models import AllocationRow, Gap
 from celery_allocator.history.models import Event as EventRow
 from celery_allocator.history.store import History
+from celery_allocator.model import Kind, Shape
 
 #: Rows that are fetched at a time, and ids in one query.
 _FETCH = 2000
@@ -91,7 +92,8 @@ def _shape(row: Any) -> str:
     """As the event stream writes it; empty where it is not known."""
     if row.gpu_memory_mb is None:
         return ""
-    return f"{row.gpu_memory_mb}:{row.cpu_cores or 0}:{row.ram_mb or 0}:{'m' if row.kind == 'manual' else 't'}"
+    kind = Kind.MANUAL if row.kind == Kind.MANUAL.value else Kind.TASK
+    return str(Shape(row.gpu_memory_mb, row.cpu_cores or 0, row.ram_mb or 0, kind))
 
 
 def _column(name: str) -> InstrumentedAttribute[Any]:

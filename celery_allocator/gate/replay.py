@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from celery_allocator.gate.evidence import Event, Evidence
-from celery_allocator.gate.views import DeviceView, Holding, NodeView, Shape
+from celery_allocator.gate.views import DeviceView, Holding, NodeView
 from celery_allocator.history.window import utc
+from celery_allocator.model import Shape
 
 #: Events that change what an allocation holds or waits for.
 ALLOCATION_EVENTS = (

@@ -5,24 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What an allocation asks for: MB, cores, MB; ``slot``: whether it takes a worker's slot (a task does)."""
-
-    gpu_memory_mb: int
-    cpu_cores: int
-    ram_mb: int
-    slot: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Shape | None:
-        """``"2048:2:4096:t"``; ``None`` for what is no shape."""
-        try:
-            gpu, cores, ram, kind = text.split(":")
-            return cls(int(gpu), int(cores), int(ram), kind == "t")
-        except ValueError:
-            return None
+from celery_allocator.model import Shape
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from datetime import datetime
 
 from celery_allocator.history.entry import Entry, whole
 from celery_allocator.history.records import AllocationRecord, StateRecord
+from celery_allocator.model import Shape
 
 logger = logging.getLogger(__name__)
 
 _HOLDING = ("granted", "running")
-_KINDS = {"t": "task", "m": "manual"}
 
 
 @dataclass
@@ -97,9 +97,10 @@ def _met(record: AllocationRecord, entry: Entry) -> None:
     record.last_event_id, record.last_event_at = entry.event_id, entry.at
     record.task_id = entry.task_id or record.task_id
     record.task_name = told.get("name") or record.task_name
-    shape = told.get("shape")
-    if shape:
-        _shaped(record, shape)
+    shape = Shape.parse(told.get("shape", ""))
+    if shape is not None:
+        record.gpu_memory_mb, record.cpu_cores, record.ram_mb = shape.gpu_memory_mb, shape.cpu_cores, shape.ram_mb
+        record.kind = shape.kind.value
     if "new" in told:
         record.submitted_at = entry.at
         record.priority = entry.number("priority")
@@ -108,14 +109,6 @@ def _met(record: AllocationRecord, entry: Entry) -> None:
         record.expires_at = entry.time("expires")
         record.queue_position = entry.number("position")
         record.estimated_start_at = entry.time("estimate")
-
-
-def _shaped(record: AllocationRecord, shape: str) -> None:
-    parts = shape.split(":")
-    if len(parts) == 4:
-        sizes = [int(part) if part.isdecimal() and len(part) < 10 else None for part in parts[:3]]
-        record.gpu_memory_mb, record.cpu_cores, record.ram_mb = sizes
-        record.kind = _KINDS.get(parts[3])
 
 
 def _placed(record: AllocationRecord, entry: Entry) -> None:

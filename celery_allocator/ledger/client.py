@@ -35,6 +35,7 @@ from celery_allocator.ledger.replies import (
 from celery_allocator.ledger.serving import Serving
 from celery_allocator.ledger.updating import Updating, texts
 from celery_allocator.model import (
+    KIND_CODES,
     Allocation,
     ClusterState,
     Kind,
@@ -93,7 +94,7 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
             req.ram_mb,
             req.priority,
             strategy.value,
-            wire.KIND_CODES[kind],
+            KIND_CODES[kind],
             message,
             ms(eta_at),
             ms(expires_at),

@@ -16,6 +16,7 @@ from celery_allocator.model import (
     Kind,
     NodeState,
     Requirements,
+    Shape,
     State,
     Strategy,
     WorkerState,
@@ -24,9 +25,6 @@ from celery_allocator.model import (
 
 #: Id of a stream's entry.
 ENTRY_ID = re.compile(r"\d{1,20}(-\d{1,20})?")
-
-KIND_CODES = {Kind.TASK: "t", Kind.MANUAL: "m"}
-_KINDS = {code: kind for kind, code in KIND_CODES.items()}
 
 S = TypeVar("S")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,15 +102,17 @@ def allocation(row: list[Any]) -> Allocation:
 def _allocation(row: list[Any]) -> Allocation:
     tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:24]
     dev, uuid, queue, worker, cores, loss, tenant, held_by, position, estimate, ttl, allocation_id = rest
-    gpu, n_cores, ram, kind = shape.decode().split(":")
+    asked = Shape.parse(shape.decode())
+    if asked is None:
+        raise ValueError(f"{shape!r} is no shape")
     node, _, device = dev.decode().rpartition("/")
     return Allocation(
         allocation_id=allocation_id.decode(),
         task_id=tid.decode(),
         task_name=name.decode(),
         state=State(state.decode()),
-        kind=_KINDS[kind],
-        requirements=Requirements(int(gpu), int(n_cores), int(ram), int(prio), tenant.decode()),
+        kind=asked.kind,
+        requirements=Requirements(asked.gpu_memory_mb, asked.cpu_cores, asked.ram_mb, int(prio), tenant.decode()),
         strategy=Strategy(strat.decode()),
         submitted_at=int(c_ms) / 1000,
         granted_at=_seconds(g_ms),

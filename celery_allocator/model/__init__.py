@@ -14,12 +14,14 @@ from celery_allocator.model.cluster import (
 )
 from celery_allocator.model.label import MAX_LABEL, label
 from celery_allocator.model.requirements import FIELDS, TENANT, TENANT_DOC, Field, Requirements
+from celery_allocator.model.shape import KIND_CODES, Shape
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.use import TaskUse, WorkerUse
 
 __all__ = [
     "CPU_DEVICE",
     "FIELDS",
+    "KIND_CODES",
     "MAX_LABEL",
     "TASK_TYPES",
     "TENANT",
@@ -33,6 +35,7 @@ __all__ = [
     "NodeInventory",
     "NodeState",
     "Requirements",
+    "Shape",
     "State",
     "Strategy",
     "TaskUse",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from celery_allocator.model import Shape
+
 #: Who did what no operator did.
 ALLOCATOR = "allocator"
 
@@ -58,9 +60,10 @@ def _whole(name: str) -> Callable[[str], dict[str, Any]]:
 
 
 def _shape(text: str) -> dict[str, Any]:
-    gpu, cores, ram, kind = text.split(":")
-    kinds = {"t": "task", "m": "manual"}
-    return {"gpu_memory_mb": int(gpu), "cpu_cores": int(cores), "ram_mb": int(ram), "kind": kinds[kind]}
+    shape = Shape.parse(text)
+    if shape is None:
+        raise ValueError(f"{text!r} is no shape")
+    return {**asdict(shape), "kind": shape.kind.value}
 
 
 def _devices(text: str) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from celery_allocator.gate.evidence import Event, Evidence
 from celery_allocator.gate.registry import Measurement, rule
 from celery_allocator.gate.replay import ALLOCATION_EVENTS, LACKING, POOL_EVENTS, Replay, seed
-from celery_allocator.gate.views import Shape
-from celery_allocator.model.cluster import CPU_DEVICE
+from celery_allocator.model import CPU_DEVICE, Shape
 
 
 @rule("idle_gap", unit="s")
