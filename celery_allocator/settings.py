@@ -126,6 +126,12 @@ class Settings:
         "Seconds between measurements of what a worker's device, node and tasks really use: shown, and counted in "
         "metrics; placement does not depend on it. 0: never.",
     )
+    # --- tracing
+    tracing: bool = _setting(
+        True,
+        "Whether the way of a task is told in OpenTelemetry spans, where opentelemetry-api is installed "
+        "([how](../howto/tracing.md)). Without a configured SDK they go nowhere.",
+    )
     # --- running tasks
     pin_cores: bool = _setting(
         True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."

@@ -110,6 +110,11 @@ allocator_ttl_s = 3600.0
 # Seconds between looks at what a worker's device, node and tasks really use; 0: never.
 allocator_measure_s = 5.0
 
+# --- Tracing
+
+# Spans of the way of a task, where opentelemetry-api is installed and an SDK configured.
+allocator_tracing = True
+
 # --- Running tasks
 
 # Pin a task's process to its granted cores while it runs (pools prefork and solo).

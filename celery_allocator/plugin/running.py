@@ -17,6 +17,7 @@ from celery.exceptions import Ignore, Reject
 
 from celery_allocator.isolation import Previous, pin, unpin
 from celery_allocator.model import Allocation
+from celery_allocator.plugin import tracing
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
@@ -80,7 +81,10 @@ def error_name(error: object) -> str:
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
     """Pin the process to the granted cores (signal ``task_prerun``)."""
     allocation = of_request(task.request)
-    if allocation is None or not allocation.cpu_cores or not session(task.app).settings.pin_cores:
+    if allocation is None:
+        return
+    tracing.began(task, allocation)
+    if not allocation.cpu_cores or not session(task.app).settings.pin_cores:
         return
     if threading.current_thread() is not threading.main_thread():
         # A pool of threads: the mask of this thread alone, or its neighbours would move along.
@@ -98,6 +102,7 @@ def on_postrun(
         return
     _unpin(task_id)
     outcome = _OUTCOMES.get(state)
+    tracing.ended(task, outcome or "terminated", error_name(retval) if outcome == "failure" else "")
     if outcome is None or isinstance(sys.exc_info()[1], (SystemExit, KeyboardInterrupt)):
         # This process is being terminated, perhaps after the task has returned and before its result was stored. What
         # it holds is free only when it is gone; main sees to that.

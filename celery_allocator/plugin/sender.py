@@ -32,6 +32,7 @@ from celery_allocator.plugin.envelope import HEADER, Envelope
 from celery_allocator.plugin.publish import publish
 from celery_allocator.plugin.router import RESOURCES, STRATEGY, AllocatorRouter, installed_router, requirements_header
 from celery_allocator.plugin.session import session
+from celery_allocator.plugin.tracing import submitting
 
 logger = logging.getLogger(__name__)
 
@@ -121,15 +122,17 @@ class LedgerProducer:
         allocation_id = new_allocation_id()
         headers = dict(headers)
         headers[HEADER] = requirements_header(allocation_id, self._requirements, self._strategy)
-        # What kombu itself would do to the body next; it offers no public name for it.
-        data, content_type, content_encoding = self._producer._prepare(  # noqa: SLF001
-            body, serializer=serializer, compression=compression, headers=headers
-        )
-        if isinstance(data, str):
-            data = data.encode(content_encoding)
-        envelope = Envelope(data, content_type, content_encoding, headers, properties, delivery_mode)
         policy = retry_policy or {}
-        submitted = self._submit(allocation_id, envelope, policy if retry else None)
+        with submitting(self._app, headers) as answered:
+            # What kombu itself would do to the body next; it offers no public name for it.
+            data, content_type, content_encoding = self._producer._prepare(  # noqa: SLF001
+                body, serializer=serializer, compression=compression, headers=headers
+            )
+            if isinstance(data, str):
+                data = data.encode(content_encoding)
+            envelope = Envelope(data, content_type, content_encoding, headers, properties, delivery_mode)
+            submitted = self._submit(allocation_id, envelope, policy if retry else None)
+            answered(submitted)
         allocation = submitted.allocation
         if allocation.state is not State.GRANTED or submitted.known or submitted.delivered:
             return

@@ -48,6 +48,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "ttl_s": (60.0, "60"),
     "mcp_tokens": ("/etc/tokens.toml", "/etc/tokens.toml"),
     "measure_s": (2.0, "2"),
+    "tracing": (False, "off"),
     "pin_cores": (False, "off"),
     "worker_concurrency": (5, "5"),
     "worker_cpu_concurrency": (6, "6"),
