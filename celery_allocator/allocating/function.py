@@ -8,16 +8,17 @@ argument ``session`` is for embedding and tests; without it, the environment's s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from celery_allocator.allocating import reply
-from celery_allocator.allocating.acquire import acquire, available
+from celery_allocator.allocating.acquire import WAITS, acquire, available
+from celery_allocator.allocating.answering import Answer, answer
 from celery_allocator.allocating.request import name, parse, time_to_live
 from celery_allocator.allocating.request import token as checked_token
-from celery_allocator.allocating.session import Session, default_session, forget_default
-from celery_allocator.errors import AllocationNotFound, AllocatorError, LedgerUnavailable, StaleTokenError
+from celery_allocator.allocating.session import Session
+from celery_allocator.errors import AllocationNotFound, StaleTokenError
 from celery_allocator.model import Allocation, Kind, State
 from celery_allocator.operations import Release
 
@@ -39,18 +40,18 @@ def allocate_resources(
     allocation ends after ``ttl_s`` seconds (default: the setting ``allocator_ttl_s``) unless renewed.
     """
 
-    def work(active: Session) -> _Answer:
+    def work(active: Session) -> Answer:
         request = parse(active.settings, task_id, task_type, resource_requirements, allocation_strategy, wait_s, ttl_s)
         acquired = acquire(active, request)
         return lambda _: reply.success(acquired.allocation, acquired.took_ms, acquired.available)
 
-    return _answer(work, session, task_id=task_id)
+    return answer(work, session, task_id=task_id)
 
 
 def allocation(allocation_id: str, *, session: Session | None = None) -> dict[str, Any]:
     """A live allocation, waiting or granted, in the form of :func:`allocate_resources`."""
 
-    def work(active: Session) -> _Answer:
+    def work(active: Session) -> Answer:
         wanted = name("allocation_id", allocation_id)
         active.upkeep()
         found = active.ledger.get(wanted)
@@ -61,7 +62,7 @@ def allocation(allocation_id: str, *, session: Session | None = None) -> dict[st
         left = available(active, found)
         return lambda took_ms: reply.success(found, took_ms, left)
 
-    return _answer(work, session, allocation_id=allocation_id)
+    return answer(work, session, allocation_id=allocation_id)
 
 
 def renew_resources(
@@ -72,7 +73,7 @@ def renew_resources(
     With ``token`` (from the grant), only if the claim is still that one.
     """
 
-    def work(active: Session) -> _Answer:
+    def work(active: Session) -> Answer:
         wanted, fence = name("allocation_id", allocation_id), checked_token(token)
         life_s = active.settings.ttl_s if ttl_s is None else time_to_live(ttl_s)
         found = active.ledger.renew(wanted, life_s, fence)
@@ -81,7 +82,7 @@ def renew_resources(
         left = available(active, found)
         return lambda took_ms: reply.success(found, took_ms, left)
 
-    return _answer(work, session, allocation_id=allocation_id)
+    return answer(work, session, allocation_id=allocation_id)
 
 
 def release_resources(
@@ -93,12 +94,12 @@ def release_resources(
     worker's to release. With ``token`` (from the grant), only if the claim is still that one.
     """
 
-    def work(active: Session) -> _Answer:
+    def work(active: Session) -> Answer:
         wanted, fence = name("allocation_id", allocation_id), checked_token(token)
         found = release(active, wanted, fence, "success")
         return lambda took_ms: reply.success(found, took_ms, None)
 
-    return _answer(work, session, allocation_id=allocation_id)
+    return answer(work, session, allocation_id=allocation_id)
 
 
 def release(session: Session, allocation_id: str, token: int | None, outcome: str) -> Allocation:
@@ -115,7 +116,7 @@ def release(session: Session, allocation_id: str, token: int | None, outcome: st
     if token is not None and found.token != token:
         raise StaleTokenError(f"{allocation_id}: token {token} is not the live one ({found.token})")
     note = session.note(Release(allocation_id, found.token or None, outcome))
-    if found.state in (State.WAITING, State.ON_HOLD):
+    if found.state in WAITS:
         done = ledger.cancel(allocation_id, publishes=False, note=note).done
     else:
         done = ledger.release(allocation_id, found.token, outcome, publishes=False, note=note).done
@@ -127,26 +128,3 @@ def release(session: Session, allocation_id: str, token: int | None, outcome: st
 def ended(found: Allocation) -> Allocation:
     """The allocation with nothing held or expected any more."""
     return replace(found, state=State.RELEASED, queue_position=0, estimated_start_at=None, expires_at=None)
-
-
-_Answer = Callable[[float], dict[str, Any]]
-
-
-def _answer(
-    work: Callable[[Session], _Answer], session: Session | None, *, allocation_id: Any = None, task_id: Any = None
-) -> dict[str, Any]:
-    """Run ``work`` and say how it went and how many milliseconds it took, waiting included."""
-    began = time.perf_counter()
-    active = session
-    try:
-        active = active if active is not None else default_session()
-        answer = work(active)
-    except AllocatorError as error:
-        if isinstance(error, LedgerUnavailable) and active is not None:
-            forget_default(active)
-        return reply.refusal(error, _ms_since(began), allocation_id=allocation_id, task_id=task_id)
-    return answer(_ms_since(began))
-
-
-def _ms_since(began: float) -> float:
-    return (time.perf_counter() - began) * 1000

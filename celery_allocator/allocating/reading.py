@@ -5,14 +5,13 @@ The functions answer like those of ``function``: dicts, with ``success: False`` 
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from celery_allocator.allocating import reply
 from celery_allocator.allocating.acquire import available
+from celery_allocator.allocating.answering import Answer, answer
 from celery_allocator.allocating.request import count, name
-from celery_allocator.allocating.session import Session, default_session
-from celery_allocator.errors import AllocatorError
+from celery_allocator.allocating.session import Session
 from celery_allocator.model import Allocation, DeviceState, NodeState, iso_utc
 
 #: How many devices or waiting allocations are listed unless told otherwise, and at most.
@@ -26,43 +25,42 @@ def pool_status(
 
     ``limit``: list at most so many devices. ``allocations`` are those of the session's owner.
     """
-    began = time.perf_counter()
-    try:
+
+    def work(active: Session) -> Answer:
         wanted = None if allocation_id is None else name("allocation_id", allocation_id)
         most = count("limit", limit, most=MOST_LISTED)
-        active = session if session is not None else default_session()
         active.upkeep()
-        if wanted is not None:
-            found = active.ledger.get(wanted)
-            return reply.success(found, _ms_since(began), available(active, found))
-        return _pool(active, most, began)
-    except AllocatorError as error:
-        return reply.refusal(error, _ms_since(began), allocation_id=allocation_id)
+        if wanted is None:
+            return _pool(active, most)
+        found = active.ledger.get(wanted)
+        left = available(active, found)
+        return lambda took_ms: reply.success(found, took_ms, left)
+
+    return answer(work, session, allocation_id=allocation_id)
 
 
 def pool_queue(limit: int = LISTED, *, session: Session | None = None) -> dict[str, Any]:
     """What waits, in its order. ``limit``: list at most so many."""
-    began = time.perf_counter()
-    try:
+
+    def work(active: Session) -> Answer:
         most = count("limit", limit, most=MOST_LISTED)
-        active = session if session is not None else default_session()
         active.upkeep()
         waiting = active.ledger.queue(limit=most + 1)
-    except AllocatorError as error:
-        return reply.refusal(error, _ms_since(began))
-    return {
-        "success": True,
-        "waiting": [_in_line(allocation) for allocation in waiting[:most]],
-        "more": len(waiting) > most,
-        "metadata": {"took_ms": _ms_since(began)},
-    }
+        return lambda took_ms: {
+            "success": True,
+            "waiting": [_in_line(allocation) for allocation in waiting[:most]],
+            "more": len(waiting) > most,
+            "metadata": {"took_ms": round(took_ms, 3)},
+        }
+
+    return answer(work, session)
 
 
-def _pool(session: Session, most: int, began: float) -> dict[str, Any]:
+def _pool(session: Session, most: int) -> Answer:
     cluster = session.ledger.snapshot()
     mine = () if session.owner is None else session.ledger.owned(session.owner.name)
     listed = [(node, device) for node in cluster.nodes for device in node.devices]
-    return {
+    return lambda took_ms: {
         "success": True,
         "pool": {
             "name": cluster.pool,
@@ -76,7 +74,7 @@ def _pool(session: Session, most: int, began: float) -> dict[str, Any]:
         "devices": [_device(node, device) for node, device in listed[:most]],
         "more": len(listed) > most,
         "allocations": [_of_mine(allocation) for allocation in mine],
-        "metadata": {"took_ms": _ms_since(began)},
+        "metadata": {"took_ms": round(took_ms, 3)},
     }
 
 
@@ -117,7 +115,3 @@ def _in_line(allocation: Allocation) -> dict[str, Any]:
         "submitted_at": iso_utc(allocation.submitted_at),
         "estimated_start_time": iso_utc(allocation.estimated_start_at),
     }
-
-
-def _ms_since(began: float) -> float:
-    return round((time.perf_counter() - began) * 1000, 3)
