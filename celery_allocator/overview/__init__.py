@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_allocator.overview.bars import Bar
 from celery_allocator.overview.cluster import Core, DeviceView, NodeView, Overview, Running, read_overview
+from celery_allocator.overview.explain import Explanation, Holder, Place, explain
 from celery_allocator.overview.reasons import Lack, Reason, why
 from celery_allocator.overview.waiting import Match, Page, Waiting, read_waiting
 
@@ -11,14 +12,18 @@ __all__ = [
     "Bar",
     "Core",
     "DeviceView",
+    "Explanation",
+    "Holder",
     "Lack",
     "Match",
     "NodeView",
     "Overview",
     "Page",
+    "Place",
     "Reason",
     "Running",
     "Waiting",
+    "explain",
     "read_overview",
     "read_waiting",
     "why",

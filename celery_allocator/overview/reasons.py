@@ -49,27 +49,27 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         return Reason("stopped", "Nothing is granted: an operator has paused the pool.")
     if cluster.paused:
         return Reason("paused", "Nothing is granted yet: workers have still to report after a restart of the server.")
-    places = list(_places(requirements, kind, cluster))
-    if not places:
+    open_to_it = list(places(requirements, kind, cluster))
+    if not open_to_it:
         what = "GPU" if requirements.gpu_memory_mb else "device"
         return Reason("no_device", f"No {what} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
-    lacking = [_lacking(requirements, kind, node, device) for node, device in places]
-    if not all(lacking):
+    found = [lacking(requirements, kind, node, device) for node, device in open_to_it]
+    if not all(found):
         return Reason("in_line", "There is room for it now: it is granted next.")
     lacks = tuple(
         Lack(
             dimension,
             _needed(requirements, dimension),
-            max(lack[dimension] for lack in lacking if dimension in lack),
-            sum(dimension in lack for lack in lacking),
+            max(free for _, free in (lack[dimension] for lack in found if dimension in lack)),
+            sum(dimension in lack for lack in found),
         )
         for dimension in _WORDS
-        if any(dimension in lack for lack in lacking)
+        if any(dimension in lack for lack in found)
     )
-    return Reason("room", _sentence(lacks, len(places)), lacks)
+    return Reason("room", _sentence(lacks, len(open_to_it)), lacks)
 
 
-def _places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Iterable[tuple[NodeState, DeviceState]]:
+def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Iterable[tuple[NodeState, DeviceState]]:
     """Devices that take such claims at all."""
     for node in cluster.nodes:
         for device in node.devices:
@@ -79,14 +79,14 @@ def _places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> It
                 yield node, device
 
 
-def _lacking(requirements: Requirements, kind: Kind, node: NodeState, device: DeviceState) -> dict[str, int]:
-    """What lacks on one device, and how much of it is free there."""
-    free = {"cpu_cores": len(node.cpu_cores_free), "ram_mb": node.ram_free_mb}
-    if requirements.gpu_memory_mb:
-        free["gpu_memory_mb"] = device.memory_free_mb
+def lacking(requirements: Requirements, kind: Kind, node: NodeState, device: DeviceState) -> dict[str, tuple[int, int]]:
+    """What lacks on one device: dimension → (needed, free)."""
+    free = {"gpu_memory_mb": device.memory_free_mb} if requirements.gpu_memory_mb else {}
+    free |= {"cpu_cores": len(node.cpu_cores_free), "ram_mb": node.ram_free_mb}
     if kind is Kind.TASK:
         free["slots"] = device.slots_free
-    return {name: amount for name, amount in free.items() if amount < _needed(requirements, name)}
+    needed = {name: _needed(requirements, name) for name in free}
+    return {name: (needed[name], amount) for name, amount in free.items() if amount < needed[name]}
 
 
 def _needed(requirements: Requirements, dimension: str) -> int:

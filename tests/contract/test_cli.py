@@ -102,6 +102,29 @@ def test_status_tells_what_is_free_and_what_runs(run: Run) -> None:
     assert ["host1/gpu_0", "ready", "23576", "24576", "-", "-", "1", "-", "-", "-", "Simulated", "GPU"] in lines
 
 
+def test_why_says_what_lacks_and_who_holds_it(run: Run) -> None:
+    allocate(run, "a", "--gpu-memory=20000", "--cpu-cores=2")
+    allocate(run, "b", "--gpu-memory=20000", "--cpu-cores=3")
+    allocate(run, "c", "--gpu-memory=8000", "--cpu-cores=4")
+    (told,) = run("why", "c", "--json")
+    assert (told["state"], told["position"], told["reason"]["code"]) == ("waiting", 1, "room")
+    assert [place["device"] for place in told["places"]] == ["host1/gpu_0", "host1/gpu_1"]
+    assert told["places"][0]["lacks"] == {
+        "gpu_memory_mb": {"needed": 8000, "free": by_hand.GPU_MB - 20000},
+        "cpu_cores": {"needed": 4, "free": 3},
+    }
+    lines = run("why", "c").splitlines()
+    assert lines[1].startswith("It is number 1 in line since ")
+    assert lines[2] == (
+        "Lacks GPU memory (MB) on all of 2 (8000 needed, 4576 free at most), "
+        "CPU cores on all of 2 (4 needed, 3 free at most)."
+    )
+    assert lines[5].split()[:10] == ["host1/gpu_0", "4576", "of", "8000", "MB", "GPU,", "3", "of", "4", "cores"]
+    assert "It runs on host1/gpu_" in run("why", "a")
+    assert "it has ended or never was" in run("why", "nobody", code=1)
+    assert "more devices (--limit)" in run("why", "c", "--limit", "1")
+
+
 def test_status_of_an_empty_pool_says_what_to_do(redis_server: RedisServer, pool: str) -> None:
     arguments = ["--backend-url", redis_server.url, "--pool", pool, "status"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_allocator.ledger import Beat, keys
 from celery_allocator.model import TaskUse, WorkerUse
-from celery_allocator.overview import Bar, Match, read_overview, read_waiting
+from celery_allocator.overview import Bar, Match, explain, read_overview, read_waiting
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
 USE = WorkerUse(0.0, 5000, 3000, 0.5, 60, 200.0, 9000, 4000, (TaskUse("a1", 3000, 1000),))
@@ -80,3 +80,39 @@ def test_the_line_in_pages_and_what_is_looked_for(cluster: LedgerPool) -> None:
     assert [row.allocation.queue_position for row in found.rows] == [4, 6]
     assert read_waiting(cluster.ledger, state, match=Match(tenant="nobody")).rows == ()
     assert read_waiting(cluster.ledger, state, match=Match(text="task of a3")).matched == 1
+
+
+def test_who_is_in_the_way_and_until_when(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000, 4_000), cores=8)
+    done = cluster.running(100, 1)
+    cluster.at += 20
+    cluster.ledger.release(done.allocation_id, done.token, "success")  # "work" takes 20 s
+    cluster.running(9_000, 2)
+    cluster.running(4_000, 5)
+    cluster.at += 5
+    waiting = cluster.submit(6_000, 1).allocation
+    found = explain(cluster.ledger, waiting)
+    assert found.reason.code == "room"
+    assert [(place.device, dict(place.lacks)) for place in found.places] == [
+        ("n1/gpu_0", {"gpu_memory_mb": (6_000, 1_000)}),
+        ("n1/gpu_1", {"gpu_memory_mb": (6_000, 0)}),
+    ]
+    ((holder,), _) = (place.holders for place in found.places)
+    assert (holder.allocation.allocation_id, holder.ends_at) == ("a2", cluster.at + 15)
+    # Cores are the node's: who holds some of them on the other device is in the way, too.
+    found = explain(cluster.ledger, cluster.submit(0, 2).allocation)
+    assert [(place.device, dict(place.lacks)) for place in found.places] == [("n1/cpu", {"cpu_cores": (2, 1)})]
+    assert [holder.allocation.allocation_id for holder in found.places[0].holders] == ["a2", "a3"]
+    cluster.at += 30
+    assert {holder.ends_at for place in explain(cluster.ledger, waiting).places for holder in place.holders} == {None}
+
+
+def test_what_does_not_wait_for_room_is_told_by_its_state(cluster: LedgerPool) -> None:
+    cluster.node()
+    delayed = cluster.submit(1, eta_at=cluster.at + 60).allocation
+    running = cluster.running(1)
+    cluster.submit(10_000)
+    cluster.ledger.hold("a3")
+    told = [explain(cluster.ledger, a).reason for a in (delayed, running, cluster.ledger.get("a3"))]
+    assert [reason.code for reason in told] == ["delayed", "running", "on_hold"]
+    assert told[1].text == "It runs on n1/gpu_0."

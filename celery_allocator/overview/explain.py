@@ -1,0 +1,117 @@
+"""One waiting allocation explained: place by place what lacks there, who holds it, and until when perhaps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery_allocator.ledger import Ledger
+from celery_allocator.model import Allocation, ClusterState, State
+from celery_allocator.overview.reasons import Reason, lacking, places, why
+
+#: Name under which the ledger keeps the mean run time of all.
+_ALL = "*"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds something of a place. ``ends_at``: by the mean run time of its name, seconds since the epoch; ``None``
+    where none is known yet, or it has run for longer already.
+    """
+
+    allocation: Allocation
+    ends_at: float | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device that takes such claims. ``lacks``: dimension → (needed, free) of what is too little; empty: it fits."""
+
+    device: str
+    lacks: Mapping[str, tuple[int, int]]
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an allocation is not running; ``places`` by how little lacks there, for what waits in line."""
+
+    allocation: Allocation
+    reason: Reason
+    places: tuple[Place, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain JSON-ready data."""
+        a = self.allocation
+        return {
+            "allocation_id": a.allocation_id,
+            "task_id": a.task_id,
+            "name": a.task_name,
+            "state": a.state.value,
+            "requirements": a.requirements.as_dict(),
+            "position": a.queue_position or None,
+            "estimated_start_at": a.estimated_start_at,
+            "reason": asdict(self.reason),
+            "places": [
+                {
+                    "device": place.device,
+                    "lacks": {name: {"needed": n, "free": f} for name, (n, f) in place.lacks.items()},
+                    "holders": [
+                        {
+                            "allocation_id": holder.allocation.allocation_id,
+                            "task_id": holder.allocation.task_id,
+                            "name": holder.allocation.task_name,
+                            "requirements": holder.allocation.requirements.as_dict(),
+                            "since": holder.allocation.granted_at,
+                            "ends_at": holder.ends_at,
+                        }
+                        for holder in place.holders
+                    ],
+                }
+                for place in self.places
+            ],
+        }
+
+
+def explain(ledger: Ledger, allocation: Allocation) -> Explanation:
+    """Why that allocation is not running now. Raises :class:`~celery_allocator.errors.LedgerError`."""
+    if allocation.state is not State.WAITING:
+        return Explanation(allocation, _not_in_line(allocation), ())
+    cluster = ledger.snapshot()
+    reason = why(allocation.requirements, allocation.kind, cluster)
+    return Explanation(allocation, reason, _places(allocation, cluster, ledger.held(), ledger.learned()))
+
+
+def _not_in_line(a: Allocation) -> Reason:
+    texts = {
+        State.DELAYED: "It does not wait for room yet: its time (ETA or countdown) lies ahead.",
+        State.ON_HOLD: f"It is on hold, by {a.on_hold_by or 'an operator'}: it keeps its place and is not granted.",
+        State.GRANTED: f"It is granted {a.node}/{a.device_id}, and its worker has not begun it yet.",
+        State.RUNNING: f"It runs on {a.node}/{a.device_id}.",
+    }
+    return Reason(a.state.value, texts.get(a.state, "It has ended."))
+
+
+def _places(
+    wanted: Allocation, cluster: ClusterState, held: tuple[Allocation, ...], means_s: Mapping[str, float]
+) -> tuple[Place, ...]:
+    found = []
+    for node, device in places(wanted.requirements, wanted.kind, cluster):
+        lacks = lacking(wanted.requirements, wanted.kind, node, device)
+        # Cores and RAM are the node's, memory and slots the device's: whoever holds any of what lacks is in the way.
+        of_node = bool(lacks.keys() & {"cpu_cores", "ram_mb"})
+        holders = tuple(
+            Holder(a, _ends_at(a, means_s, cluster.at))
+            for a in held
+            if a.node == node.node and (a.device_id == device.device_id or of_node) and lacks
+        )
+        found.append(Place(device.key, lacks, holders))
+    return tuple(sorted(found, key=lambda place: len(place.lacks)))
+
+
+def _ends_at(a: Allocation, means_s: Mapping[str, float], now: float) -> float | None:
+    mean = means_s.get(a.task_name, means_s.get(_ALL))
+    if mean is None or a.started_at is None:
+        return None
+    return a.started_at + mean if a.started_at + mean > now else None
