@@ -16,7 +16,7 @@ from typing import Any
 from celery.utils.imports import import_from_cwd
 
 from celery_allocator.errors import GateConfigError
-from celery_allocator.gate.registry import FILTERS, OPTION_TYPES, RuleKind, kinds
+from celery_allocator.gate.registry import FILTERS, OPTION_TYPES, RESERVED, RuleKind, kinds
 from celery_allocator.history import window
 
 if sys.version_info >= (3, 11):
@@ -27,7 +27,6 @@ else:
 DEFAULT_WINDOW = timedelta(hours=1)
 DEFAULT_MIN_SAMPLES = 1
 _TOP = ("name", "window", "min_samples", "imports", "rules")
-_RULE = ("kind", "min", "max", "window", "min_samples", "severity", *FILTERS)
 
 
 class Severity(str, Enum):
@@ -112,7 +111,7 @@ class _Reader:
         if not isinstance(table, dict):
             raise self._wrong(name, "", f"is {table!r}: write a table [rules.{name}]")
         kind = self._kind(name, self._text(name, "kind", table.get("kind", name)))
-        self._known(name, table, (*_RULE, *kind.options))
+        self._known(name, table, (*RESERVED, *kind.options))
         minimum, maximum = (self._bound(name, key, table.get(key)) for key in ("min", "max"))
         if minimum is None and maximum is None:
             raise self._wrong(name, "", "has no bound: give min, max or both")

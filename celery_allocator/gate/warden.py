@@ -73,10 +73,9 @@ class Warden:
         allows = None if isinstance(action, Close) else action.probes if isinstance(action, LetPass) else 0
         operated, aside = ledger.set_breaker(name, allows, memory)
         self._publish(operated.grants)
-        if after != breaker:
-            told = f"{counts.failures} of {counts.ended} tasks failed" if counts.ended else "its time is over"
-            log = logger.warning if after.phase is Phase.OPEN else logger.info
-            log("the breaker of %s is %s now: %s; %d set aside", name, after.phase.value, told, aside)
+        told = f"{counts.failures} of {counts.ended} tasks failed" if counts.ended else "its time is over"
+        log = logger.warning if after.phase is Phase.OPEN else logger.info
+        log("the breaker of %s is %s now: %s; %d set aside", name, after.phase.value, told, aside)
 
 
 def remembered(state: BreakerState) -> Breaker | None:

@@ -98,7 +98,7 @@ def _table(rows: Any, now: datetime) -> str:
                 row.task_name,
                 row.task_id,
                 row.tenant,
-                _asked(row),
+                text.shape(row),
                 f"{row.node}/{row.device}" if row.device else None,
                 None if row.wait_s is None else duration(row.wait_s),
                 _ran(row, now),
@@ -114,13 +114,6 @@ def _ran(row: AllocationRow, now: datetime) -> str | None:
     if row.state == "running" and row.started_at is not None:
         return duration(row.run_s + max(0.0, (now - row.started_at).total_seconds()))
     return duration(row.run_s) if row.run_s or row.started_at else None
-
-
-def _asked(row: AllocationRow) -> str:
-    words = [f"{row.gpu_memory_mb} MB GPU"] if row.gpu_memory_mb else []
-    words += [f"{row.cpu_cores} core{'s' if row.cpu_cores != 1 else ''}"] if row.cpu_cores else []
-    words += [f"{row.ram_mb} MB RAM"] if row.ram_mb else []
-    return ", ".join(words)
 
 
 def _timeline(row: AllocationRow, events: Any) -> Iterator[str]:

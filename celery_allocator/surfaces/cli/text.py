@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from celery_allocator.model import Allocation, Requirements, iso_utc
+from celery_allocator.model import Allocation, iso_utc
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -46,15 +46,28 @@ def span(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
-def shape(requirements: Requirements) -> str:
-    """``2048 MB GPU, 2 cores, 4096 MB RAM``; what is not asked for is left out."""
+class Asked(Protocol):
+    """What asks for resources: requirements, or the history's row of them."""
+
+    @property
+    def gpu_memory_mb(self) -> int | None: ...
+
+    @property
+    def cpu_cores(self) -> int | None: ...
+
+    @property
+    def ram_mb(self) -> int | None: ...
+
+
+def shape(asked: Asked) -> str:
+    """``2048 MB GPU, 2 cores, 4096 MB RAM``; what is not asked for, or not known, is left out."""
     words = []
-    if requirements.gpu_memory_mb:
-        words.append(f"{requirements.gpu_memory_mb} MB GPU")
-    if requirements.cpu_cores:
-        words.append(f"{requirements.cpu_cores} core{'s' if requirements.cpu_cores != 1 else ''}")
-    if requirements.ram_mb:
-        words.append(f"{requirements.ram_mb} MB RAM")
+    if asked.gpu_memory_mb:
+        words.append(f"{asked.gpu_memory_mb} MB GPU")
+    if asked.cpu_cores:
+        words.append(f"{asked.cpu_cores} core{'s' if asked.cpu_cores != 1 else ''}")
+    if asked.ram_mb:
+        words.append(f"{asked.ram_mb} MB RAM")
     return ", ".join(words)
 
 
