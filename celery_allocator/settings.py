@@ -102,6 +102,11 @@ class Settings:
         "Whether workers relay every change to the stream and the channel `…:changes`, for mirrors that do not speak "
         "Python; one worker at a time does.",
     )
+    celery_events: bool | None = _setting(
+        None,
+        "Whether workers send the changes of the ledger as Celery events `allocator-…`; one worker at a time does. "
+        "Unset: those whose task events are on (`-E`).",
+    )
     breaker: Mapping[str, float] | None = _setting(
         None,
         "Circuit breakers: `{}` or some of `failure_rate` (0.5), `window_s` (300), `min_samples` (10), `open_s` (60), "

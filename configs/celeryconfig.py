@@ -87,6 +87,8 @@ allocator_journal_maxlen = 1000
 allocator_updates = True
 # Whether workers relay every change to the stream and channel …:changes.
 allocator_changes = False
+# Whether workers send changes as Celery events allocator-…. None: those whose task events are on (-E).
+allocator_celery_events: bool | None = None
 # Circuit breakers: {} or some of failure_rate, window_s, min_samples, open_s, backoff, longest_open_s, probes.
 allocator_breaker = None
 

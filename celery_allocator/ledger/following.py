@@ -45,13 +45,17 @@ class Missed:
 class Following(Access):
     """The methods of recorders. One consumer at a time reads for a group; who that is, its readers settle."""
 
-    def open_group(self, group: str) -> bool:
-        """Make a consumer group that begins with the oldest entry; returns whether there was none."""
+    def open_group(self, group: str, *, newest: bool = False) -> bool:
+        """Make a consumer group that begins with the oldest entry, or with the next one that comes (``newest``).
+
+        Returns whether there was none.
+        """
         stream = keys.key(self.pool, "events")
         # What was trimmed by now is no entry that this group misses.
         info: Any = self._guard(_or_none, self.client.xinfo_stream, stream) or {}
-        trimmed = int(info.get("entries-added", 0)) - int(info.get("length", 0))
-        command = ("XGROUP", "CREATE", stream, group, "0", "MKSTREAM", "ENTRIESREAD", trimmed)
+        added = int(info.get("entries-added", 0))
+        first, read = ("$", added) if newest else ("0", added - int(info.get("length", 0)))
+        command = ("XGROUP", "CREATE", stream, group, first, "MKSTREAM", "ENTRIESREAD", read)
         return self._guard(_or_none, self.client.execute_command, *command) is not None
 
     def read_events(

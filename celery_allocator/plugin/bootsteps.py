@@ -28,6 +28,7 @@ from celery_allocator.model import CPU_DEVICE, NodeInventory
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.fence import guard
 from celery_allocator.plugin.keeper import WorkerKeeper
+from celery_allocator.plugin.naming import queue_name
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
 from celery_allocator.plugin.session import Keeper, Session, session
@@ -38,11 +39,6 @@ _GATE = "celery_allocator.plugin.gate:strategy"
 #: Seconds between tries to register while the ledger cannot be reached.
 _RETRY_S = 2.0
 _EXPLICIT_QUEUES = "_allocator_explicit_queues"
-
-
-def queue_name(pool: str, node: str, device_id: str) -> str:
-    """Name of a device's queue: ``allocator.<pool>.<node>.<device>``."""
-    return f"allocator.{pool}.{node}.{device_id}"
 
 
 def device_id_of(which: str, inventory: NodeInventory) -> str:

@@ -21,7 +21,8 @@ class Duty:
 
     Whoever has it keeps it as long as it comes back within ``lease_s``. ``retire`` is called when somebody else has
     taken it over, or it ends: what ``step`` remembers has grown old. A step that fails is told of in the log, once
-    while the reason stays the same, and the next one is tried.
+    while the reason stays the same, and the next one is tried. While this worker does not ``want`` it, it is left to
+    others.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Duty:
         *,
         every_s: float = 1.0,
         lease_s: float = 10.0,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self._holder = holder
@@ -42,10 +44,16 @@ class Duty:
         self._retire = retire
         self._every_s = every_s
         self._lease_s = lease_s
+        self._wanted = wanted
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._has_it = False
         self._complaint = ""
+
+    @property
+    def has_it(self) -> bool:
+        """Whether this worker has the duty, as far as it knows."""
+        return self._has_it
 
     def start(self) -> None:
         """Begin to ask for the duty. A second call changes nothing."""
@@ -64,8 +72,9 @@ class Duty:
         while not self._stop.is_set():
             began = time.monotonic()
             try:
-                ledger = ledger or self._connect()
-                self._turn(ledger)
+                if self._has_it or self._wanted():
+                    ledger = ledger or self._connect()
+                    self._turn(ledger)
                 self._complaint = ""
             except AllocatorError as error:
                 self._complain(str(error), away=isinstance(error, LedgerUnavailable))
@@ -82,7 +91,12 @@ class Duty:
             ledger.client.close()
 
     def _turn(self, ledger: Ledger) -> None:
-        had_it, self._has_it = self._has_it, ledger.take_duty(self.name, self._holder, self._lease_s)
+        had_it = self._has_it
+        if self._wanted():
+            self._has_it = ledger.take_duty(self.name, self._holder, self._lease_s)
+        else:
+            ledger.give_up_duty(self.name, self._holder)
+            self._has_it = False
         if self._has_it:
             self._step(ledger)
         elif had_it:

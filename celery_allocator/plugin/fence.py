@@ -44,6 +44,11 @@ class Fence:
         """How often this worker's lease was lost."""
         return int(_PAGE.unpack_from(self._page)[1])
 
+    @property
+    def left_s(self) -> float:
+        """Seconds that the lease still stands; negative once it is over."""
+        return float(_PAGE.unpack_from(self._page)[0]) - clock()
+
     def extend(self, until: float) -> None:
         """The lease stands until ``until``, on :func:`clock`."""
         _PAGE.pack_into(self._page, 0, until, self.losses)

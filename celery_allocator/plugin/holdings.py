@@ -24,12 +24,13 @@ _ABANDONED_S = 10.0
 class Holding:
     """One task that passed the gate. ``request`` is Celery's, for as long as Celery keeps it.
 
-    ``pid``: the child that has begun it, or ``None``.
+    ``pid``: the child that has begun it, or ``None``. ``since``: when it passed, on the monotonic clock.
     """
 
     allocation: Allocation
     request: weakref.ReferenceType[Any]
     pid: int | None = None
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Holdings:
     def add(self, allocation: Allocation, request: Any) -> None:
         """A request was made for a task that passed the gate."""
         with self._lock:
-            self._held[allocation.allocation_id] = Holding(allocation, weakref.ref(request))
+            self._held[allocation.allocation_id] = Holding(allocation, weakref.ref(request), since=time.monotonic())
 
     def begun(self, allocation: Allocation, pid: int) -> None:
         """Child ``pid`` has begun it."""

@@ -8,7 +8,11 @@ from celery.bin.base import CeleryOption
 from celery_allocator.allocating.session import Session as FunctionSession
 from celery_allocator.allocating.session import use_default
 from celery_allocator.errors import SettingsError
-from celery_allocator.plugin import bootsteps, running
+from celery_allocator.plugin import (
+    bootsteps,
+    remote,  # noqa: F401  # `celery inspect` and `celery control` know its commands once it is imported
+    running,
+)
 from celery_allocator.plugin.duties import DutiesStep
 from celery_allocator.plugin.recording import RecorderStep
 from celery_allocator.plugin.session import session

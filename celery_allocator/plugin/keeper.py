@@ -19,8 +19,10 @@ from celery import Celery
 from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.ledger import Beat, Grant, Ledger
 from celery_allocator.model import Allocation, NodeInventory
+from celery_allocator.operations import Effect
 from celery_allocator.plugin.auditor import Auditor
 from celery_allocator.plugin.courier import Courier
+from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
 from celery_allocator.plugin.holdings import Holdings
@@ -168,6 +170,23 @@ class WorkerKeeper:
     def info(self) -> dict[str, Any]:
         """Node, device and queue, for people."""
         return {"node": self._reporter.inventory.node, "device": self._reporter.device_id, "queue": self.queue}
+
+    def settle(self, effect: Effect) -> None:
+        """An operator has acted through this worker: have its grants published and its results written."""
+        self._messages.hand_over(effect.grants)
+        self._results.hand_over(effect.obituaries)
+
+    def describe(self) -> dict[str, Any]:
+        """What this worker knows of itself, as plain data; asks nobody."""
+        return describe(self._reporter, self._holdings, self.fence, self._meter) | {
+            "closing": self._closing,
+            "complaint": self._complaint,
+        }
+
+    @property
+    def outage(self) -> bool:
+        """Whether the ledger did not answer when it was last asked."""
+        return self._outage
 
     def close(self) -> None:
         """Ask for no more grants; unstarted ones go elsewhere. Safe in a signal handler (the thread does the work)."""

@@ -36,6 +36,8 @@ class Meter:
         self._holdings = holdings
         self._every_s = every_s
         self._latest: WorkerUse | None = None
+        #: What was measured last, also after it was taken; ``None`` before the first time.
+        self.last: WorkerUse | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -65,7 +67,7 @@ class Meter:
                 logger.exception("meter: unexpected error; going on")
             else:
                 with self._lock:
-                    self._latest = use
+                    self._latest = self.last = use
             self._stop.wait(self._every_s)
 
     def measure(self) -> WorkerUse:

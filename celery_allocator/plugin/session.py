@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from celery import Celery
 
 from celery_allocator.ledger import Ledger, connect, resolve_url
 from celery_allocator.model import Allocation
+from celery_allocator.operations import Effect
+from celery_allocator.plugin.duty import Duty
 from celery_allocator.settings import Settings
 
 _ATTRIBUTE = "_allocator_session"
@@ -38,6 +41,16 @@ class Keeper(Protocol):
 
     def register(self, slots: int, pool: Any) -> None:
         """Begin to serve the device."""
+
+    def describe(self) -> dict[str, Any]:
+        """What this worker knows of itself, as plain data."""
+
+    def settle(self, effect: Effect) -> None:
+        """Publish and write what an operator's action has brought about."""
+
+    @property
+    def outage(self) -> bool:
+        """Whether the ledger did not answer when it was last asked."""
 
     def close(self) -> None:
         """Ask for no more grants."""
@@ -77,6 +90,8 @@ class Session:
         self._pid = 0
         #: The worker's keeper, in the main process of a worker that serves a device.
         self.keeper: Keeper | None = None
+        #: The duties that this worker takes part in.
+        self.duties: Sequence[Duty] = ()
 
     @property
     def settings(self) -> Settings:
