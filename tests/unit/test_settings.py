@@ -39,6 +39,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "journal_maxlen": (9, "9"),
     "updates": (False, "off"),
     "changes": (True, "on"),
+    "celery_events": (False, "no"),
     "breaker": ({"probes": 2}, '{"probes": 2}'),
     "lease_s": (30.0, "30"),
     "heartbeat_s": (2.5, "2.5"),
