@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 import psutil
@@ -73,8 +74,9 @@ class Meter:
     def measure(self) -> WorkerUse:
         """One look. What cannot be had is ``None`` in it, and told of once in the log."""
         gpu = self._gpu()
-        ours = _family(os.getpid())
-        seen = gpu.processes if gpu is not None and _are_seen(gpu.processes) else None
+        table = _Table()
+        ours = table.family(os.getpid())
+        seen = gpu.processes if gpu is not None and table.knows(gpu.processes) else None
         return WorkerUse(
             at=0.0,
             gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
@@ -84,14 +86,14 @@ class Meter:
             gpu_power_w=None if gpu is None else gpu.power_w,
             ram_used_mb=ram_used_mb(),
             ram_ours_mb=_ram_mb(ours),
-            tasks=tuple(self._tasks(seen)),
+            tasks=tuple(self._tasks(table, seen)),
         )
 
-    def _tasks(self, seen: Mapping[int, int | None] | None) -> Iterable[TaskUse]:
+    def _tasks(self, table: _Table, seen: Mapping[int, int | None] | None) -> Iterable[TaskUse]:
         for holding in self._holdings():
             # A pool of threads has one process for all its tasks: what each of them uses cannot be told.
             if holding.pid is not None and holding.pid != os.getpid():
-                family = _family(holding.pid)
+                family = table.family(holding.pid)
                 yield TaskUse(holding.allocation.allocation_id, _gpu_memory(seen, family), _ram_mb(family))
 
     def _gpu(self) -> GpuUse | None:
@@ -108,13 +110,29 @@ class Meter:
         return use
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it; empty when it is gone."""
-    try:
-        parent = psutil.Process(pid)
-        return [parent, *parent.children(recursive=True)]
-    except psutil.Error:
-        return []
+class _Table:
+    """All processes of this host and who started whom, read once for one look."""
+
+    def __init__(self) -> None:
+        self._processes: dict[int, psutil.Process] = {}
+        self._children: dict[int, list[int]] = defaultdict(list)
+        for process in psutil.process_iter(["ppid"]):
+            self._processes[process.pid] = process
+            self._children[process.info["ppid"]].append(process.pid)
+
+    def family(self, pid: int) -> list[psutil.Process]:
+        """A process and all that descend from it; empty when it is gone."""
+        found, pids = [], [pid]
+        while pids:
+            one = pids.pop()
+            if one in self._processes:
+                found.append(self._processes[one])
+                pids += self._children.get(one, ())
+        return found
+
+    def knows(self, processes: Mapping[int, int | None] | None) -> bool:
+        """Whether the driver's process ids mean something here: in a container they may be those of the host."""
+        return processes is not None and processes.keys() <= self._processes.keys()
 
 
 def _ram_mb(family: Iterable[psutil.Process]) -> int | None:
@@ -133,8 +151,3 @@ def _gpu_memory(seen: Mapping[int, int | None] | None, family: Iterable[psutil.P
         return None
     amounts = [seen[process.pid] for process in family if process.pid in seen]
     return None if None in amounts else sum(amount or 0 for amount in amounts)
-
-
-def _are_seen(processes: Mapping[int, int | None] | None) -> bool:
-    """Whether the driver's process ids mean something here: in a container they may be those of the host."""
-    return processes is not None and all(psutil.pid_exists(pid) for pid in processes)
