@@ -10,6 +10,7 @@ from celery_allocator.allocating.command import allocation_options, emit, run
 from celery_allocator.allocating.function import release_resources, renew_resources
 from celery_allocator.model import Allocation
 from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.completing import by_hand, completes, ids
 from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
 from celery_allocator.surfaces.cli.named import named, which_argument
 
@@ -29,7 +30,7 @@ def allocate(ctx: click.Context, console: Console, /, **given: Any) -> None:
 
 
 @click.command()
-@click.argument("allocation_id")
+@click.argument("allocation_id", shell_complete=completes(ids("held", "queue", "on_hold", only=by_hand, tasks=False)))
 @click.option("--token", type=int, help="Only if the claim still has this token.")
 @_always_json
 @acting
@@ -41,7 +42,7 @@ def release(ctx: click.Context, console: Console, allocation_id: str, token: int
 
 
 @click.command()
-@click.argument("allocation_id")
+@click.argument("allocation_id", shell_complete=completes(ids("held", only=by_hand, tasks=False)))
 @click.option("--ttl", "ttl_s", type=float, metavar="SECONDS", help="Life from now (setting allocator_ttl_s).")
 @click.option("--token", type=int, help="Only if the claim still has this token.")
 @_always_json
@@ -53,7 +54,7 @@ def renew(ctx: click.Context, console: Console, allocation_id: str, ttl_s: float
 
 
 @click.command()
-@which_argument
+@which_argument(completes(ids("held", "queue", "on_hold", "delayed")))
 @json_option
 @pass_console
 def show(console: Console, which: str, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from celery_allocator.ledger import BreakerState
 from celery_allocator.model import iso_utc
 from celery_allocator.operations import CloseBreaker, Command, OpenBreaker
 from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.completing import broken_names, completes, task_names
 from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
 
 
@@ -36,7 +37,7 @@ def breaker(ctx: click.Context, console: Console, *, as_json: bool) -> None:
 
 
 @breaker.command("open")
-@click.argument("name")
+@click.argument("name", shell_complete=completes(task_names))
 @json_option
 @acting
 @pass_console
@@ -46,7 +47,7 @@ def open_(console: Console, name: str, *, as_json: bool) -> None:
 
 
 @breaker.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completes(broken_names))
 @json_option
 @acting
 @pass_console

@@ -10,6 +10,7 @@ import click
 from celery_allocator.model import iso_utc
 from celery_allocator.overview import Explanation, explain
 from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.completing import completes, ids
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 from celery_allocator.surfaces.cli.named import named, which_argument
 
@@ -18,7 +19,7 @@ _WORDS = {"gpu_memory_mb": "MB GPU", "cpu_cores": "cores", "ram_mb": "MB RAM", "
 
 
 @click.command("why")
-@which_argument
+@which_argument(completes(ids("queue", "on_hold", "delayed", "held")))
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Show at most so many devices.")
 @json_option
 @pass_console

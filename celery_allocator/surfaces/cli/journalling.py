@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -10,16 +11,25 @@ from celery_allocator.ledger import Entry
 from celery_allocator.model import iso_utc
 from celery_allocator.operations import Allocate, Cancel, Release, subject
 from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.completing import completes, entries
 from celery_allocator.surfaces.cli.console import Console, acting, json_option, pass_console, print_json
 
-_number = click.argument("number", type=click.IntRange(1), required=False, metavar="[ENTRY]")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _number(*states: str) -> Callable[[F], F]:
+    """Add the number of an entry; a shell offers those in these states."""
+    complete = completes(entries(*states))
+    return click.argument("number", type=click.IntRange(1), required=False, metavar="[ENTRY]", shell_complete=complete)
+
+
 _cascade = click.option("--cascade", is_flag=True, help="Also what stands in the way; shown first, and asked for.")
 _dry_run = click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.command()
-@click.argument("number", type=click.IntRange(1), required=False, metavar="[ENTRY]")
+@_number("done", "undone")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
 @click.option("--before", type=click.IntRange(1), metavar="ENTRY", help="Only older ones than this.")
 @json_option
@@ -47,7 +57,7 @@ def journal(console: Console, number: int | None, limit: int, before: int | None
 
 
 @click.command()
-@_number
+@_number("done")
 @_cascade
 @_dry_run
 @_yes
@@ -63,7 +73,7 @@ def undo(console: Console, number: int | None, *, cascade: bool, dry_run: bool, 
 
 
 @click.command()
-@_number
+@_number("undone")
 @_cascade
 @_dry_run
 @_yes

@@ -8,6 +8,7 @@ import click
 
 from celery_allocator.errors import AllocationTimeout
 from celery_allocator.operations import Command, Cordon, Drain, Effect, Pause, Resume, Uncordon
+from celery_allocator.surfaces.cli.completing import completes, targets
 from celery_allocator.surfaces.cli.console import (
     EXIT_FAILED,
     Console,
@@ -20,7 +21,7 @@ from celery_allocator.surfaces.cli.console import (
 #: Seconds between two looks at a node that empties.
 _WATCH_S = 0.2
 
-_target = click.argument("target", metavar="NODE|NODE/DEVICE")
+_target = click.argument("target", metavar="NODE|NODE/DEVICE", shell_complete=completes(targets))
 
 
 @click.command()

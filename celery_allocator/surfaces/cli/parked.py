@@ -6,6 +6,7 @@ import click
 
 from celery_allocator.model import iso_utc
 from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.completing import completes, parked_ids
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 
 
@@ -46,7 +47,7 @@ def parked(ctx: click.Context, console: Console, limit: int, *, as_json: bool) -
 
 
 @parked.command()
-@click.argument("allocation_id")
+@click.argument("allocation_id", shell_complete=completes(parked_ids))
 @json_option
 @pass_console
 def requeue(console: Console, allocation_id: str, *, as_json: bool) -> None:
@@ -57,7 +58,7 @@ def requeue(console: Console, allocation_id: str, *, as_json: bool) -> None:
 
 
 @parked.command()
-@click.argument("allocation_id")
+@click.argument("allocation_id", shell_complete=completes(parked_ids))
 @json_option
 @pass_console
 def discard(console: Console, allocation_id: str, *, as_json: bool) -> None:

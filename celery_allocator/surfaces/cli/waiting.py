@@ -10,6 +10,7 @@ import click
 from celery_allocator.errors import ActionRefused, AllocationNotFound
 from celery_allocator.model import FIELDS, Allocation, Kind, State
 from celery_allocator.operations import Cancel, Command, Effect, Hold, Priority, Unhold
+from celery_allocator.surfaces.cli.completing import can_be_cancelled, completes, ids
 from celery_allocator.surfaces.cli.console import (
     EXIT_FAILED,
     Console,
@@ -24,7 +25,7 @@ _BOUNDS = FIELDS["priority"]
 
 
 @click.command()
-@which_argument
+@which_argument(completes(ids("queue", "delayed")))
 @json_option
 @acting
 @pass_console
@@ -35,7 +36,7 @@ def hold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> 
 
 
 @click.command()
-@which_argument
+@which_argument(completes(ids("on_hold")))
 @json_option
 @acting
 @pass_console
@@ -47,7 +48,7 @@ def unhold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -
 
 # A negative number is no option.
 @click.command(context_settings={"ignore_unknown_options": True})
-@which_argument
+@which_argument(completes(ids("queue", "delayed", "on_hold")))
 @click.argument("value", type=click.IntRange(_BOUNDS.minimum, _BOUNDS.maximum), metavar="PRIORITY")
 @json_option
 @acting
@@ -59,7 +60,7 @@ def priority(ctx: click.Context, console: Console, which: str, value: int, *, as
 
 
 @click.command()
-@which_argument
+@which_argument(completes(ids("queue", "delayed", "on_hold", "held", only=can_be_cancelled)))
 @json_option
 @acting
 @pass_console
