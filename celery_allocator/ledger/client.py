@@ -261,6 +261,11 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""
         return [(at, texts(row)) for at, row in self._range("events", since, count)]
 
+    def newest_events(self, count: int = 1000) -> list[tuple[str, dict[str, str]]]:
+        """The latest ``count`` entries of the event stream, in its order."""
+        rows: Any = self._guard(self.client.xrevrange, keys.key(self.pool, "events"), "+", "-", count)
+        return [(at.decode(), texts(row)) for at, row in reversed(rows)]
+
     # --- maintenance
 
     @wire.reads("a worker")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from celery import Celery
 from celery.bin.base import CeleryOption
 
@@ -20,6 +22,14 @@ from celery_allocator.plugin.session import session
 _AMQP = "celery_allocator.plugin.sender:AllocatorAMQP"
 _CONTROL = "celery_allocator.plugin.control:AllocatorControl"
 _INSTALLED = "_allocator_installed"
+#: Called with every app that begins to allocate.
+_LISTENERS: list[Callable[[Celery], None]] = []
+
+
+def on_install(told: Callable[[Celery], None]) -> Callable[[Celery], None]:
+    """Have ``told`` called with every app that begins to allocate in this process."""
+    _LISTENERS.append(told)
+    return told
 
 
 def install(app: Celery) -> Celery:
@@ -58,6 +68,8 @@ def install(app: Celery) -> Celery:
     # allocate_resources() and its kin in this app's processes use this app's ledger.
     use_default(lambda: FunctionSession(session(app).settings, connect_to=lambda: session(app).ledger))
     vars(app)[_INSTALLED] = True
+    for told in _LISTENERS:
+        told(app)
     return app
 
 

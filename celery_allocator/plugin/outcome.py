@@ -17,6 +17,7 @@ from kombu.compression import decompress
 from kombu.exceptions import DecodeError
 
 from celery_allocator.ledger import Obituary
+from celery_allocator.operations import Effect
 from celery_allocator.plugin.envelope import Envelope
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
@@ -73,6 +74,14 @@ def forget_ends(app: Celery, allocation_ids: Iterable[str]) -> None:
                 app.backend.forget(task_id)
         except Exception:
             logger.exception("could not forget the result of %s, whose cancel was undone", allocation_id)
+
+
+def take_effect(app: Celery, effect: Effect) -> None:
+    """What an operator's action has brought about, carried out: messages published, results written or forgotten."""
+    publish_grants(app, effect.grants)
+    if effect.obituaries:
+        write_results(app, effect.obituaries)
+    forget_ends(app, effect.revived)
 
 
 def _write(app: Celery, obituary: Obituary) -> None:

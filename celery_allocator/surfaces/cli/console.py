@@ -17,7 +17,7 @@ from celery_allocator.errors import AllocatorError, HistoryQueryError, LabelErro
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
 from celery_allocator.operations import Actor, Effect, Operator
 from celery_allocator.plugin import is_installed
-from celery_allocator.plugin.outcome import forget_ends, write_results
+from celery_allocator.plugin.outcome import take_effect, write_results
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session as plugin_session
 from celery_allocator.settings import Settings
@@ -117,14 +117,7 @@ class Console:
     @property
     def settles(self) -> Callable[[Effect], None] | None:
         """Publishes the grants and writes the results of an effect; ``None`` where that cannot be done from here."""
-        return self._take_effect if self.publishes else None
-
-    def _take_effect(self, effect: Effect) -> None:
-        self.publish(effect.grants)
-        for obituary in effect.obituaries:
-            self.settle(obituary)
-        if self.app is not None:
-            forget_ends(self.app, effect.revived)
+        return functools.partial(take_effect, self.app) if self.app is not None and self.publishes else None
 
     def open_ledger(self) -> Ledger:
         """A client of the ledger of its own, for a thread or a loop that closes it."""

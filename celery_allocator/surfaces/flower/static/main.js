@@ -1,0 +1,67 @@
+// The page: looks at the ledger every two seconds and draws what it says.
+import { byId, clock, h, show } from "./dom.js";
+import { acts, live, view } from "./wire.js";
+import { buttons, whenDone } from "./acts.js";
+import { chart } from "./chart.js";
+import { devices } from "./devices.js";
+import { List } from "./tables.js";
+
+const EVENTS = 40;
+const lists = {
+  waiting: new List("waiting", "Nothing waits."),
+  on_hold: new List("on_hold", "Nothing is on hold."),
+  running: new List("running", "Nothing runs."),
+};
+const STATES = [["running", "running"], ["granted", "granted"], ["waiting", "waiting"], ["delayed", "delayed"], ["on_hold", "on hold"]];
+const PAUSED = { stopped: "paused by an operator", paused: "waiting for workers' reports", "": "granting" };
+
+function head(pool) {
+  byId("pool").textContent = pool.pool;
+  show(byId("counts"), STATES.map(([name]) => pool[name]), () =>
+    STATES.map(([name, word]) => h("div", { "data-count": name }, h("dt", {}, word), h("dd", {}, pool[name].toLocaleString()))));
+  const granting = byId("granting");
+  granting.textContent = PAUSED[pool.paused];
+  granting.className = `alc-pill ${pool.paused ? "alc-bad" : "alc-good"}`;
+  show(byId("pool-acts"), [acts, pool.paused], () => buttons("pool", pool));
+}
+
+function events(found) {
+  show(byId("events"), found.rows.map((row) => row.entry), () =>
+    found.rows.map((row) => {
+      const more = ["name", "device", "outcome", "error", "state", "by", "action", "actor", "reason"]
+        .filter((key) => row[key]).map((key) => row[key]).join(" · ");
+      return h("p", {}, h("time", {}, clock(Number(row.at) / 1000)), h("strong", {}, row.event), ` ${row.task || row.id || ""} `, h("span", { class: "alc-muted" }, more));
+    }));
+}
+
+async function look() {
+  const query = { text: byId("text").value.trim(), tenant: byId("tenant").value.trim() };
+  try {
+    const pool = await view("pool");
+    head(pool);
+    devices(pool, query.text, byId("state").value);
+    byId("s-hold").hidden = pool.on_hold === 0;
+    const views = [lists.waiting.look(query, pool.at), lists.running.look(query, pool.at)];
+    if (pool.on_hold) views.push(lists.on_hold.look({}, pool.at));
+    views.push(view("placements").then(chart), view("events", { limit: EVENTS }).then(events));
+    await Promise.all(views);
+    byId("fresh").textContent = `as of ${clock(pool.at)}`;
+    byId("fresh").classList.remove("alc-error");
+  } catch (error) {
+    byId("fresh").textContent = error instanceof TypeError || error.name === "TimeoutError"
+      ? "Flower cannot be reached; trying again." : `${error.message}; trying again.`;
+    byId("fresh").classList.add("alc-error");
+  }
+}
+
+const again = live(look);
+whenDone(again);
+byId("search").addEventListener("submit", (event) => event.preventDefault());
+let typing = null;
+byId("search").addEventListener("input", () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => {
+    Object.values(lists).forEach((list) => list.begin());
+    again();
+  }, 250);
+});

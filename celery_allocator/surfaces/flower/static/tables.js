@@ -1,0 +1,99 @@
+// Lists in pages: what waits, what is on hold, what runs.
+import { byId, clock, h, mb, shape, show, span } from "./dom.js";
+import { acts, taskUrl, view, workerUrl } from "./wire.js";
+import { buttons } from "./acts.js";
+
+const PER_PAGE = 50;
+
+export function pager(place, offset, limit, total, go) {
+  if (total <= limit) return show(place, null, () => []);
+  const step = (label, to, can) =>
+    h("button", { type: "button", class: "alc-small", disabled: !can, "data-key": label, onclick: () => go(to) }, label);
+  return show(place, [offset, total], () => [
+    step("Earlier", offset - limit, offset > 0),
+    h("span", {}, `${offset + 1} to ${Math.min(offset + limit, total)} of ${total}`),
+    step("Later", offset + limit, offset + limit < total),
+  ]);
+}
+
+const task = (row) => [
+  h("a", { href: taskUrl(row.task_id) }, row.name),
+  h("span", { class: "alc-id" }, row.task_id),
+];
+const ago = (seconds, now) => (seconds === null ? "–" : span(now - seconds));
+
+const COLUMNS = {
+  waiting: [
+    ["#", (row) => row.position, "alc-number"],
+    ["Task", task],
+    ["Asks for", (row) => shape(row.requirements)],
+    ["Waits for", (row, now) => ago(row.submitted_at, now), "alc-nowrap"],
+    ["Starts perhaps", (row) => (row.estimated_start_at === null ? "not known yet" : clock(row.estimated_start_at)), "alc-nowrap"],
+    ["Why", (row) => row.reason.text, "alc-why"],
+  ],
+  on_hold: [
+    ["Task", task],
+    ["Asks for", (row) => shape(row.requirements)],
+    ["Since submission", (row, now) => ago(row.submitted_at, now), "alc-nowrap"],
+    ["By", (row) => row.on_hold_by || ""],
+  ],
+  running: [
+    ["Task", task],
+    ["Device", (row) => [row.device, h("span", { class: "alc-id" }, row.worker ? h("a", { href: workerUrl(row.worker) }, row.worker) : row.kind === "manual" ? "by hand" : "")]],
+    ["State", (row) => row.state],
+    ["Holds", (row) => shape(row.requirements)],
+    ["Uses", (row) => uses(row)],
+    ["For", (row, now) => ago(row.started_at ?? row.granted_at, now), "alc-nowrap"],
+  ],
+};
+
+function uses(row) {
+  if (!row.use) return "–";
+  const gpu = row.use.gpu_memory_mb;
+  const over = gpu !== null && gpu > row.requirements.gpu_memory_mb;
+  return [
+    row.requirements.gpu_memory_mb && gpu !== null ? h("span", over ? { class: "alc-error" } : {}, `${mb(gpu)} GPU`) : null,
+    row.use.ram_mb === null ? null : h("span", {}, ` ${mb(row.use.ram_mb)} RAM`),
+  ];
+}
+
+/** One list: looks at its part of the ledger, and draws it. */
+export class List {
+  constructor(name, empty) {
+    this.name = name;
+    this.empty = empty;
+    this.offset = 0;
+  }
+
+  begin() {
+    this.offset = 0;
+  }
+
+  async look(query, now) {
+    const found = await view(this.name, { ...query, limit: PER_PAGE, offset: this.offset });
+    if (!found.rows.length && this.offset > 0) this.offset = 0;
+    this.draw(found, query, now);
+    return found;
+  }
+
+  draw(found, query, now) {
+    byId(`${this.name}-count`).textContent = found.matched === found.total ? `${found.total}` : `${found.matched} of ${found.total}`;
+    const columns = COLUMNS[this.name];
+    // Ages change every second: they are drawn in steps that people notice.
+    const minute = Math.floor(now / 10);
+    show(byId(this.name), [found.rows, minute, acts], () => {
+      if (!found.rows.length) return h("p", { class: "alc-empty" }, found.total ? "None is meant by this filter." : this.empty);
+      const heads = columns.map(([head]) => h("th", { scope: "col" }, head));
+      if (acts) heads.push(h("th", { scope: "col" }, "Actions"));
+      return h("table", {},
+        h("thead", {}, h("tr", {}, ...heads)),
+        h("tbody", {}, ...found.rows.map((row) => h("tr", { "data-allocation": row.allocation_id },
+          ...columns.map(([, cell, kind]) => h("td", { class: kind }, ...[cell(row, now)].flat())),
+          acts ? h("td", {}, buttons(this.name, row)) : null))));
+    });
+    pager(byId(`${this.name}-pager`), this.offset, PER_PAGE, found.matched, (offset) => {
+      this.offset = offset;
+      this.look(query, now);
+    });
+  }
+}

@@ -1,0 +1,90 @@
+"""A ledger that looks like a busy day: several nodes, foreign memory, overuse, a long line; no worker is real."""
+
+from __future__ import annotations
+
+from celery_allocator.ledger import Ledger
+from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, TaskUse, WorkerUse
+
+LEASE_S = 3600.0
+#: A name that would be markup, if it were not text.
+EVIL = "<script>document.title='owned'</script>"
+
+
+def node(ledger: Ledger, name: str, gpus: int, *, cores: int = 32, memory_mb: int = 81920, slots: int = 4) -> None:
+    """Register a node with its workers."""
+    model = "NVIDIA A100-SXM4-80GB" if memory_mb > 50_000 else "NVIDIA L4"
+    devices = tuple(DeviceInventory(f"gpu_{i}", i, f"GPU-{name}-{i}", model, memory_mb) for i in range(gpus))
+    ledger.register_node(NodeInventory(name, tuple(range(cores)), 8 * cores * 1024, devices), LEASE_S)
+    for device in [*(d.device_id for d in devices), "cpu"]:
+        where = {"slots": slots, "queue": f"allocator.{ledger.pool}.{name}.{device}", "lease_s": LEASE_S}
+        ledger.register_worker(f"{device}@{name}", "one", name, device, **where)  # type: ignore[arg-type]
+
+
+def task(ledger: Ledger, number: int, name: str, gpu: int, cores: int = 2, ram: int = 4096, **more: int) -> bool:
+    """Submit a task, and start it where it is granted; returns whether it was."""
+    asked = Requirements(gpu, cores, ram, **more)
+    made = ledger.submit(f"alloc_{number:032x}", f"{number:08x}-0000-4000-8000-000000000000", name, asked, message=b"-")
+    allocation = made.allocation
+    if allocation.device_id is None:
+        return False
+    worker = f"{allocation.device_id}@{allocation.node}"
+    ledger.start(allocation.allocation_id, allocation.token, worker, "one", "n", repeatable=True)
+    return True
+
+
+def busy_day(ledger: Ledger) -> None:
+    """Two nodes of A100s, one of L4s that is cordoned; most is taken, and some use what is not theirs."""
+    node(ledger, "gpu-node-1", 4)
+    node(ledger, "gpu-node-2", 4)
+    node(ledger, "edge-1", 2, cores=8, memory_mb=24576, slots=2)
+    done = task(ledger, 1, "speech.transcribe", 8192)
+    assert done
+    first = ledger.held()[0]
+    ledger.release(first.allocation_id, first.token, "success")
+    names = (
+        ("llm.generate", 40960, 4),
+        ("vision.caption", 16384, 2),
+        ("speech.transcribe", 8192, 2),
+        ("train.lora", 61440, 8),
+    )
+    for number in range(2, 30):
+        name, gpu, cores = names[number % len(names)]
+        task(ledger, number, name, gpu, cores, 16384 if number % 3 else 8192)
+    task(ledger, 40, EVIL, 2048, 1)
+    for number in range(41, 60):
+        task(
+            ledger,
+            number,
+            ("train.lora", "llm.generate")[number % 2],
+            65536 - 8192 * (number % 3),
+            6,
+            32768,
+            priority=number % 4,
+        )
+    ledger.hold("alloc_" + f"{45:032x}", by="ada@example.org")
+    ledger.set_state("edge-1", "cordoned")
+    measure(ledger)
+
+
+def measure(ledger: Ledger) -> None:
+    """What the workers would have measured: mostly a little less than promised; here and there foreign memory, or more."""
+    held = ledger.held()
+    for at, worker in enumerate(ledger.snapshot().workers):
+        ours = [a for a in held if (a.node, a.device_id) == (worker.node, worker.device_id)]
+        share = (85, 60, 95, 112, 90)[at % 5]
+        uses = tuple(TaskUse(a.allocation_id, a.gpu_memory_mb * share // 100, a.ram_mb * 70 // 100 + 300) for a in ours)
+        used = sum(use.gpu_memory_mb or 0 for use in uses)
+        gpu = worker.device_id != "cpu"
+        foreign = 9_000 if gpu and at % 5 == 1 and worker.node != "edge-1" else 0
+        use = WorkerUse(
+            0.0,
+            used + foreign if gpu else None,
+            used if gpu else None,
+            (20 + 17 * at % 75) / 100 if gpu else None,
+            48 + 3 * at % 30 if gpu else None,
+            120.0 + 23 * at % 200 if gpu else None,
+            96_000 if "gpu-node" in worker.node else 20_000,
+            sum(use.ram_mb or 0 for use in uses) + 400,
+            uses,
+        )
+        ledger.heartbeat(worker.worker, "one", LEASE_S, use)
