@@ -67,7 +67,7 @@ def busy_day(ledger: Ledger) -> None:
 
 
 def measure(ledger: Ledger) -> None:
-    """What the workers would have measured: mostly a little less than promised; here and there foreign memory, or more."""
+    """What the workers would have measured: mostly less than promised; here and there foreign memory, or more."""
     held = ledger.held()
     for at, worker in enumerate(ledger.snapshot().workers):
         ours = [a for a in held if (a.node, a.device_id) == (worker.node, worker.device_id)]
