@@ -45,6 +45,9 @@ from celery_allocator.model import (
     label,
 )
 
+#: Places in line that one script looks at: it holds up the server for a few milliseconds.
+_STRETCH = 2500
+
 
 def new_allocation_id() -> str:
     """A fresh allocation id, ``alloc_`` and 32 hexadecimal digits."""
@@ -222,6 +225,23 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
     def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
         """Waiting allocations in their order, with position and estimated start."""
         return self._find("waiting", offset, limit)
+
+    def search(
+        self, text: str = "", tenant: str = "", limit: int = 100, offset: int = 0
+    ) -> tuple[int, int, tuple[Allocation, ...]]:
+        """Look for what waits: how many wait, how many are meant, and ``limit`` of these from the ``offset``-th on.
+
+        ``text``: part of a task's name, of its id or of the allocation's id, capital letters (A to Z) or small.
+        """
+        places = meant = 0
+        found: list[Allocation] = []
+        while True:
+            left = (max(0, offset - meant), limit - len(found))
+            looked, some, rows = self._run("search", text.lower(), tenant, places, _STRETCH, *left)
+            places, meant = places + int(looked), meant + int(some)
+            found += [wire.allocation(row) for row in rows]
+            if int(looked) < _STRETCH:
+                return places, meant, tuple(found)
 
     def delayed(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
         """Delayed allocations by ETA."""

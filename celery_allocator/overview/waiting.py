@@ -9,9 +9,6 @@ from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, ClusterState, Kind, Requirements
 from celery_allocator.overview.reasons import Reason, why
 
-#: Allocations per read while one is looked for.
-_CHUNK = 1000
-
 
 @dataclass(frozen=True)
 class Match:
@@ -57,12 +54,8 @@ def read_waiting(
         # More may have come since the snapshot.
         total = max(cluster.waiting, offset + len(found) if found else 0)
         return Page(total, total, _reasoned(found, cluster))
-    meant: list[Allocation] = []
-    seen = 0
-    while chunk := ledger.queue(_CHUNK, seen):
-        seen += len(chunk)
-        meant += filter(match, chunk)
-    return Page(seen, len(meant), _reasoned(tuple(meant[offset : offset + limit]), cluster))
+    total, matched, found = ledger.search(match.text, match.tenant or "", limit, offset)
+    return Page(total, matched, _reasoned(found, cluster))
 
 
 def _reasoned(allocations: tuple[Allocation, ...], cluster: ClusterState) -> tuple[Waiting, ...]:

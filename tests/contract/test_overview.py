@@ -116,3 +116,21 @@ def test_what_does_not_wait_for_room_is_told_by_its_state(cluster: LedgerPool) -
     told = [explain(cluster.ledger, a).reason for a in (delayed, running, cluster.ledger.get("a3"))]
     assert [reason.code for reason in told] == ["delayed", "running", "on_hold"]
     assert told[1].text == "It runs on n1/gpu_0."
+
+
+def test_what_is_looked_for_is_found_wherever_it_stands_in_line(
+    cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a search by hand, over stretches that are shorter than the line."""
+    monkeypatch.setattr("celery_allocator.ledger.client._STRETCH", 7)
+    cluster.node(gpus=(10_000,), cores=4)
+    cluster.running(10_000, 1)
+    for number in range(40):
+        cluster.submit(5_000, 1, priority=number % 3, task_name=f"Work.{number % 4}", task_id=f"T{number}")
+    line = cluster.ledger.queue(100)
+    for text in ("", "WORK.2", "t3", "a17", "%", "no such"):
+        meant = [a for a in line if Match(text)(a)]
+        for limit, offset in ((3, 0), (5, 4), (100, 0), (10, 35)):
+            total, matched, found = cluster.ledger.search(text, "", limit, offset)
+            assert (total, matched) == (40, len(meant))
+            assert list(found) == meant[offset : offset + limit]
