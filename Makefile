@@ -9,16 +9,18 @@ ARGS ?=
 # Files of tests at a time: most of them wait for processes. JOBS=0: one after the other, in this process.
 JOBS ?= 3
 DEMO_ARGS ?=
+# The theme tells each build of its successor; the builds here are told what they need.
+export NO_MKDOCS_2_WARNING := 1
 
 PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 # The environment's Python; changes when PYTHON does, which clears the environment and with it the stamps below.
 READY := $(VENV)/.python-$(PYTHON_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format docs docs-serve clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo  ## Install, run example tasks on two simulated GPUs (or the real ones), show them live
 	@$(BIN)/celery-allocator demo $(DEMO_ARGS)
@@ -36,6 +38,13 @@ format: $(VENV)/.test  ## Let ruff fix and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs  ## Build the documentation's site in build/site; nothing in it may lead nowhere
+	@$(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
+
+docs-serve: $(VENV)/.docs  ## Serve the documentation while you write it
+	@$(BIN)/mkdocs serve --livereload
+
 clean:  ## Remove what make and the tools made here (not the demo's output)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
@@ -49,6 +58,10 @@ $(READY):
 
 $(VENV)/.demo: pyproject.toml $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(READY)
