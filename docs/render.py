@@ -1,7 +1,8 @@
 """Render the reference pages from the code: ``python docs/render.py`` writes them, ``--check`` compares.
 
-Settings come from their table, commands from click, keys from the ledger's table of keys, and events from the Lua
-scripts that write them. A test compares what is committed with what the code says.
+Settings come from their table, commands from click, keys from the ledger's table of keys, events from the Lua scripts
+that write them, and Python from signatures and docstrings (``render_python.py``). A test compares what is committed
+with what the code says.
 """
 
 # ruff: noqa: INP001, T201
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import render_python
 from celery import Celery
 
 from celery_allocator import install
@@ -123,7 +125,8 @@ for `new`).
 
 def pages() -> dict[str, str]:
     """Every rendered page, by its file's name."""
-    return {"settings.md": settings(), "cli.md": commands(), "keys.md": ledger_keys(), "events.md": events()}
+    rendered = {"settings.md": settings(), "cli.md": commands(), "keys.md": ledger_keys(), "events.md": events()}
+    return rendered | {name: f"{NOTE}\n{text}" for name, text in render_python.pages().items()}
 
 
 def settings() -> str:
