@@ -195,7 +195,7 @@ class Cancel(Command):
     def do(self, at: Step) -> Effect:
         reply = at.ledger.cancel(self.allocation_id, publishes=at.publishes, note=at.note)
         if not reply.done:
-            told = {"gone": "has ended or never was", "running": "runs: celery control revoke --terminate ends it"}
+            told = {"gone": "has ended or never was", "running": "runs: celery control terminate SIGTERM ends it"}
             raise ActionRefused(f"{self.allocation_id} {told.get(reply.state, reply.state)}")
         obituaries = () if reply.obituary is None else (reply.obituary,)
         return Effect(reply.entry, f"{self.allocation_id} was {reply.state} and is cancelled", reply.grants, obituaries)

@@ -133,7 +133,7 @@ def _ending(allocation: Allocation) -> Command:
         return Release(allocation.allocation_id, allocation.token)
     if allocation.state is State.RUNNING:
         raise ActionRefused(
-            f"{allocation.allocation_id} runs: celery control revoke --terminate {allocation.task_id} ends it"
+            f"{allocation.allocation_id} runs: celery control terminate SIGTERM {allocation.task_id} ends it"
         )
     return Cancel(allocation.allocation_id)
 

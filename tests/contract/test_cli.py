@@ -179,7 +179,7 @@ def test_a_running_task_is_left_alone_by_cancel(run: Run, session: Session) -> N
 
     said = run("cancel", "task", code=1)
 
-    assert "left alone" in said and "control revoke --terminate task" in said
+    assert "left alone" in said and "control terminate SIGTERM task" in said
     assert ledger.get(name).state is State.RUNNING
 
 

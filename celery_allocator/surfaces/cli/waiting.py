@@ -68,7 +68,7 @@ def priority(ctx: click.Context, console: Console, which: str, value: int, *, as
 def cancel(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
     """End what has not started, or was allocated by hand.
 
-    A task that runs is left alone: `celery -A proj control revoke --terminate TASK_ID` ends it.
+    A task that runs is left alone: `celery -A proj control terminate SIGTERM TASK_ID` ends it.
     """
     rows = []
     for allocation in named(console.ledger, which):
@@ -124,7 +124,7 @@ def _told(console: Console, allocation: Allocation, state: State, *, done: bool)
         later = "" if console.publishes or by_hand else "; a worker writes its result (or name the app: -A proj)"
         return f"{label} was {state.value.replace('_', ' ')} and is cancelled{later}"
     if state is State.RUNNING:
-        end = f"celery -A proj control revoke --terminate {allocation.task_id}"
+        end = f"celery -A proj control terminate SIGTERM {allocation.task_id}"
         return f"{label} runs and was left alone; to end it: {end}"
     return f"{label} has ended already"
 
