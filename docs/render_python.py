@@ -177,7 +177,7 @@ def _call(name: str, function: ast.FunctionDef, *, wide: bool = False) -> str:
     result = f" -> {ast.unparse(function.returns)}" if function.returns else ""
     result = result.removesuffix(" -> None")
     whole = f"{name}({', '.join(parameters)}){result}"
-    if wide or len(whole) <= 100:
+    if wide or len(whole) <= 80:
         return whole
     return f"{name}(\n" + "".join(f"    {parameter},\n" for parameter in parameters) + f"){result}"
 

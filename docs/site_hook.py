@@ -33,6 +33,8 @@ _FENCED = re.compile(r"(^ *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 _COMMENT = re.compile(r"^ *<!--.*?-->[^\S\n]*\n?", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _ITEM = re.compile(r"- \[(?P<title>.+?)\]\((?P<target>[^)]+)\)")
+_CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
+_CODE = re.compile(r"<code>[^<]*</code>")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".yaml": "yaml", ".json": "json", ".sh": "bash"}
 
 
@@ -63,12 +65,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Leave out comments, and lead links to where their files stand in the site."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it would list this page alone
     source = _path(page.file.src_uri)
 
     def prose(text: str) -> str:
         return _LINK.sub(lambda link: _led(source, link), _COMMENT.sub("", text))
 
     return _outside_code(markdown, prose)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let names in the cells of tables break at their underscores, and nowhere else."""
+    return _CELL.sub(lambda cell: _CODE.sub(lambda code: code[0].replace("_", "_<wbr>"), cell[0]), html)
 
 
 def navigation(index: str, records: list[str]) -> list[Any]:
@@ -136,14 +145,17 @@ def _uri(path: str) -> str:
     """Where a file of the repository stands in the site's sources."""
     if _inside(path):
         return path.removeprefix(f"{DOCS}/")
-    return f"{SHOWN}/{path}" if path.endswith(".md") else f"{SHOWN}/{path}.md"
+    if not path.endswith(".md"):
+        return f"{SHOWN}/{path}.md"
+    # In small letters it is a page like others: of README.md MkDocs makes the front page of its part of the navigation.
+    return f"{SHOWN}/{path.replace('README.md', 'readme.md')}"
 
 
 def _path(uri: str) -> str:
     """The reverse of ``_uri``, for pages."""
     if not uri.startswith(f"{SHOWN}/"):
         return f"{DOCS}/{uri}"
-    path = uri.removeprefix(f"{SHOWN}/")
+    path = uri.removeprefix(f"{SHOWN}/").replace("readme.md", "README.md")
     return path if (ROOT / path).is_file() else path.removesuffix(".md")
 
 
