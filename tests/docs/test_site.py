@@ -85,6 +85,16 @@ def test_comments_for_tests_are_left_out(site: Path, pages: dict[Path, Page]) ->
         assert not re.search(r"<!-- (snippet|page|hidden|stop)", text), path
 
 
+def test_no_markdown_is_left_in_the_pages(site: Path, pages: dict[Path, Page]) -> None:
+    """What a code host takes for a list, MkDocs has to take for one, too: it wants an empty line before it."""
+    left = re.compile(r"^(?:<p>)?(?:[-*] |\d+\. |\|[-|: ]+\|$|#+ |!?\[.*\]\()", re.MULTILINE)
+    ours = [path for path in pages if not path.is_relative_to(site / "files")]
+    assert len(ours) > 50
+    for path in ours:
+        text = re.sub(r"<pre.*?</pre>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert not left.findall(text), path.relative_to(site)
+
+
 def test_files_outside_the_docs_are_shown(site: Path) -> None:
     text = (site / "files" / "configs" / "redis.conf.html").read_text(encoding="utf-8")
     assert "maxmemory-policy" in text
