@@ -44,3 +44,15 @@ def test_the_search_finds_a_page_without_a_server(browser: Browser, site: Path) 
     links = "return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href)"
     wait_until(lambda: any("architecture.html" in link for link in browser.run(links)), 20, "the search finds it")
     assert browser.messages == []
+
+
+def test_what_is_copied_of_a_console_is_its_commands(browser: Browser, site: Path) -> None:
+    browser.open((site / "get-started.html").as_uri())
+    copied = browser.run(
+        """const blocks = [...document.querySelectorAll('.language-console code')];
+        const code = blocks.find(block => block.innerText.includes('status'));
+        code.setAttribute('data-md-copying', '');  // as the button does
+        return code.innerText"""
+    )
+    lines = [line for line in copied.splitlines() if line.strip()]
+    assert lines == ["celery -A proj allocator status", "celery -A proj allocator queue"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -107,6 +108,23 @@ def test_the_search_knows_every_page(site: Path) -> None:
     assert {"howto/gpu-box.html", "glossary.html", "files/configs/redis.conf.html"} <= found
     # What is searched without a server.
     assert (site / "search" / "search_index.js").exists()
+
+
+def test_the_navigation_is_made_from_the_lists_of_the_index() -> None:
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs" / "site_hook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    index = (
+        "# Title\n\n## One\n\n- [A `b`](a.md): more, and [c](c.md)\n\n### Part\n\n- [C](../CHANGELOG.md)\n\n## Two\n"
+    )
+    index += "\n- [All](decisions/README.md)\n"
+    assert hook.navigation(index, ["decisions/0001.md"]) == [
+        {"Home": "index.md"},
+        {"One": [{"A b": "a.md"}, {"Part": [{"C": "files/CHANGELOG.md"}]}]},
+        {"Two": [{"All": "decisions/README.md"}, "decisions/0001.md"]},
+    ]
 
 
 def _stray_page(root: Path) -> str:
