@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from celery import Celery
 
 from celery_allocator.embedded.binary import find_binary
 from celery_allocator.settings import Settings, table
+from tests.support import our_commands
 from tests.support.availability import missing
 from tests.support.processes import ROOT, OwnedProcess, clean_environment, free_port
 from tests.support.waiting import wait_until
 
 WORKERS = ROOT / "workers"
+#: Read by Celery and by Flower themselves.
+CELERYS_OWN = ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "FLOWER_BASIC_AUTH")
 UNITS = sorted(WORKERS.glob("*.service"))
 
 
@@ -97,19 +101,36 @@ def test_units_are_valid(unit: Path, tmp_path: Path) -> None:
 
 
 def test_units_stop_gracefully_and_run_what_exists() -> None:
-    assert {unit.name for unit in UNITS} == {
-        "celery-allocator-node.service",
-        "celery-allocator-recorder.service",
-        "celery-allocator-worker@.service",
+    assert {unit.name.removeprefix("celery-allocator-") for unit in UNITS} == {
+        *("exporter.service", "flower.service", "node.service", "recorder.service", "worker@.service")
     }
+    pending = []
     for unit in UNITS:
         lines = unit.read_text().splitlines()
         # mixed: SIGTERM to the main process alone. Celery's children would die of one of their own.
         assert "KillMode=mixed" in lines
-        command = next(line for line in lines if line.startswith("ExecStart="))
-        assert (
-            "celery_allocator.launcher -A" in command or "worker --gpu %i" in command or command.endswith(" recorder")
-        )
+        (start,) = [line.removeprefix("ExecStart=") for line in lines if line.startswith("ExecStart=")]
+        start = start.replace("/srv/proj/.venv/bin/", "")
+        # The launcher by its module is `celery allocator workers`.
+        start = re.sub(r"^python -m celery_allocator\.launcher (-A \S+)", r"celery \1 allocator workers", start)
+        words = start.replace("python -m celery_allocator", "celery-allocator").split()
+        if our_commands.exists(words):
+            our_commands.check(words)
+        else:
+            pending.append(unit.name)
+    if pending:
+        pytest.xfail(f"the commands of {', '.join(pending)} are not built yet")
+
+
+@pytest.mark.parametrize("name", ["exporter", "flower", "recorder"])
+def test_units_that_need_nothing_are_shut_in(name: str, tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        missing("systemd-analyze", "install systemd")
+    unit = WORKERS / f"celery-allocator-{name}.service"
+    argv = [analyze, "security", "--offline=true", "--threshold=50", str(unit)]  # of 100; without hardening it is 92
+    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_environment_file_names_only_what_is_read() -> None:
@@ -122,9 +143,7 @@ def test_environment_file_names_only_what_is_read() -> None:
     settings = {row.env for row in table()}
     assert {"CELERY_APP", "WORKER_SLOTS"} <= names
     for name in names:
-        assert name in settings or f"${{{name}}}" in units or name in ("CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"), (
-            name
-        )
+        assert name in settings or f"${{{name}}}" in units or name in CELERYS_OWN, name
 
 
 def test_celery_multi_expands_the_recipe() -> None:
