@@ -18,6 +18,7 @@ from typing import Any
 import click
 import render_python
 from celery import Celery
+from celery.worker.control import Panel
 
 from celery_allocator import install
 from celery_allocator.allocating.command import allocate
@@ -97,6 +98,13 @@ app, the second from the environment and its options.
 `install(app)` adds one option to `celery worker`:
 """
 
+REMOTE_INTRO = """## celery inspect, celery control
+
+`install(app)` also teaches workers commands of [remote control](../howto/remote-control.md):
+
+| command | meaning |
+|---|---|"""
+
 KEYS_INTRO = """# Keys of the ledger
 
 Every key begins with `{prefix}`. The part in braces is a hash tag: a Redis Cluster keeps the whole ledger of a pool on
@@ -109,7 +117,8 @@ EVENTS_INTRO = """# The event stream
 
 The key `{key}` is a Redis stream. The script that changes the ledger writes one entry in the same step, so the stream
 says what happened and in which order. It keeps at least `allocator_events_maxlen` entries. Read it with
-`celery-allocator events` or `Ledger.events()`.
+`celery-allocator events` or `Ledger.events()`; with `celery worker -E` most of it is also told as
+[Celery events](../howto/remote-control.md#celery-events).
 
 Every entry has `event`, `at` (milliseconds since the epoch, by the ledger's clock), `id` (of the allocation, unless the
 table says otherwise) and `task` (the task's id, or empty). The others depend on the event. A heartbeat only extends
@@ -155,7 +164,7 @@ def settings() -> str:
 
 def commands() -> str:
     """Every command's help."""
-    lines = [NOTE, COMMANDS_INTRO, f"{_worker_option()}\n"]
+    lines = [NOTE, COMMANDS_INTRO, f"{_worker_option()}\n", REMOTE_INTRO, *_remote_commands(), ""]
     for path, command in _walk(allocator, ("celery-allocator",)):
         lines += [f"## {' '.join(path)}\n", _help(command, " ".join(path))]
     name = "python -m celery_allocator.resource_allocator"
@@ -217,6 +226,12 @@ def _walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple
 def _help(command: click.Command, name: str) -> str:
     context = click.Context(command, info_name=name, terminal_width=WIDTH, max_content_width=WIDTH)
     return f"```text\n{command.get_help(context)}\n```\n"
+
+
+def _remote_commands() -> Iterator[str]:
+    for name, info in sorted(Panel.meta.items(), key=lambda row: (row[1].type != "inspect", row[0])):
+        if name.startswith("allocator"):
+            yield f"| `{' '.join(filter(None, ('celery', info.type, name, info.signature)))}` | {info.help} |"
 
 
 def _worker_option() -> str:
