@@ -45,12 +45,6 @@ class Desk:
             raise errand.error
         return errand.reply
 
-    def close(self) -> None:
-        """Close the client, if nothing is being done with it."""
-        if self._ledger is not None and (self._last is None or self._last.done.is_set()):
-            self._ledger.client.close()
-            self._ledger = None
-
     def _carry_out(self, errands: list[_Errand]) -> None:
         for errand in errands:
             try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +172,38 @@ def test_commands_are_listed_with_what_they_take(cluster: Cluster) -> None:
     listed = " ".join(celery(cluster, "control", "--list").split())
     assert "allocator_cordon [reason] Grant nothing new on this worker's device" in listed
     assert "allocator_priority <task or allocation id> <priority> [reason]" in listed
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_a_ledger_that_hangs_does_not_hold_the_worker_up(broker_url: str, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "ledger").start()
+    backend = RedisServer(tmp_path / "backend").start()
+    # A lease that outlives the outage by far.
+    cluster = Cluster(
+        broker_url, backend, tmp_path / "workers", ledger_url=server.url, config={"allocator_lease_s": 300.0}
+    )
+    try:
+        cluster.start(worker_spec("gpu0", "0"))
+        (host,) = [worker.hostname() for worker in cluster.workers.values()]
+
+        def tell(command: str) -> dict[str, Any]:
+            (reply,) = cluster.app.control.broadcast(command, destination=[host], reply=True, timeout=20)
+            return dict(reply[host])
+
+        assert "is cordoned" in tell("allocator_cordon")["ok"]
+        server.process.send(signal.SIGSTOP)
+        try:
+            first, second = tell("allocator_uncordon")["error"], tell("allocator_uncordon")["error"]
+            assert "it may still be done" in first or "the ledger is away" in first
+            assert "not carried out" in second or "the ledger is away" in second
+            assert tell("allocator")["device"] == "gpu_0"
+            assert cluster.app.control.ping(destination=[host], timeout=20) == [{host: {"ok": "pong"}}]
+        finally:
+            server.process.send(signal.SIGCONT)
+        cluster.until(lambda: tell("allocator")["outage"] is False, "the ledger to be back")
+        cluster.until(lambda: "ok" in tell("allocator_uncordon"), "an answer of the ledger")
+        assert cluster.device("gpu_0").state == "ready"
+    finally:
+        cluster.close()
+        server.kill()
+        backend.kill()
