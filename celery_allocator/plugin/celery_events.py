@@ -46,6 +46,8 @@ class CeleryEvents:
         self._dispatcher: Any = None
         self._try_at = 0.0
         self._complaint = ""
+        #: Positions that the broker has taken, of a batch that is not acknowledged yet.
+        self._told: set[str] = set()
 
     def step(self, ledger: Ledger) -> None:
         """Tell what has come. Leaves it all in the stream while the broker is away."""
@@ -56,11 +58,12 @@ class CeleryEvents:
             fresh = ledger.server_time() - STALE_S
             told = [event for event in (celery_event(*entry, ledger.pool) for entry in entries) if event is not None]
             young = [fields for fields in told if fields["timestamp"] >= fresh]
-            if not self._send(young):
+            if not self._send([fields for fields in young if fields["position"] not in self._told]):
                 return
             if len(young) < len(told):
                 logger.warning("%s: %d events are too old to be told", self.name, len(told) - len(young))
             ledger.acknowledge(GROUP, [at for at, _ in entries])
+            self._told.clear()
 
     def retire(self) -> None:
         """Somebody else tells them now."""
@@ -85,6 +88,7 @@ class CeleryEvents:
                 )
             for fields in events:
                 self._dispatcher.send(**fields)
+                self._told.add(fields["position"])
         except away as error:
             self.retire()
             self._try_at = time.monotonic() + _RETRY_S

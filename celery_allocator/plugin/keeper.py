@@ -179,7 +179,9 @@ class WorkerKeeper:
     def describe(self) -> dict[str, Any]:
         """What this worker knows of itself, as plain data; asks nobody."""
         return describe(self._reporter, self._holdings, self.fence, self._meter) | {
+            "ledger": self._ledger.url,
             "closing": self._closing,
+            "outage": self._outage,
             "complaint": self._complaint,
         }
 

@@ -58,7 +58,7 @@ def allocator(state: Any, **_: Any) -> dict[str, Any]:
     """What a worker says of its device, what it holds, its lease, duties and measured use."""
     current = session(state.app)
     try:
-        settings, where = current.settings, current.ledger.url
+        settings = current.settings
     except SettingsError as error:
         return nok(str(error))  # type: ignore[no-any-return]
     keeper = current.keeper
@@ -66,9 +66,8 @@ def allocator(state: Any, **_: Any) -> dict[str, Any]:
     return {
         "version": version("celery-allocator"),
         "pool": settings.pool,
-        "ledger": where,
         "serves": keeper is not None,
-        **({} if keeper is None else {**keeper.describe(), "outage": keeper.outage}),
+        **({} if keeper is None else keeper.describe()),
         "duties": sorted(name for name, has_it in duties.items() if has_it),
         "stands_by_for": sorted(name for name, has_it in duties.items() if not has_it),
     }

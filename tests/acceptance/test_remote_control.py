@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from celery_allocator.ledger import keys
 from celery_allocator.model import State
 from celery_allocator.plugin.control import AllocatorControl
 from tests.support.cluster import MODULE, NODE, SOON_S, Cluster, current, worker_spec
+from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import ROOT
 from tests.support.redis_server import RedisServer
 
@@ -155,6 +156,17 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
     missing = f"task-{uuid.uuid4().hex}"
     replies = ask(pool, "control", "allocator_hold", missing)
     assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 5
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_a_worker_without_a_device_says_so(new_cluster: Callable[..., Cluster]) -> None:
+    cluster = new_cluster()
+    cluster.start(WorkerSpec(module=MODULE, name="plain", args=("--concurrency", "1")))
+    told = ask(cluster, "inspect", "allocator", of=["plain"])["plain"]
+    assert told["serves"] is False and told["pool"] == cluster.pool and "node" not in told
+    reply = ask(cluster, "control", "allocator_cordon", of=["plain"])["plain"]
+    assert "serves no device" in reply["error"] and cluster.ledger.journal() == ()
+    assert "is paused" in ask(cluster, "control", "allocator_pause", of=["plain"])["plain"]["ok"]
 
 
 def test_a_caller_without_the_plugin_is_heard_too(pool: Cluster) -> None:

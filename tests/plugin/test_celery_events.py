@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.events.dispatcher import EventDispatcher
 
 from celery_allocator.ledger import Ledger, keys
 from celery_allocator.model import NodeInventory, Requirements
@@ -178,6 +179,30 @@ def test_an_outage_of_the_broker_costs_nothing(
     assert pending(ledger) == 0
 
 
+def test_a_batch_that_broke_off_goes_on_where_it_broke(
+    app: Celery, ledger: Ledger, node: NodeInventory, duty: CeleryEvents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_events, "_RETRY_S", 0.0)
+    duty.step(ledger)
+    for number in range(5):
+        submit(ledger, f"a{number}")
+    send, left = EventDispatcher.send, iter(range(3))
+
+    def breaks(self: Any, *args: Any, **fields: Any) -> Any:
+        if self.hostname == "w@host1" and next(left, None) is None:
+            raise ConnectionResetError("in the middle")
+        return send(self, *args, **fields)
+
+    with Heard(app) as heard:
+        with monkeypatch.context() as patch:
+            patch.setattr(EventDispatcher, "send", breaks)
+            duty.step(ledger)
+        assert pending(ledger) == 5
+        duty.step(ledger)
+        wait_until(lambda: len(heard.ours()) >= 5, 20)
+    assert [event["id"] for event in heard.ours()] == ["a0", "a1", "a2", "a3", "a4"]
+
+
 def test_while_the_broker_is_away_it_is_not_asked_all_the_time(
     app: Celery, broker: RedisServer, ledger: Ledger, node: NodeInventory, duty: CeleryEvents
 ) -> None:
@@ -270,3 +295,19 @@ def test_a_server_that_has_lost_the_group_gets_it_again(
         duty.step(ledger)
         wait_until(heard.ours, 20)
     assert [event["id"] for event in heard.ours()] == ["one"]
+
+
+def test_flowers_counters_take_them_in(app: Celery, ledger: Ledger, node: NodeInventory, duty: CeleryEvents) -> None:
+    """They are counted beside Celery's own events, and no task or worker of Flower's changes by them."""
+    from flower.events import EventsState
+
+    state = EventsState()
+    duty.step(ledger)
+    submit(ledger, "one")
+    with Heard(app) as heard:
+        duty.step(ledger)
+        wait_until(heard.ours, 20)
+    for event in heard.ours():
+        state.event(event)
+    assert dict(state.counter["w@host1"]) == {"allocator-granted": 1}
+    assert dict(state.tasks) == {} and dict(state.workers) == {}
