@@ -118,6 +118,16 @@ def test_ours_are_shut_in(services: dict[str, Any]) -> None:
         assert all(volume.endswith(":ro") for volume in service["volumes"]), name
 
 
+@pytest.mark.parametrize("folder", [CONFIGS, CONFIGS / "kubernetes"], ids=["configs", "kubernetes"])
+def test_readme_names_every_file(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    for path in folder.iterdir():
+        if path.name not in ("README.md", ".env", "__pycache__"):
+            assert f"`{path.name}{'/' if path.is_dir() else ''}`" in text, path.name
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        assert (folder / target).exists(), target
+
+
 def test_the_image_is_linted() -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
@@ -131,13 +141,31 @@ def test_the_image_is_linted() -> None:
 def test_the_image_holds_what_it_names() -> None:
     text = (CONFIGS / "Dockerfile").read_text()
     kept = (CONFIGS / "Dockerfile.dockerignore").read_text().splitlines()
-    for line in re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE):
-        for source in line.split()[:-1]:
-            assert (CONFIGS.parent / source).exists(), source
-            assert f"!{source}" in kept, f"{source} is kept out by Dockerfile.dockerignore"
+    for source in copied():
+        assert f"!{source}" in kept, f"{source} is kept out by Dockerfile.dockerignore"
     extras = re.search(r"ARG EXTRAS=(\S+)", text)
     pyproject = (CONFIGS.parent / "pyproject.toml").read_text()
     assert extras and all(re.search(rf"^{extra} = ", pyproject, re.MULTILINE) for extra in extras[1].split(","))
     command = re.search(r"^CMD (\[.*\])$", text, re.MULTILINE)
     assert command is not None
     our_commands.check(yaml.safe_load(command[1]))
+
+
+@pytest.mark.slow
+def test_the_package_builds_from_what_the_image_copies(tmp_path: Path) -> None:
+    for source in copied():
+        path = CONFIGS.parent / source
+        if path.is_dir():
+            shutil.copytree(path, tmp_path / source, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, tmp_path / source)
+    argv = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), "."]
+    done = subprocess.run(argv, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "dist").glob("celery_allocator-*.whl"))
+
+
+def copied() -> list[str]:
+    """What the Dockerfile copies out of the repository."""
+    lines = re.findall(r"^COPY (?!--from)(.*)$", (CONFIGS / "Dockerfile").read_text(), re.MULTILINE)
+    return [source for line in lines for source in line.split()[:-1]]
