@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from importlib.metadata import version
+from importlib import import_module
 from typing import Any
 
 from celery import Celery
@@ -64,7 +64,7 @@ def allocator(state: Any, **_: Any) -> dict[str, Any]:
     keeper = current.keeper
     duties = {duty.name: duty.has_it for duty in current.duties}
     return {
-        "version": version("celery-allocator"),
+        "version": import_module("celery_allocator").__version__,  # the package imports this one: not at the top
         "pool": settings.pool,
         "serves": keeper is not None,
         **({} if keeper is None else keeper.describe()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,12 @@ def make(redis_server: RedisServer, pool: str) -> Iterator[Make]:
     made: list[Duty] = []
 
     # A lease that no loaded machine lets run out, unless a test says otherwise.
-    def duty(holder: str, step: Callable[[Ledger], None] | None = None, lease_s: float = 60) -> tuple[Duty, list[str]]:
+    def duty(
+        holder: str,
+        step: Callable[[Ledger], None] | None = None,
+        lease_s: float = 60,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> tuple[Duty, list[str]]:
         said: list[str] = []
 
         def take_step(ledger: Ledger) -> None:
@@ -34,9 +40,9 @@ def make(redis_server: RedisServer, pool: str) -> Iterator[Make]:
         def connect() -> Ledger:
             return Ledger(redis.Redis.from_url(redis_server.socket_url), pool)
 
-        made.append(
-            Duty("test", holder, connect, take_step, lambda: said.append("retired"), every_s=0.02, lease_s=lease_s)
-        )
+        retire = functools.partial(said.append, "retired")
+        duty = Duty("test", holder, connect, take_step, retire, every_s=0.02, lease_s=lease_s, wanted=wanted)
+        made.append(duty)
         return made[-1], said
 
     yield duty
@@ -92,3 +98,20 @@ def test_a_duty_is_the_holders_own(redis_server: RedisServer, pool: str) -> None
         assert not ledger.take_duty("a", "two", 60)
         ledger.give_up_duty("a", "one")
         assert ledger.take_duty("a", "two", 60)
+
+
+def test_it_is_left_to_others_while_it_is_not_wanted(make: Make) -> None:
+    wants = threading.Event()
+    (first, by_first), (second, by_second) = make("one", wanted=wants.is_set), make("two")
+    first.start()
+    wants.set()
+    wait_until(lambda: by_first, 30, "the first step")
+    assert first.has_it
+    second.start()
+    wants.clear()
+    wait_until(lambda: by_second, 30, "a step of the second")
+    wait_until(lambda: by_first[-1] == "retired", 30, "the first one to know")
+    assert not first.has_it and second.has_it
+    wants.set()
+    second.stop()
+    wait_until(lambda: by_first[-1] == "step", 30, "the first one to have it again")
