@@ -19,20 +19,31 @@ from celery_allocator.plugin.remote import CALL, CALLER, CONTROLS
 logger = logging.getLogger(__name__)
 
 
+#: Celery's commands that end tasks; `celery control` sends them without calling :meth:`Control.revoke`.
+_REVOKING = ("revoke", "terminate")
+
+
 class AllocatorControl(Control):
     """Celery's control (``app.control_cls``)."""
 
+    def broadcast(self, command: str, arguments: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's, after what is revoked has been cancelled in the ledger if it has not started.
+
+        A command of the allocator also carries this process's user and host, and a key of its own.
+        """
+        if command in _REVOKING:
+            self._cancel((arguments or {}).get("task_id", kwargs.get("task_id")))
+        if command in CONTROLS:
+            arguments = {CALLER: Actor.of_process().name, CALL: uuid.uuid4().hex, **(arguments or {})}
+        return super().broadcast(command, arguments, *args, **kwargs)
+
     def revoke(self, task_id: Any, *args: Any, **kwargs: Any) -> Any:
-        """Cancel the tasks in the ledger if they have not started, then revoke them as Celery does."""
-        ids = [task_id] if isinstance(task_id, str) else list(task_id)
+        """As Celery's; also takes any iterable of ids, which is read once."""
+        return super().revoke(task_id if isinstance(task_id, str) else list(task_id), *args, **kwargs)
+
+    def _cancel(self, task_id: Any) -> None:
+        ids = [task_id] if isinstance(task_id, str) else list(task_id or ())
         try:
             cancel_tasks(self.app, ids)
         except LedgerError as error:
             logger.error("revoke: %s; tasks that wait there go on waiting", error)  # noqa: TRY400  # the text says it all
-        return super().revoke(task_id if isinstance(task_id, str) else ids, *args, **kwargs)
-
-    def broadcast(self, command: str, arguments: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; a command of the allocator also carries this process's user and host, and a key of its own."""
-        if command in CONTROLS:
-            arguments = {CALLER: Actor.of_process().name, CALL: uuid.uuid4().hex, **(arguments or {})}
-        return super().broadcast(command, arguments, *args, **kwargs)

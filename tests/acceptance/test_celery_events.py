@@ -100,6 +100,7 @@ def test_every_placement_is_heard_once_and_in_order(pool: Cluster) -> None:
     assert all(not hasattr(task, "position") for _, task in monitor.state.itertasks())
 
 
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 def test_what_an_operator_does_is_heard_and_events_are_switched_on_and_off(pool: Cluster) -> None:
     host = {name: pool.workers[name].hostname() for name in ("gpu0", "gpu1")}
     with Monitor(pool.app) as monitor:

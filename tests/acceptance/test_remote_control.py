@@ -153,9 +153,14 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
     ask(pool, "control", "allocator_unhold", task.id)
     assert task.get(timeout=SOON_S) == 3
 
+    ask(pool, "control", "allocator_pause")
+    task = pool.app.send_task("zoo.add", (1, 2))
+    ask(pool, "control", "revoke", task.id)
+    assert pool.ledger.find(task.id) == () and task.state == "REVOKED"
+
     missing = f"task-{uuid.uuid4().hex}"
     replies = ask(pool, "control", "allocator_hold", missing)
-    assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 5
+    assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 6
 
 
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)

@@ -205,3 +205,20 @@ def test_scaled_object_has_fields_that_keda_knows_and_scales_the_workers() -> No
     assert all(isinstance(value, str) for value in metadata.values()) and float(metadata["threshold"]) > 0
     behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert set(behaviour) == {"scaleUp", "scaleDown"}
+
+
+def test_metrics_that_are_asked_for_exist() -> None:
+    """In every file of configs/, as the exporter tells them."""
+    if not our_commands.exists(["celery-allocator", "exporter"]):
+        pytest.xfail("the exporter is not built yet")
+    from celery_allocator.metrics.table import METRICS
+
+    known = {metric.full_name for metric in METRICS.values()}
+    known |= {f"{name}_{part}" for name in known for part in ("bucket", "sum", "count")}
+    asked = {
+        name: path.name
+        for path in CONFIGS.rglob("*")
+        if path.suffix in (".json", ".yaml", ".yml")
+        for name in re.findall(r"\bcelery_allocator_\w+", path.read_text())
+    }
+    assert asked and {name: asked[name] for name in asked if name not in known} == {}

@@ -6,9 +6,11 @@ their images, the network between containers and the image of ours are not tried
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ class Machine:
     history_port: int
     ledger_port: int = field(default_factory=free_port)
     exporter_port: int = field(default_factory=free_port)
+    flower_port: int = field(default_factory=free_port)
     running: dict[str, OwnedProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -101,6 +104,7 @@ class Machine:
             ("/data", str(self.directory)),
             ("0.0.0.0", "127.0.0.1"),
             ("9808", str(self.exporter_port)),
+            ("--port=5555", f"--port={self.flower_port}"),
         ):
             word = word.replace(there, here)
         return word
@@ -151,6 +155,29 @@ def test_the_ledger_asks_for_its_password(machine: Machine) -> None:
     done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=SOON_S, env=env)
     assert done.returncode != 0 and "authenticate" in done.stderr
     assert machine.command("recorder", "status")["nodes"] == []
+
+
+def test_flower_asks_for_the_password(machine: Machine) -> None:
+    if not our_commands.exists(machine.services["flower"]["command"]):
+        pytest.xfail("the command is not built yet")
+    machine.start("ledger", "--port", str(machine.ledger_port)).wait_for_output("Ready to accept connections")
+    machine.start("flower")
+    url = f"http://127.0.0.1:{machine.flower_port}/"
+
+    def status(**headers: str) -> int:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SOON_S) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
+            assert machine.running["flower"].alive, machine.logs()
+            return 0
+
+    wait_until(lambda: status() == 401, SOON_S, machine.logs)
+    login = base64.b64encode(f"allocator:{VARIABLES['FLOWER_PASSWORD']}".encode()).decode()
+    assert status(Authorization=f"Basic {login}") == 200
 
 
 def test_the_exporter_serves_what_scales_the_workers(machine: Machine) -> None:
