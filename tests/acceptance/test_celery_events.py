@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,8 @@ from celery import Celery
 from celery.events.state import State
 
 from celery_allocator.ledger import keys
-from tests.support.cluster import NODE, SOON_S, Cluster, worker_spec
+from tests.support.cluster import MODULE, NODE, SOON_S, Cluster, worker_spec
+from tests.support.processes import OwnedProcess
 from tests.support.waiting import wait_until
 
 #: Without heartbeats nothing but what is tested comes by; the second one's task events are off.
@@ -117,3 +120,15 @@ def test_what_an_operator_does_is_heard_and_events_are_switched_on_and_off(pool:
         assert len(monitor.of("allocator-cordoned")) == 1
         pool.app.control.disable_events(destination=[host["gpu1"]], reply=True, timeout=20)
         pool.until(lambda: not duty(pool), "the duty to be left")
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_celery_events_dump_shows_them(pool: Cluster, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "celery", "-A", MODULE, "events", "--dump"]
+    with OwnedProcess(argv, tmp_path / "dump", env=pool.environment()) as dump:
+        dump.wait_for_output("heartbeat", SOON_S)
+        task = pool.app.send_task("zoo.add", (1, 2), resources=GPU)
+        assert task.get(timeout=SOON_S) == 3
+        dump.wait_for_output("allocator released", SOON_S)
+        (line,) = [line for line in dump.output().splitlines() if "allocator granted" in line]
+        assert f"uuid={task.id}" in line and f"node={NODE}" in line and "Traceback" not in dump.output()
