@@ -87,25 +87,26 @@ def test_services_name_each_other_and_what_is_there(services: dict[str, Any]) ->
         waits = service.get("depends_on", {})
         if isinstance(waits, dict):
             assert all("healthcheck" in services[other] for other in waits), name
-    if lacking and lacking <= {"./prometheus.yml", "./grafana-dashboard.json"}:
+    if lacking and lacking <= {"./alerts.yml", "./grafana-dashboard.json"}:
         pytest.xfail(f"{', '.join(sorted(lacking))}: not made yet")
     assert lacking == set()
 
 
-def test_prometheus_finds_the_exporter_and_its_rules(services: dict[str, Any]) -> None:
-    if not (CONFIGS / "prometheus.yml").exists():
-        pytest.xfail("prometheus.yml is not made yet")
-    loaded = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
-    targets = [
-        target
-        for job in loaded["scrape_configs"]
-        for static in job.get("static_configs", ())
-        for target in static["targets"]
-    ]
-    assert "exporter:9808" in targets
-    mounted = {volume.split(":")[1] for volume in services["prometheus"]["volumes"]}
-    for rules in loaded.get("rule_files", ()):
-        assert str(Path("/etc/prometheus") / rules) in mounted, rules
+def test_prometheus_scrapes_what_there_is(services: dict[str, Any]) -> None:
+    loaded = yaml.safe_load((CONFIGS / "prometheus.compose.yml").read_text())
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in loaded["scrape_configs"]}
+    assert jobs == {"celery-allocator": ["exporter:9808"], "flower": ["flower:5555"]}
+    for (target,) in jobs.values():
+        host, port = target.split(":")
+        assert f"127.0.0.1:{port}:{port}" in services[host]["ports"]
+    mounted = dict(volume.split(":")[:2][::-1] for volume in services["prometheus"]["volumes"])
+    assert mounted["/etc/prometheus/prometheus.yml"] == "./prometheus.compose.yml"
+    for rules in loaded["rule_files"]:
+        assert mounted[f"/etc/prometheus/{rules}"] == f"./{rules}"
+    if (CONFIGS / "prometheus.yml").exists():
+        # Alerts and dashboards go by the names of jobs.
+        other = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
+        assert set(jobs) <= {job["job_name"] for job in other["scrape_configs"]}
 
 
 def test_images_are_pinned_and_ports_are_for_this_machine(services: dict[str, Any]) -> None:
