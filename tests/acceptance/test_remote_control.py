@@ -23,6 +23,9 @@ from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import ROOT
 from tests.support.redis_server import RedisServer
 
+#: Where the kind of broker makes no difference.
+ON_REDIS = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+#: One of each pool that Celery's event loop treats in its own way.
 WORKERS = (
     worker_spec("gpu0", "0", env={"ALLOCATOR_MEASURE_S": "0.2"}),
     worker_spec("solo", "1", "--pool", "solo", "--concurrency", "1"),
@@ -99,6 +102,7 @@ def test_every_worker_tells_of_itself(pool: Cluster) -> None:
     assert told["ledger"] == pool.ledger.url and told["pool"] == pool.pool and told["version"]
 
 
+@ON_REDIS
 def test_duties_and_measured_use_are_told(pool: Cluster) -> None:
     seen = pool.until(
         lambda: (found := ask(pool, "inspect", "allocator")) and any(one["duties"] for one in found.values()) and found,
@@ -111,6 +115,7 @@ def test_duties_and_measured_use_are_told(pool: Cluster) -> None:
     assert use["ram_ours_mb"] > 0 and "gpu_memory_used_mb" not in use  # a simulated GPU has no driver
 
 
+@ON_REDIS
 def test_a_device_is_closed_and_opened_by_its_worker(pool: Cluster) -> None:
     (reply,) = ask(pool, "control", "allocator_cordon", "a new driver", of=["solo"]).values()
     assert "gpu_1 is cordoned" in reply["ok"]
@@ -137,6 +142,7 @@ def test_the_pool_is_paused_once_however_many_workers_are_asked(pool: Cluster) -
     assert pool.ledger.snapshot().paused == "" and len(pool.ledger.journal()) == 2
 
 
+@ON_REDIS
 def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
     ask(pool, "control", "allocator_pause")
     task = pool.app.send_task("zoo.add", (1, 2))
@@ -163,7 +169,7 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
     assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 6
 
 
-@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+@ON_REDIS
 def test_a_worker_without_a_device_says_so(new_cluster: Callable[..., Cluster]) -> None:
     cluster = new_cluster()
     cluster.start(WorkerSpec(module=MODULE, name="plain", args=("--concurrency", "1")))
@@ -184,14 +190,15 @@ def test_a_caller_without_the_plugin_is_heard_too(pool: Cluster) -> None:
     assert [(entry.actor, entry.source) for entry in pool.ledger.journal()] == [("remote control", "control")]
 
 
-def test_commands_are_listed_with_what_they_take(cluster: Cluster) -> None:
-    assert re.search(r"allocator +What a worker says of its device", celery(cluster, "inspect", "--list"))
-    listed = " ".join(celery(cluster, "control", "--list").split())
+@ON_REDIS
+def test_commands_are_listed_with_what_they_take(pool: Cluster) -> None:
+    assert re.search(r"allocator +What a worker says of its device", celery(pool, "inspect", "--list"))
+    listed = " ".join(celery(pool, "control", "--list").split())
     assert "allocator_cordon [reason] Grant nothing new on this worker's device" in listed
     assert "allocator_priority <task or allocation id> <priority> [reason]" in listed
 
 
-@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+@ON_REDIS
 def test_a_ledger_that_hangs_does_not_hold_the_worker_up(broker_url: str, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "ledger").start()
     backend = RedisServer(tmp_path / "backend").start()
