@@ -25,6 +25,7 @@ NEEDS_AN_EXTRA = {
         "celery_allocator.demo.summary",
     },
     "celery_allocator/surfaces/cli/agents.py": {"celery_allocator.surfaces.mcp"},
+    "celery_allocator/surfaces/cli/viewing.py": {"celery_allocator.surfaces.terminal.app"},
 }
 
 

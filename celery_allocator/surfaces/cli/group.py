@@ -26,6 +26,7 @@ from celery_allocator.surfaces.cli import (
     restoring,
     updating,
     verifying,
+    viewing,
     waiting,
 )
 from celery_allocator.surfaces.cli.console import Group, open_console
@@ -47,6 +48,7 @@ def allocator(ctx: click.Context, app: str | None, backend_url: str | None, pool
 
 for _command in (
     *reading.COMMANDS,
+    *viewing.COMMANDS,
     *allocations.COMMANDS,
     *waiting.COMMANDS,
     *explaining.COMMANDS,

@@ -1,0 +1,122 @@
+"""Everything that is known of one row, as names and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_allocator.model import Allocation, WorkerUse, iso_utc
+from celery_allocator.overview import Bar, Running, Waiting
+from celery_allocator.surfaces.terminal import words
+from celery_allocator.surfaces.terminal.places import Place
+
+Facts = list[tuple[str, str]]
+
+
+def facts(row: Any) -> Facts:
+    """Of a place, of what runs or of what waits; harmless texts."""
+    if isinstance(row, Place):
+        told = _of_node(row) if row.device is None else _of_device(row)
+    elif isinstance(row, Running):
+        told = _of_allocation(row.allocation)
+        if row.use is not None:
+            told += [("uses GPU memory", _mb(row.use.gpu_memory_mb)), ("uses RAM", _mb(row.use.ram_mb))]
+    else:
+        assert isinstance(row, Waiting)
+        told = [("waits", row.reason.text), *_of_allocation(row.allocation)]
+    return [(name, words.clean(str(value))) for name, value in told if value not in (None, "")]
+
+
+def brief(row: Any) -> str:
+    """The most important of it, for a few lines."""
+    if isinstance(row, Place):
+        if row.device is None:
+            return f"{words.clean(row.key)}: RAM {_bar(row.node.ram)}"
+        told = [row.device.device.model, row.device.device.uuid, row.device.device.worker or "no worker"]
+        memory = f"\nGPU memory {_bar(row.device.memory)}" if row.device.device.is_gpu else ""
+        return words.clean(f"{row.key}  {'  '.join(filter(None, told))}") + memory
+    allocation: Allocation = row.allocation
+    first = words.clean(f"{allocation.allocation_id}  {allocation.task_id}")
+    if isinstance(row, Waiting):
+        return f"{first}\n{words.clean(row.reason.text)}"
+    cores = ", ".join(str(core) for core in allocation.cpu_cores)
+    return f"{first}\n{words.clean(allocation.task_name)}  cores {cores or '-'}  {words.clean(allocation.worker or '')}"
+
+
+def _of_node(place: Place) -> list[tuple[str, Any]]:
+    node = place.node.node
+    return [
+        ("node", node.node),
+        ("state", node.state),
+        ("RAM", _bar(place.node.ram)),
+        ("cores", f"{len(node.cpu_cores_free)} of {len(node.cpu_cores)} free"),
+        ("free cores", ", ".join(map(str, node.cpu_cores_free))),
+        ("devices", ", ".join(device.device_id for device in node.devices)),
+    ]
+
+
+def _of_device(place: Place) -> list[tuple[str, Any]]:
+    assert place.device is not None
+    device, use = place.device.device, place.device.use
+    return [
+        ("device", device.key),
+        ("model", device.model),
+        ("UUID", device.uuid),
+        ("state", device.state),
+        ("worker", device.worker or "none"),
+        ("queue", device.queue),
+        ("GPU memory", _bar(place.device.memory) if device.is_gpu else None),
+        ("slots", f"{device.slots_free} of {device.slots} free" if device.worker else None),
+        ("holds", ", ".join(device.allocations) or "nothing"),
+        *(() if use is None else _measured(use)),
+    ]
+
+
+def _measured(use: WorkerUse) -> list[tuple[str, Any]]:
+    return [
+        ("load", None if use.gpu_utilization is None else f"{use.gpu_utilization:.0%}"),
+        ("temperature", None if use.gpu_temperature_c is None else f"{use.gpu_temperature_c} °C"),
+        ("power", None if use.gpu_power_w is None else f"{use.gpu_power_w:.0f} W"),
+        ("measured", iso_utc(use.at)),
+    ]
+
+
+def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
+    asked = allocation.requirements
+    claimed = f"{asked.gpu_memory_mb} MB GPU, {asked.cpu_cores} cores, {asked.ram_mb} MB RAM"
+    return [
+        ("name", allocation.task_name),
+        ("task", allocation.task_id),
+        ("allocation", allocation.allocation_id),
+        ("state", allocation.state.value.replace("_", " ")),
+        ("kind", allocation.kind.value),
+        ("claims", claimed),
+        ("priority", allocation.priority),
+        ("tenant", asked.tenant),
+        ("position", allocation.queue_position or None),
+        ("device", f"{allocation.node}/{allocation.device_id}" if allocation.node else None),
+        ("cores", ", ".join(map(str, allocation.cpu_cores))),
+        ("worker", allocation.worker),
+        ("submitted", iso_utc(allocation.submitted_at)),
+        ("granted", iso_utc(allocation.granted_at)),
+        ("started", iso_utc(allocation.started_at)),
+        ("estimated start", iso_utc(allocation.estimated_start_at)),
+        ("ETA", iso_utc(allocation.eta_at)),
+        ("expires", iso_utc(allocation.expires_at)),
+        ("workers lost", allocation.losses or None),
+        ("on hold by", allocation.on_hold_by),
+    ]
+
+
+def _bar(bar: Bar) -> str:
+    told = f"{words.size(bar.promised)} of {words.size(bar.capacity)} promised"
+    if bar.used is not None:
+        told += f", {words.size(bar.used)} used"
+    if bar.foreign:
+        told += f", {words.size(bar.foreign)} by others"
+    if bar.overused:
+        told += f", {words.size(bar.overused)} beyond the promise"
+    return f"{told}, {words.size(bar.free)} free"
+
+
+def _mb(amount: int | None) -> str | None:
+    return None if amount is None else f"{amount} MB"

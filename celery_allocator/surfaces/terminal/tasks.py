@@ -1,0 +1,107 @@
+"""The tables of what runs and of what waits."""
+
+from __future__ import annotations
+
+from celery_allocator.model import Allocation
+from celery_allocator.overview import Running, Waiting
+from celery_allocator.surfaces.terminal import words
+from celery_allocator.surfaces.terminal.bars import Pieces
+from celery_allocator.surfaces.terminal.columns import Column, plain
+
+# --- what runs
+
+
+def _used(running: Running, _: float, width: int) -> Pieces:
+    use, asked = running.use, running.allocation.requirements
+    if use is None:
+        return plain("-", "dim")
+    over = (use.gpu_memory_mb or 0) > asked.gpu_memory_mb or bool(asked.ram_mb and (use.ram_mb or 0) > asked.ram_mb)
+    told = f"{words.size(use.gpu_memory_mb):>5} {words.size(use.ram_mb):>5}"
+    return plain(f"{told}{'!' if over else ''}", "over" if over else "plain")
+
+
+def _since(running: Running, now: float, width: int) -> Pieces:
+    allocation = running.allocation
+    if allocation.started_at is None:
+        return plain("granted", "warning")
+    return plain(words.span(now - allocation.started_at))
+
+
+def _device(allocation: Allocation) -> str:
+    return f"{allocation.node}/{allocation.device_id}"
+
+
+RUNNING: tuple[Column[Running], ...] = (
+    Column("NAME", 16, lambda row, _, w: plain(row.allocation.task_name), lambda row: row.allocation.task_name, grow=3),
+    Column(
+        "TASK", 11, lambda row, _, w: plain(row.allocation.task_id, "dim"), lambda row: row.allocation.task_id, grow=3
+    ),
+    Column("DEVICE", 12, lambda row, _, w: plain(_device(row.allocation)), lambda row: _device(row.allocation), grow=1),
+    Column(
+        "CLAIM GPU,C,RAM",
+        16,
+        lambda row, _, w: plain(words.claim(row.allocation.requirements)),
+        lambda row: -row.allocation.gpu_memory_mb,
+    ),
+    Column("USED GPU,RAM", 12, _used, lambda row: -((row.use.gpu_memory_mb or 0) if row.use else -1)),
+    Column("FOR", 7, _since, lambda row: row.allocation.started_at or float("inf"), right=True),
+    Column(
+        "TENANT",
+        12,
+        lambda row, _, w: plain(row.allocation.requirements.tenant),
+        lambda row: row.allocation.requirements.tenant,
+        since=120,
+    ),
+)
+
+
+# --- what waits
+
+
+def _estimate(row: Waiting, now: float, width: int) -> Pieces:
+    at = row.allocation.eta_at if row.reason.code == "delayed" else row.allocation.estimated_start_at
+    if at is None or row.reason.code == "on_hold":
+        return plain("-", "dim")
+    return plain("now" if at <= now else f"in {words.span(at - now)}")
+
+
+def _why(row: Waiting, _: float, width: int) -> Pieces:
+    text = words.clean(row.reason.text)
+    return plain(text if words.cells(text) <= width else words.short(row.reason))
+
+
+QUEUE: tuple[Column[Waiting], ...] = (
+    Column(
+        "POS",
+        5,
+        lambda row, _, w: plain(str(row.allocation.queue_position or "-")),
+        lambda row: row.allocation.queue_position,
+        right=True,
+    ),
+    Column("NAME", 14, lambda row, _, w: plain(row.allocation.task_name), lambda row: row.allocation.task_name, grow=2),
+    Column(
+        "TASK", 8, lambda row, _, w: plain(row.allocation.task_id, "dim"), lambda row: row.allocation.task_id, grow=2
+    ),
+    Column(
+        "CLAIM GPU,C,RAM",
+        16,
+        lambda row, _, w: plain(words.claim(row.allocation.requirements)),
+        lambda row: -row.allocation.gpu_memory_mb,
+    ),
+    Column(
+        "PRIO",
+        5,
+        lambda row, _, w: plain(str(row.allocation.priority)),
+        lambda row: -row.allocation.priority,
+        right=True,
+    ),
+    Column(
+        "AGE",
+        6,
+        lambda row, now, w: plain(words.span(now - row.allocation.submitted_at)),
+        lambda row: row.allocation.submitted_at,
+        right=True,
+    ),
+    Column("STARTS", 8, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
+    Column("WAITS FOR", 10, _why, lambda row: words.short(row.reason), grow=4),
+)

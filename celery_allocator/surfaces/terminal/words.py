@@ -1,0 +1,103 @@
+"""Short words for a screen: amounts, spans, claims; and texts of others made harmless."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from celery_allocator.model import Requirements
+from celery_allocator.overview import Reason
+
+#: Reasons and what lacks, in a word or two.
+_SHORT = {
+    "gpu_memory_mb": "GPU memory",
+    "cpu_cores": "cores",
+    "ram_mb": "RAM",
+    "slots": "slots",
+    "stopped": "stopped",
+    "paused": "paused",
+    "no_device": "no device",
+    "in_line": "next",
+    "on_hold": "on hold",
+    "delayed": "ETA ahead",
+}
+
+
+def clean(text: str) -> str:
+    """``text`` with what is not printable spelled out: nothing in it can steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def size(mb: int | None) -> str:
+    """MB in at most five characters: ``512M``, ``24.0G``, ``1.2T``; ``-`` for what is not known."""
+    if mb is None:
+        return "-"
+    if mb < 1000:
+        return f"{mb}M"
+    amount, unit = (mb / 1024, "G") if mb < 1000 * 1024 else (mb / 1024**2, "T")
+    return f"{amount:.1f}{unit}" if amount < 99.95 else f"{amount:.0f}{unit}"
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in at most six characters: ``45s``, ``3m05s``, ``1h04m``, ``12d03h``; ``-`` if not known."""
+    if seconds is None:
+        return "-"
+    left = max(0, int(seconds))
+    if left < 60:
+        return f"{left}s"
+    for below, unit, size_s, smaller, smaller_s in (
+        (3600, "m", 60, "s", 1),
+        (86400, "h", 3600, "m", 60),
+        (8640000, "d", 86400, "h", 3600),
+    ):
+        if left < below:
+            return f"{left // size_s}{unit}{left % size_s // smaller_s:02}{smaller}"
+    return f"{left // 86400}d"
+
+
+def claim(asked: Requirements) -> str:
+    """``2.0G 2c 4.0G``: GPU memory, cores, RAM; ``-`` for what is not asked for."""
+    gpu, ram = (size(mb) if mb else "-" for mb in (asked.gpu_memory_mb, asked.ram_mb))
+    return f"{gpu:>5} {asked.cpu_cores:>3}c {ram:>5}"
+
+
+def short(reason: Reason) -> str:
+    """Why it waits, in a few words: what lacks on most devices first."""
+    if not reason.lacks:
+        return _SHORT.get(reason.code, reason.code)
+    lacks = sorted(reason.lacks, key=lambda lack: -lack.devices)
+    return ", ".join(_SHORT.get(lack.dimension, lack.dimension) for lack in lacks)
+
+
+def cells(text: str) -> int:
+    """Columns of a terminal that ``text`` takes."""
+    if text.isascii():
+        return len(text)
+    return sum(_cells(character) for character in text)
+
+
+def fit(text: str, width: int, *, right: bool = False) -> str:
+    """``text`` in exactly ``width`` columns; what is too long ends in ``…``."""
+    if width <= 0:
+        return ""
+    taken = cells(text)
+    if taken > width:
+        text, taken = _cut(text, width - 1)
+        text, taken = text + "…", taken + 1
+    blanks = " " * (width - taken)
+    return blanks + text if right else text + blanks
+
+
+def _cut(text: str, width: int) -> tuple[str, int]:
+    taken = 0
+    for position, character in enumerate(text):
+        step = _cells(character)
+        if taken + step > width:
+            return text[:position], taken
+        taken += step
+    return text, taken
+
+
+def _cells(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
