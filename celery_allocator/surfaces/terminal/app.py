@@ -78,10 +78,13 @@ class Top(App[None]):
         interval: float = 2.0,
         read_only: bool = False,
     ) -> None:
-        super().__init__()
+        # Without colours means none, not shades of grey.
+        super().__init__(ansi_color=True if "NO_COLOR" in os.environ else None)
         self._session, self._actor, self._settle = session, actor, settle
         self._ask = ask or Ask()
         self._interval, self._read_only = interval, read_only
+        #: The screen with the tables; windows may lie over it.
+        self._main: Screen[Any] = Screen()
         self._frame: Frame | None = None
         self._away: AllocatorError | None = None
         self._watcher = Watcher(self._look, self._tell, self._ask, interval)
@@ -104,7 +107,8 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         """Look for the first time."""
-        self.set_class("NO_COLOR" in os.environ, "-plain")
+        self._main = self.screen
+        self.set_class(self.no_color, "-plain")
         self._main.query_one("#queue", Panel).rows.focus()
         self._say("#first", " looking at the ledger …")
         self._watcher.start()
@@ -116,6 +120,8 @@ class Top(App[None]):
 
     def on_top_seen(self, event: Seen) -> None:
         """Show what was seen, or that nothing was."""
+        if not self._main.is_attached:
+            return
         if isinstance(event.told, Frame):
             self._frame, self._away = event.told, None
             for panel in self._main.query(Panel):
@@ -136,6 +142,8 @@ class Top(App[None]):
 
     def on_descendant_focus(self) -> None:
         """Another table is in use."""
+        if not self._main.is_attached:
+            return
         self._show_detail()
         self._show_keys()
 
@@ -240,11 +248,6 @@ class Top(App[None]):
     # --- parts
 
     @property
-    def _main(self) -> Screen[Any]:
-        """The screen with the tables, also while a window lies over it."""
-        return self.screen_stack[0]
-
-    @property
     def _panel(self) -> Panel | None:
         """The table in use."""
         focused = self._main.focused
@@ -275,6 +278,8 @@ class Top(App[None]):
         self._main.query_one("#notice").set_class(bool(shown), "-shown")
 
     def _show_detail(self) -> None:
+        if not self._main.is_attached:
+            return
         row: Any = None if self._panel is None else self._panel.selected
         self._say("#detail", "" if row is None else brief(row), wrap=True)
 

@@ -10,14 +10,14 @@ Pieces = tuple[Piece, ...]
 
 #: What each part of a bar is drawn with, in its order.
 MARKS = {"used": "█", "over": "!", "unused": "▒", "foreign": "╳", "free": "·"}
-WORDS = {"used": "used", "over": "over", "unused": "promised", "foreign": "foreign", "free": "free"}
+_WORDS = {"used": "used", "over": "over", "unused": "promised", "foreign": "foreign"}
 
 
 def legend() -> Pieces:
-    """What the marks mean."""
+    """What the marks mean; the one for what is free speaks for itself."""
     found: list[Piece] = []
-    for name, mark in MARKS.items():
-        found += [(mark, name), (f" {WORDS[name]} ", "dim")]
+    for name, word in _WORDS.items():
+        found += [(MARKS[name], name), (f" {word} ", "dim")]
     return tuple(found)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.events import Resize
 from textual.widgets import DataTable, Static
@@ -17,11 +18,16 @@ from celery_allocator.surfaces.terminal.tables import DEVICES, Sorting, Table
 
 
 class Rows(DataTable[Text]):
-    """The rows themselves. A row that is selected stays so wherever it moves to."""
+    """The rows themselves."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("home", "scroll_top", "First"), ("end", "scroll_bottom", "Last")]
 
 
 class Panel(Vertical):
-    """One table. Rows are drawn when a frame comes, when the window changes, and when they are sorted."""
+    """One table. Rows are drawn when a frame comes, when the window changes, and when they are sorted.
+
+    A row that is selected stays so wherever it moves to.
+    """
 
     def __init__(self, table: Table[Any]) -> None:
         super().__init__(id=table.name)

@@ -67,7 +67,7 @@ def _estimate(row: Waiting, now: float, width: int) -> Pieces:
 
 def _why(row: Waiting, _: float, width: int) -> Pieces:
     text = words.clean(row.reason.text)
-    return plain(text if words.cells(text) <= width else words.short(row.reason))
+    return plain(text if words.cells(text) <= width else words.short(row.reason, width))
 
 
 QUEUE: tuple[Column[Waiting], ...] = (
@@ -103,5 +103,5 @@ QUEUE: tuple[Column[Waiting], ...] = (
         right=True,
     ),
     Column("STARTS", 8, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
-    Column("WAITS FOR", 10, _why, lambda row: words.short(row.reason), grow=4),
+    Column("WAITS FOR", 10, _why, lambda row: row.reason.text, grow=4),
 )

@@ -9,7 +9,7 @@ from celery_allocator.overview import Reason
 
 #: Reasons and what lacks, in a word or two.
 _SHORT = {
-    "gpu_memory_mb": "GPU memory",
+    "gpu_memory_mb": "GPU mem",
     "cpu_cores": "cores",
     "ram_mb": "RAM",
     "slots": "slots",
@@ -60,12 +60,18 @@ def claim(asked: Requirements) -> str:
     return f"{gpu:>5} {asked.cpu_cores:>3}c {ram:>5}"
 
 
-def short(reason: Reason) -> str:
-    """Why it waits, in a few words: what lacks on most devices first."""
+def short(reason: Reason, width: int) -> str:
+    """Why it waits, in a few words: what lacks on most devices first, and ``+1`` for what there is no room to say."""
     if not reason.lacks:
         return _SHORT.get(reason.code, reason.code)
     lacks = sorted(reason.lacks, key=lambda lack: -lack.devices)
-    return ", ".join(_SHORT.get(lack.dimension, lack.dimension) for lack in lacks)
+    told = [_SHORT.get(lack.dimension, lack.dimension) for lack in lacks]
+    for count in range(len(told), 0, -1):
+        more = f" +{len(told) - count}" if count < len(told) else ""
+        text = ",".join(told[:count]) + more
+        if len(text) <= width:
+            break
+    return text
 
 
 def cells(text: str) -> int:
