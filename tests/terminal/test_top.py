@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,8 +11,7 @@ from celery_allocator.ledger import keys
 from celery_allocator.model import State
 from celery_allocator.operations import Actor, Operator, Pause
 from celery_allocator.settings import Settings
-from celery_allocator.surfaces.terminal.frame import PAGE, Ask
-from tests.support.processes import ROOT
+from celery_allocator.surfaces.terminal.frame import PAGE
 from tests.support.tcp_proxy import TcpProxy
 from tests.terminal.conftest import LivePool
 from tests.terminal.piloted import Piloted, piloted, run
@@ -361,20 +357,3 @@ def test_200_gpus_and_10000_waiting_are_read_in_pages(cluster: LivePool, reach: 
     run(act)
     assert {limit for limit, _ in asked} == {PAGE}
     assert {offset for _, offset in asked} == {0, 100, 200}
-
-
-def test_the_picture_of_the_docs(cluster: LivePool, reach: dict[str, str], tmp_path: Path) -> None:
-    """``UPDATE_SCREENSHOTS=1`` writes it anew."""
-    fill(cluster)
-    folder = ROOT / "docs" / "images" if os.environ.get("UPDATE_SCREENSHOTS") else tmp_path
-
-    async def act() -> None:
-        async with piloted(reach, size=(120, 36), ask=Ask()) as top:
-            await top.wait_for("6 running")
-            await top.press("tab", *itertools.repeat("down", 2))
-            await top.wait_for("by others")
-            (folder / "top.svg").write_text(top.app.export_screenshot(title="celery-allocator top"), encoding="utf-8")
-
-    run(act)
-    drawn = (folder / "top.svg").read_text(encoding="utf-8")
-    assert "research.finetune" in drawn and "<script" not in drawn

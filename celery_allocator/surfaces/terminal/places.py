@@ -34,7 +34,7 @@ def _name(place: Place, _: float, width: int) -> Pieces:
     if place.device is None:
         return plain(place.node.node.node, "strong")
     if place.flat:
-        return plain(place.key)
+        return plain(words.end(place.key, width))
     return (("  ", "plain"), *plain(place.device.device.device_id))
 
 

@@ -39,7 +39,7 @@ Panel { height: 1fr; }
 #tables.-zoomed Panel:focus-within { display: block; height: 1fr; max-height: 100%; }
 Panel > .bar { height: 1; background: #1b2129; color: #9fb4d0; }
 Panel:focus-within > .bar { background: #264463; color: #ffffff; text-style: bold; }
-Rows { height: 1fr; background: #14171c; scrollbar-size-vertical: 1;
+Rows { height: 1fr; background: #14171c; scrollbar-size: 0 1;
        scrollbar-color: #3d4a5c; scrollbar-background: #14171c; scrollbar-color-hover: #5a6c86;
        scrollbar-gutter: stable; overflow-x: hidden; }
 #devices Rows { height: auto; }

@@ -36,7 +36,13 @@ RUNNING: tuple[Column[Running], ...] = (
     Column(
         "TASK", 11, lambda row, _, w: plain(row.allocation.task_id, "dim"), lambda row: row.allocation.task_id, grow=3
     ),
-    Column("DEVICE", 12, lambda row, _, w: plain(_device(row.allocation)), lambda row: _device(row.allocation), grow=1),
+    Column(
+        "DEVICE",
+        12,
+        lambda row, _, w: plain(words.end(_device(row.allocation), w)),
+        lambda row: _device(row.allocation),
+        grow=1,
+    ),
     Column(
         "CLAIM GPU,C,RAM",
         16,
@@ -62,7 +68,7 @@ def _estimate(row: Waiting, now: float, width: int) -> Pieces:
     at = row.allocation.eta_at if row.reason.code == "delayed" else row.allocation.estimated_start_at
     if at is None or row.reason.code == "on_hold":
         return plain("-", "dim")
-    return plain("now" if at <= now else f"in {words.span(at - now)}")
+    return plain("now" if at <= now else f"~{words.span(at - now)}")
 
 
 def _why(row: Waiting, _: float, width: int) -> Pieces:
@@ -102,6 +108,6 @@ QUEUE: tuple[Column[Waiting], ...] = (
         lambda row: row.allocation.submitted_at,
         right=True,
     ),
-    Column("STARTS", 8, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
-    Column("WAITS FOR", 10, _why, lambda row: row.reason.text, grow=4),
+    Column("STARTS", 7, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
+    Column("WAITS FOR", 11, _why, lambda row: row.reason.text, grow=4),
 )

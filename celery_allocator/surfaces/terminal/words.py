@@ -93,6 +93,14 @@ def fit(text: str, width: int, *, right: bool = False) -> str:
     return blanks + text if right else text + blanks
 
 
+def end(text: str, width: int) -> str:
+    """The end of ``text``, where it is too long for ``width`` columns: of a device's name that part tells more."""
+    if cells(text) <= width:
+        return text
+    kept, _ = _cut(text[::-1], width - 1)
+    return "…" + kept[::-1]
+
+
 def _cut(text: str, width: int) -> tuple[str, int]:
     taken = 0
     for position, character in enumerate(text):
