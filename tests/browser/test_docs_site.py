@@ -40,7 +40,8 @@ def test_no_page_is_wider_than_its_window(browser: Browser, site: Path, page: st
 def test_the_search_finds_a_page_without_a_server(browser: Browser, site: Path) -> None:
     browser.open((site / "index.html").as_uri())
     browser.run("document.querySelector('[data-md-toggle=search]').click()")
-    browser.driver.find_element("css selector", "[data-md-component=search-query]").send_keys("callgrind")  # a word of one page
+    field = browser.driver.find_element("css selector", "[data-md-component=search-query]")
+    field.send_keys("callgrind")  # a word of one page
     links = "return [...document.querySelectorAll('.md-search-result__link')].map(link => link.href)"
     wait_until(lambda: any("benchmarks.html" in link for link in browser.run(links)), 20, "the search finds it")
     assert browser.messages == []

@@ -53,7 +53,7 @@ class _Acting(BaseHandler):
             return {"success": True, "entry": effect.entry, "text": effect.text, "held": list(effect.held)}
 
         try:
-            done = await self.application.io_loop.run_in_executor(self.application.executor, work)
+            done = await self.application.io_loop.run_in_executor(board(self.application).threads, work)
         except AllocatorError as error:
             self.set_status(_status(error))
             done = {"success": False, "error": error.as_dict()}

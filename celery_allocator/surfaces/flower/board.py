@@ -1,7 +1,8 @@
 """What the tab reads, once for all who look: a second's worth of the ledger, as JSON that is ready to be sent.
 
-Everything here blocks, and is called in Flower's pool of threads. The ledger is asked at most once a second for each
-view, however many pages are open; who comes meanwhile waits for that answer.
+Everything here blocks, and is called in threads of its own: a ledger that hangs must not take those with which Flower
+serves its other pages. The ledger is asked at most once a second for each view, however many pages are open; who comes
+meanwhile waits for that answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ from celery_allocator.surfaces.flower.placements import Placements
 FRESH_S = 1.0
 #: Views that are kept: each page of each search is one.
 _KEPT = 64
+#: Questions to the ledger at a time.
+_THREADS = 4
 #: Rows of one answer at most.
 MOST_ROWS = 200
 
@@ -56,6 +60,7 @@ class Board:
     def __init__(self, connect: Callable[[], Ledger]) -> None:
         self._connect = connect
         self._ledger: Ledger | None = None
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="allocator")
         self._lock = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
         self._kept: dict[Any, _Kept] = {}

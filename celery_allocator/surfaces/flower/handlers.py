@@ -1,6 +1,6 @@
 """The tab's requests. Flower decides who may see: every handler derives from its own and asks for its user.
 
-Nothing here blocks Flower's event loop: the ledger is read in its pool of threads, which hands back finished JSON.
+Nothing here blocks Flower's event loop: the ledger is read in threads of the board's, which hand back finished JSON.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Reading(BaseHandler):
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.set_header("Cache-Control", "no-store")
         try:
-            body = await self.application.io_loop.run_in_executor(self.application.executor, make)
+            body = await self.application.io_loop.run_in_executor(board(self.application).threads, make)
         except LedgerUnavailable as error:
             self.set_status(503)
             self.finish({"error": error.as_dict()})
