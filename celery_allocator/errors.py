@@ -33,6 +33,7 @@
     │   ├── HistorySchemaError       its tables are those of another version
     │   ├── HistoryExtraMissing      its libraries are not installed
     │   └── HistoryQueryError        what is asked of it makes no sense (also a ValueError)
+    ├── MetricsExtraMissing          the library of the metrics is not installed
     └── LedgerError                  the ledger cannot be used
         ├── LedgerUnavailable        it cannot be reached
         ├── LedgerSchemaError        it was written by an incompatible version
@@ -349,6 +350,12 @@ class HistoryExtraMissing(HistoryError):
     """The libraries of the history are not installed; the message has the command that does it."""
 
     code = "history_extra"
+
+
+class MetricsExtraMissing(AllocatorError):
+    """The library of the metrics is not installed; the message has the command that does it."""
+
+    code = "metrics_extra"
 
 
 class HistoryQueryError(HistoryError, ValueError):

@@ -9,6 +9,7 @@ masks passwords only in settings whose name contains it.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -137,6 +138,13 @@ class Settings:
         "Whether the way of a task is told in OpenTelemetry spans, where opentelemetry-api is installed "
         "([how](../howto/tracing.md)). Without a configured SDK they go nowhere.",
     )
+    # --- metrics
+    metrics_port: int = _setting(
+        0,
+        "Port at which a worker's main process serves metrics for Prometheus ([how](../howto/metrics.md)); of several "
+        "workers of a host one does, the others stand by. 0: none.",
+    )
+    metrics_host: str = _setting("127.0.0.1", "Address of that port. `0.0.0.0`: all of this host's.")
     # --- running tasks
     pin_cores: bool = _setting(
         True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."
@@ -162,11 +170,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{_names(name)} is {value!r}: it must be at least 1")
-        for name in ("reserve_cpu_cores", "reserve_ram_mb", "max_losses", "history_days"):
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must not be negative")
-        if not 0 <= self.measure_s < 10**9:
-            raise SettingsError(f"{_names('measure_s')} is {self.measure_s!r}: it must be 0 or more seconds")
+        for name, (below, rule) in _FROM_ZERO.items():
+            if not 0 <= getattr(self, name) < below:
+                raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must {rule}")
         if not 0 < self.runtime_decay <= 1:
             raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
         if not self.pool or not all(c.isalnum() or c in "_-." for c in self.pool):
@@ -214,6 +220,15 @@ _AT_LEAST_ONE = (
     "max_waiting",
     "journal_maxlen",
 )
+#: From 0 to below what, and the rule in words.
+_FROM_ZERO: dict[str, tuple[float, str]] = {
+    "reserve_cpu_cores": (math.inf, "not be negative"),
+    "reserve_ram_mb": (math.inf, "not be negative"),
+    "max_losses": (math.inf, "not be negative"),
+    "history_days": (math.inf, "not be negative"),
+    "measure_s": (10**9, "be 0 or more seconds"),
+    "metrics_port": (65536, "be 0 to 65535"),
+}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "strategy": ("first_fit", "best_fit", "priority"),
     "never_fits": ("raise", "wait"),

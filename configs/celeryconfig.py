@@ -117,6 +117,13 @@ allocator_measure_s = 5.0
 # Spans of the way of a task, where opentelemetry-api is installed and an SDK configured.
 allocator_tracing = True
 
+# --- Metrics
+
+# Port at which a worker's main process serves metrics for Prometheus (0: none), and its address. Or run
+# `celery-allocator exporter` as a process of its own.
+allocator_metrics_port = 0
+allocator_metrics_host = "127.0.0.1"
+
 # --- Running tasks
 
 # Pin a task's process to its granted cores while it runs (pools prefork and solo).

@@ -23,6 +23,7 @@ from celery.worker.control import Panel
 from celery_allocator import install
 from celery_allocator.allocating.command import allocate
 from celery_allocator.ledger import keys, scripts
+from celery_allocator.metrics.table import METRICS, PREFIX
 from celery_allocator.model import FIELDS, TASK_TYPES, TENANT, TENANT_DOC
 from celery_allocator.settings import table
 from celery_allocator.surfaces.cli import allocator
@@ -132,9 +133,28 @@ for `new`).
 |---|---|---|"""
 
 
+METRICS_INTRO = """# Metrics
+
+What `celery-allocator exporter` and `allocator_metrics_port` serve ([how](../howto/metrics.md)). Every name begins with
+`{prefix}`. Units are seconds and bytes. `hostname` is the node, `gpu` the device (`cpu`: the node's pseudo-device),
+`gpu_uuid` what DCGM's exporter calls `UUID`, `queue_name` what celery-exporter calls so. No label holds a task's id.
+
+Gauges are of one snapshot per scrape. Counters and histograms begin with the exporter, unless said otherwise; those of
+known labels begin with 0.
+
+| name | type | labels | meaning |
+|---|---|---|---|"""
+
+
 def pages() -> dict[str, str]:
     """Every rendered page, by its file's name."""
-    rendered = {"settings.md": settings(), "cli.md": commands(), "keys.md": ledger_keys(), "events.md": events()}
+    rendered = {
+        "settings.md": settings(),
+        "cli.md": commands(),
+        "keys.md": ledger_keys(),
+        "events.md": events(),
+        "metrics.md": metrics(),
+    }
     return rendered | {name: f"{NOTE}\n{text}" for name, text in render_python.pages().items()}
 
 
@@ -176,6 +196,24 @@ def ledger_keys() -> str:
     """Every key of the ledger."""
     lines = [NOTE, KEYS_INTRO.format(prefix=keys.prefix("<pool>"))]
     lines += [f"| `{suffix}` | {kind} | {meaning} |" for suffix, kind, meaning in keys.KEYS.values()]
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """Every metric."""
+    lines = [NOTE, METRICS_INTRO.format(prefix=PREFIX)]
+    for metric in METRICS.values():
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "–"
+        lines.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.doc} |")
+    lines += [
+        "\n## Buckets\n",
+        "Upper bounds in seconds; each has one more, `+Inf`.\n",
+        "| name | buckets |",
+        "|---|---|",
+    ]
+    for metric in METRICS.values():
+        if metric.buckets:
+            lines.append(f"| `{metric.name}` | {', '.join(f'{bound:g}' for bound in metric.buckets)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,10 +6,12 @@ from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
 from celery_allocator.ledger.journal import Entry, Note, Operated, Page
 from celery_allocator.ledger.replies import (
+    REFUSALS,
     Available,
     BreakerState,
     Cancelled,
     Grant,
+    Line,
     Mailbox,
     Obituary,
     Options,
@@ -22,6 +24,7 @@ from celery_allocator.ledger.replies import (
 from celery_allocator.ledger.serving import Beat, Claim
 
 __all__ = [
+    "REFUSALS",
     "Available",
     "Beat",
     "BreakerState",
@@ -30,6 +33,7 @@ __all__ = [
     "Entry",
     "Grant",
     "Ledger",
+    "Line",
     "Mailbox",
     "Note",
     "Obituary",

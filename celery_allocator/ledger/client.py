@@ -25,8 +25,10 @@ from celery_allocator.ledger.mending import Mending
 from celery_allocator.ledger.operating import Operating
 from celery_allocator.ledger.owning import Owning
 from celery_allocator.ledger.replies import (
+    REFUSALS,
     Available,
     Cancelled,
+    Line,
     Obituary,
     Released,
     Submitted,
@@ -41,6 +43,7 @@ from celery_allocator.model import (
     Kind,
     NodeState,
     Requirements,
+    Shape,
     Strategy,
     label,
 )
@@ -276,6 +279,15 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
     def room(self) -> Available:
         """What is free on the device that has most, by GPU memory, then cores; zeros if none takes work."""
         return Available(*(int(amount) for amount in self._run("room")))
+
+    @wire.reads("the line")
+    def line(self, shapes: int = 1000) -> Line:
+        """Who waits, in figures; of at most ``shapes`` shapes."""
+        now, waiting, since, rows, refused = self._run("line", shapes, *REFUSALS)
+        counts = zip(rows[::2], rows[1::2], strict=True)
+        known = {shape: int(n) for text, n in counts if (shape := Shape.parse(text.decode())) is not None}
+        rejected = {reason: int(n or 0) for reason, n in zip(REFUSALS, refused, strict=True)}
+        return Line(int(now) / 1000, int(waiting), int(since) / 1000 if since else None, known, rejected)
 
     def events(self, since: str = "-", count: int = 1000) -> list[tuple[str, dict[str, str]]]:
         """Entries of the event stream after ``since`` (an entry's id, or ``-`` for the oldest)."""

@@ -64,6 +64,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "breaker": ("breaker", "hash", "task name → what the keeper of its breaker remembers, JSON"),
     "aside": ("aside:", "zset family", "allocations that a task name's breaker has set aside; score = place in line"),
     "own": ("own:", "zset family", "allocations of an owner (an agent's token, say); score = when noted, in ms"),
+    "rejected": ("rejected", "hash", "why the gate refused deliveries → how often"),
     "events": ("events", "stream", "one entry per mutation, capped"),
     "duty": ("duty:", "string family", "who has a duty that one worker has at a time"),
     "tick": ("tick", "string", "the maintenance lock"),

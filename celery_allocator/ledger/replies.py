@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.ledger import wire
-from celery_allocator.model import Allocation
+from celery_allocator.model import Allocation, Shape
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,27 @@ class Mailbox:
 
     key: str
     head: str
+
+
+#: Why the gate refuses a delivery: its task has ended; is not granted (any more); was granted again, under a newer
+#: token; runs already (delivered twice); is granted to a device that another worker serves by now.
+REFUSALS = ("ended", "not_granted", "superseded", "running", "not_serving")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Who waits, in figures, at one instant ``at`` (seconds since the epoch, the ledger's clock).
+
+    ``since``: since when (submit or ETA) who has waited longest of those at the head of a priority; ``None``: nobody
+    waits. ``shapes``: how many of each; some may be left out where there are very many. ``rejected``: deliveries that
+    the gate has refused, by :data:`REFUSALS`.
+    """
+
+    at: float
+    waiting: int
+    since: float | None
+    shapes: Mapping[Shape, int]
+    rejected: Mapping[str, int]
 
 
 @dataclass(frozen=True)

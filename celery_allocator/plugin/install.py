@@ -16,6 +16,7 @@ from celery_allocator.plugin import (
     running,
 )
 from celery_allocator.plugin.duties import DutiesStep
+from celery_allocator.plugin.exposing import MetricsStep
 from celery_allocator.plugin.recording import RecorderStep
 from celery_allocator.plugin.session import session
 
@@ -63,6 +64,7 @@ def install(app: Celery) -> Celery:
     app.steps["consumer"].add(bootsteps.AllocatorStep)
     app.steps["consumer"].add(DutiesStep)
     app.steps["consumer"].add(RecorderStep)
+    app.steps["consumer"].add(MetricsStep)
     running.connect_signals()
     bootsteps.connect_signals()
     # allocate_resources() and its kin in this app's processes use this app's ledger.

@@ -50,6 +50,8 @@ OTHER: dict[str, tuple[Any, str]] = {
     "mcp_tokens": ("/etc/tokens.toml", "/etc/tokens.toml"),
     "measure_s": (2.0, "2"),
     "tracing": (False, "off"),
+    "metrics_port": (9808, "9808"),
+    "metrics_host": ("0.0.0.0", "0.0.0.0"),
     "pin_cores": (False, "off"),
     "worker_concurrency": (5, "5"),
     "worker_cpu_concurrency": (6, "6"),
@@ -108,6 +110,8 @@ def test_a_celery_app_configures_it_with_and_without_a_namespace() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("metrics_port", -1),
+        ("metrics_port", 65536),
         ("pool", ""),
         ("pool", "a:b"),
         ("pool", "a{b}"),

@@ -1,0 +1,158 @@
+"""Every metric in one table: name, type, labels, meaning. Standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREFIX = "celery_allocator_"
+
+GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
+#: Labels of a device: node, device id, and the UUID that DCGM's exporter calls ``UUID``.
+DEVICE = ("hostname", "gpu", "gpu_uuid")
+#: Upper bounds of buckets, in seconds.
+_WAITS = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
+_DISPATCH = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ERRORS = (-3600, -900, -300, -60, -15, -5, -1, 1, 5, 15, 60, 300, 900, 3600)
+_GAPS = (2.5, 5, 10, 30, 60, 300, 900, 3600, 14400)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. ``name`` without :data:`PREFIX`; a counter's ends in ``_total``. ``buckets``: of a histogram."""
+
+    name: str
+    type: str
+    labels: tuple[str, ...]
+    doc: str
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """As Prometheus knows it."""
+        return PREFIX + self.name
+
+
+def _gauge(name: str, doc: str, *labels: str) -> Metric:
+    return Metric(name, GAUGE, labels, doc)
+
+
+def _counter(name: str, doc: str, *labels: str) -> Metric:
+    return Metric(name, COUNTER, labels, doc)
+
+
+def _histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, HISTOGRAM, (), doc, buckets)
+
+
+_ALL = (
+    # --- the exporter itself
+    _gauge("up", "1 if the ledger has just answered. While it is 0 there are no other gauges."),
+    _gauge("info", "Always 1: the exporter's version, and its pool.", "version", "pool"),
+    # --- capacity
+    _gauge("gpu_memory_capacity_bytes", "GPU memory of the device.", *DEVICE),
+    _gauge("gpu_memory_allocated_bytes", "GPU memory promised to granted and running tasks.", *DEVICE),
+    _gauge(
+        "gpu_memory_used_bytes",
+        "GPU memory that the processes of the allocator's workers use, as the driver says; of all processes, where "
+        "those cannot be told apart. Only of devices that are measured.",
+        *DEVICE,
+    ),
+    _gauge("gpu_memory_foreign_bytes", "GPU memory that processes of others use. Only where it can be told.", *DEVICE),
+    _gauge("gpu_utilization_ratio", "Share of time in which the device computed, by the driver.", *DEVICE),
+    _gauge("cpu_cores_capacity", "CPU cores that the node offers.", "hostname"),
+    _gauge("cpu_cores_allocated", "CPU cores of those that are granted.", "hostname"),
+    _gauge("ram_capacity_bytes", "RAM that the node offers.", "hostname"),
+    _gauge("ram_allocated_bytes", "RAM promised to granted and running tasks.", "hostname"),
+    _gauge("ram_used_bytes", "RAM that the processes of the allocator's workers use. Only where measured.", "hostname"),
+    _gauge("ram_foreign_bytes", "RAM of the node in use by others. Only where measured.", "hostname"),
+    _gauge("worker_slots_capacity", "Slots of the device's worker.", *DEVICE, "queue_name"),
+    _gauge("worker_slots_allocated", "Slots taken by granted and running tasks.", *DEVICE, "queue_name"),
+    _gauge(
+        "device_state",
+        "1 for the state that the device is in (`ready`, `cordoned`, `draining`, `offline`), 0 for the others.",
+        *DEVICE,
+        "state",
+    ),
+    _gauge("workers", "Workers whose lease stands.", "hostname"),
+    _gauge("overused_tasks", "Running tasks that use more than they were promised (`gpu_memory`, `ram`).",
+           "hostname", "gpu", "resource"),
+    _gauge("overuse_bytes", "How much more, all together.", "hostname", "gpu", "resource"),
+    # --- the line
+    _gauge(
+        "allocations", "Allocations by state: `delayed`, `on_hold`, `waiting`, `granted`, `running`.", "state"
+    ),
+    _gauge(
+        "waiting_by_shape",
+        "How many wait, by what they ask for. The largest groups have their own series; the rest is told with `other` "
+        "in every label.",
+        "gpu_memory_mb",
+        "cpu_cores",
+        "ram_mb",
+        "kind",
+    ),
+    _gauge(
+        "oldest_waiting_age_seconds",
+        "Age of the oldest of those at the head of their priority, since submit or ETA; 0 if nothing waits.",
+    ),
+    _gauge(
+        "granting_paused",
+        "1 while nothing is granted: `stopped` by an operator, or `paused` until all workers have reported after a "
+        "change of the server.",
+        "reason",
+    ),
+    # --- what happened, since the exporter began
+    _counter("events_total", "Entries of the event stream, by event.", "event"),
+    _counter("grants_total", "Grants, by device.", "hostname", "gpu"),
+    _counter(
+        "regrants_total",
+        "Grants of what had been granted before, and was `lost`, `withdrawn` or `requeued` since.",
+        "reason",
+    ),
+    _counter("republished_total", "Grants that had not started within the deadline: published again."),
+    _counter("releases_total", "Allocations that ended, by outcome.", "outcome"),
+    _counter("leases_expired_total", "Leases that ran out, of a `worker` or a `node`.", "kind"),
+    _counter("out_of_memory_total", "Tasks that failed with an error that says that memory did not suffice.",
+             "hostname", "gpu"),
+    _counter(
+        "overuse_episodes_total",
+        "How often a running task began to use more than it was promised.",
+        "hostname",
+        "gpu",
+        "resource",
+    ),
+    _counter(
+        "deliveries_rejected_total",
+        "Deliveries that the gate has dropped, over the whole life of the ledger: the task has `ended`, is "
+        "`not_granted`, was granted again under a newer token (`superseded`), is `running` already (delivered twice), "
+        "or its device has another worker now (`not_serving`).",
+        "reason",
+    ),
+    _counter("stream_gaps_total", "How often the exporter fell behind the capped event stream: what came in between is "
+             "in no counter."),
+    # --- how long it took, since the exporter began
+    _histogram("queue_wait_seconds", "Time from submit (or ETA) to the first start.", _WAITS),
+    _histogram(
+        "placement_latency_seconds",
+        "Dispatch: time from a grant to the start of its task, by way of the broker and the worker's gate.",
+        _DISPATCH,
+    ),
+    _histogram(
+        "estimate_error_seconds",
+        "Real first start less the estimate that was told at submit, of those that waited: positive is later than "
+        "told. With negative buckets it has no sum.",
+        _ERRORS,
+    ),
+    _histogram(
+        "idle_gap_seconds",
+        "How long a ready device had room for something that waited, and did not get it, from the first look that saw "
+        "it to the first that did not. What one look alone has seen is not counted.",
+        _GAPS,
+    ),
+    # --- the recorder, where its history can be read
+    _gauge("recorder_lag_seconds", "Time between the newest entry of the event stream and the newest in the history."),
+    _counter("recorder_gaps_total", "Gaps in the history: entries that were dropped unread."),
+    _counter("recorder_missed_entries_total", "Entries in those gaps, as far as known."),
+)  # fmt: skip
+
+#: Every metric by its name.
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -1,0 +1,1 @@
+"""The exporter and what is shipped with it: alerts, dashboard, Prometheus configuration."""
