@@ -44,7 +44,8 @@ class PoolCollector(Collector):
             counters, distributions = self._tallies.counters(), self._tallies.distributions()
         for metric in METRICS.values():
             if metric.type == COUNTER:
-                yield _counter(metric, counters[metric.name])
+                if counters[metric.name] or not metric.elsewhere:
+                    yield _counter(metric, counters[metric.name])
             elif metric.type == HISTOGRAM:
                 yield _histogram(metric, distributions[metric.name])
             elif metric.name in values:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_allocator.errors import AllocatorError
-from celery_allocator.ledger import REFUSALS, Ledger, Line
+from celery_allocator.ledger import Ledger, Line
 from celery_allocator.metrics.idling import Idling
 from celery_allocator.metrics.overusing import Overusing
 from celery_allocator.metrics.tallies import Tallies
@@ -57,7 +57,6 @@ class Lookout:
         self._tries = 0
         self._wanted = False
         self._stopped = False
-        tallies.expect("deliveries_rejected_total", REFUSALS)
 
     def fresh(self) -> Look | None:
         """A look that is at most :data:`FRESH_S` old; ``None`` where the ledger did not answer in time."""

@@ -25,6 +25,8 @@ class Metric:
     labels: tuple[str, ...]
     doc: str
     buckets: tuple[float, ...] = ()
+    #: Counted elsewhere, since long before the exporter: it has no value before that is known.
+    elsewhere: bool = False
 
     @property
     def full_name(self) -> str:
@@ -36,8 +38,8 @@ def _gauge(name: str, doc: str, *labels: str) -> Metric:
     return Metric(name, GAUGE, labels, doc)
 
 
-def _counter(name: str, doc: str, *labels: str) -> Metric:
-    return Metric(name, COUNTER, labels, doc)
+def _counter(name: str, doc: str, *labels: str, elsewhere: bool = False) -> Metric:
+    return Metric(name, COUNTER, labels, doc, elsewhere=elsewhere)
 
 
 def _histogram(name: str, doc: str, buckets: tuple[float, ...]) -> Metric:
@@ -126,6 +128,7 @@ _ALL = (
         "`not_granted`, was granted again under a newer token (`superseded`), is `running` already (delivered twice), "
         "or its device has another worker now (`not_serving`).",
         "reason",
+        elsewhere=True,
     ),
     _counter("stream_gaps_total", "How often the exporter fell behind the capped event stream: what came in between is "
              "in no counter."),
@@ -150,8 +153,8 @@ _ALL = (
     ),
     # --- the recorder, where its history can be read
     _gauge("recorder_lag_seconds", "Time between the newest entry of the event stream and the newest in the history."),
-    _counter("recorder_gaps_total", "Gaps in the history: entries that were dropped unread."),
-    _counter("recorder_missed_entries_total", "Entries in those gaps, as far as known."),
+    _counter("recorder_gaps_total", "Gaps in the history: entries that were dropped unread.", elsewhere=True),
+    _counter("recorder_missed_entries_total", "Entries in those gaps, as far as known.", elsewhere=True),
 )  # fmt: skip
 
 #: Every metric by its name.

@@ -43,7 +43,7 @@ class Tallies:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._counters: dict[str, dict[tuple[str, ...], float]] = {
-            m.name: {} if m.labels else {(): 0} for m in METRICS.values() if m.type == COUNTER
+            m.name: {} if m.labels or m.elsewhere else {(): 0} for m in METRICS.values() if m.type == COUNTER
         }
         self._distributions = {m.name: Distribution(m.buckets) for m in METRICS.values() if m.type == HISTOGRAM}
 

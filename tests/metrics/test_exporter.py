@@ -102,6 +102,8 @@ NOT_MEASURED = {
     "ram_used_bytes",
     "ram_foreign_bytes",
     "recorder_lag_seconds",
+    "recorder_gaps_total",
+    "recorder_missed_entries_total",
 }
 
 
