@@ -44,7 +44,7 @@ class Exporter:
         self.tallies = Tallies()
         self.lookout = Lookout(connect, self.tallies)
         self.follower = Follower(connect, self.tallies)
-        self._recorded = RecordedWatch(settings, self.tallies)
+        self._recorded = RecordedWatch(settings, self.tallies, self._newest)
         self.registry = CollectorRegistry()
         self.registry.register(
             PoolCollector(settings.pool, self.tallies, self.lookout.fresh, lambda: self._recorded.latest)
@@ -88,6 +88,10 @@ class Exporter:
     def healthy(self) -> bool:
         """Whether all of its threads run."""
         return all(thread.is_alive() for thread in self._threads)
+
+    def _newest(self) -> str | None:
+        seen = self.lookout.fresh()
+        return None if seen is None else seen.position
 
     def _begin(self, name: str, run: Callable[[], Any]) -> None:
         thread = threading.Thread(target=run, name=f"allocator-metrics-{name}", daemon=True)

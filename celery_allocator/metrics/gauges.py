@@ -7,7 +7,6 @@ from functools import cache
 from importlib import metadata
 from typing import NamedTuple
 
-from celery_allocator.history.entry import ordinal
 from celery_allocator.metrics.counting import OTHER
 from celery_allocator.metrics.looking import Look
 from celery_allocator.metrics.overusing import overuse
@@ -20,7 +19,6 @@ SHAPES = 20
 _MB = 2**20
 _STATES = ("ready", "cordoned", "draining", "offline")
 _PAUSES = ("stopped", "paused")
-_SEQUENCES = 2**20
 
 
 class Value(NamedTuple):
@@ -62,7 +60,7 @@ def gauges(look: Look, recorded: Recorded | None) -> Iterator[Value]:
     for reason in _PAUSES:
         yield Value("granting_paused", (reason,), float(cluster.paused == reason))
     if recorded is not None:
-        yield Value("recorder_lag_seconds", (), max(0.0, _ms(look.position) - _ms(recorded.position)) / 1000)
+        yield Value("recorder_lag_seconds", (), recorded.lag_s)
 
 
 def _node(view: NodeView) -> Iterator[Value]:
@@ -105,7 +103,3 @@ def _waiting(total: int, shapes: dict[Shape, int]) -> Iterator[Value]:
         yield Value("waiting_by_shape", asked, shapes[shape])
     rest = total - sum(shapes[shape] for shape in largest)
     yield Value("waiting_by_shape", (OTHER,) * 4, max(0, rest))
-
-
-def _ms(position: str) -> float:
-    return ordinal(position) / _SEQUENCES

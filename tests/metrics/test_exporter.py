@@ -187,13 +187,17 @@ def test_the_recorders_progress_where_there_is_a_history(
     assert scrape(exporter.url).get("recorder_lag_seconds") is None
     settings = Settings(pool=pooled.ledger.pool, history_backend_url=history_url)
     Recorder(lambda: Ledger(redis_server.client(), pooled.ledger.pool), settings).run(threading.Event(), once=True)
-    exporter._recorded.look()
-    found = scrape(exporter.url)
-    assert (found["recorder_lag_seconds"], found["recorder_gaps_total"]) == (0, 0)
+
+    def lag() -> float | None:
+        exporter._recorded.look()
+        return scrape(exporter.url).get("recorder_lag_seconds")
+
+    wait_until(lambda: lag() == 0, 10, "a look at the history")
+    assert scrape(exporter.url)["recorder_gaps_total"] == 0
     then = pooled.ledger.position()
     wait_until(lambda: time.time() * 1000 > int(then.partition("-")[0]) + 5, 5)
     pooled.submit(1_000)
-    wait_until(lambda: scrape(exporter.url)["recorder_lag_seconds"] > 0, 10, "the recorder to be behind")
+    wait_until(lambda: (lag() or 0) > 0, 10, "the recorder to be behind")
 
 
 def test_an_exporter_ends_at_once_though_a_client_hangs(exporter: Exporter) -> None:
