@@ -13,8 +13,10 @@ import redis
 
 from celery_allocator.errors import LedgerError, LedgerUnavailable
 from celery_allocator.ledger import Ledger, connect, scripts
+from celery_allocator.metrics.exporter import Exporter
 from celery_allocator.model import NodeInventory, Requirements, State
 from celery_allocator.settings import Settings
+from tests.metrics.scrape import scrape
 from tests.security.acl_server import USERS, AclServer, broker_selectors, users
 from tests.security.environment import environment, produce, python
 from tests.support.redis_server import RedisServer
@@ -162,6 +164,30 @@ def test_the_dashboards_commands(acl_server: AclServer, redis_server: RedisServe
     refused = python(env, "celery_allocator", "cancel", "a1")
     assert refused.returncode == 1
     assert "no permissions to run the 'evalsha' command" in refused.stderr
+
+
+def test_the_dashboards_rights_suffice_for_metrics(acl_server: AclServer, pool: str) -> None:
+    """Also in a server that has forgotten the scripts. Refused is only what each connection asks first, as ever."""
+    with ledger_of(acl_server, "worker", pool) as ledger, acl_server.client() as admin:
+        ledger.register_node(NodeInventory("host1", (0, 1), 4096), lease_s=600)
+        admin.script_flush()
+        admin.acl_log_reset()
+        settings = Settings(backend_url=acl_server.url_of("dashboard"), pool=pool)
+        exporter = Exporter(lambda: connect(settings), settings, "127.0.0.1", 0)
+        exporter.start()
+        try:
+            wait_until(lambda: exporter.follower.position, 30, "the follower to know where to begin")
+            ledger.submit("a1", "t1", "name", Requirements(cpu_cores=1))
+
+            def told() -> bool:
+                found = scrape(exporter.url)
+                waits = found.get("waiting_by_shape", gpu_memory_mb="0", cpu_cores="1", ram_mb="0", kind="task")
+                return waits == 1 and found.series("events_total", "event") == {("waiting",): 1}
+
+            wait_until(told, 30, lambda: scrape(exporter.url).text)
+        finally:
+            exporter.stop()
+        assert set(acl_server.refused()) <= {"dashboard: command evalsha (toplevel)"}
 
 
 def test_with_the_broker_on_the_same_server(tmp_path: Path, workers: WorkerFleet, pool: str) -> None:

@@ -24,7 +24,8 @@ def exporter(console: Console, *, host: str, port: int, as_json: bool) -> None:
     It reads the ledger, and needs no more rights than a dashboard. /healthz says whether the exporter itself is well.
     Nobody is asked for a password: let only Prometheus reach the port.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("celery_allocator").setLevel(logging.INFO)
     made = load("Exporter")(console.open_ledger, console.settings, host, port)
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
