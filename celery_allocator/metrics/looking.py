@@ -21,8 +21,9 @@ from celery_allocator.overview import Overview, read_overview
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks that nobody asked for.
-EVERY_S = 2.0
+#: Seconds between looks that nobody asked for; and how often as long as a look takes it is at least, so that a large
+#: pool's server has other things to do.
+EVERY_S, TIMES = 2.0, 20
 #: Seconds for which a look is fresh, and for which who asks for one waits.
 FRESH_S, PATIENCE_S = 1.0, 4.0
 
@@ -74,6 +75,7 @@ class Lookout:
         ledger: Ledger | None = None
         while not stop.is_set():
             seen: Look | None = None
+            began = time.monotonic()
             try:
                 ledger = ledger or self._connect()
                 seen = self.take(ledger)
@@ -85,7 +87,8 @@ class Lookout:
                 self._latest, self._at, self._wanted = seen, time.monotonic(), False
                 self._tries += 1
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._wanted or stop.is_set(), self._every_s)
+                pause_s = max(self._every_s, TIMES * (self._at - began))
+                self._changed.wait_for(lambda: self._wanted or stop.is_set(), pause_s)
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

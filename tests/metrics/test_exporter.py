@@ -14,14 +14,18 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import prometheus_client
 import pytest
+from celery import Celery
 
+from celery_allocator import install
 from celery_allocator.history import Recorder
 from celery_allocator.ledger import Ledger
 from celery_allocator.metrics.exporter import Exporter, serve_when_free
 from celery_allocator.metrics.table import COUNTER, HISTOGRAM, METRICS, PREFIX
+from celery_allocator.plugin.exposing import MetricsStep
 from celery_allocator.settings import Settings
 from tests.metrics.scrape import Scrape, scrape
 from tests.support.ledger_pool import LedgerPool
@@ -279,3 +283,33 @@ def test_the_command_in_json_and_a_port_that_is_taken(
     assert taken.wait(30) == 1
     assert f"port {exporter.port} of 127.0.0.1 cannot be had" in taken.output()
     assert "Traceback" not in taken.output()
+
+
+@pytest.mark.parametrize("args", ["['exporter', '--port', '0']", "['exporter', '--json']"])
+def test_without_the_extra_the_command_says_what_to_install(
+    redis_server: RedisServer, pool: str, tmp_path: Path, args: str
+) -> None:
+    code = "import sys\nsys.modules['prometheus_client'] = None\n"
+    code += f"from celery_allocator.surfaces.cli import allocator\nallocator({args})"
+    env = clean_environment({"ALLOCATOR_BACKEND_URL": redis_server.url, "ALLOCATOR_POOL": pool})
+    process = OwnedProcess([sys.executable, "-c", code], tmp_path / "log", env=env)
+    process.start()
+    assert process.wait(30) == 1
+    assert "pip install 'celery-allocator[metrics]'" in process.output()
+    assert "Traceback" not in process.output()
+    assert ('"code": "metrics_extra"' in process.output()) == ("--json" in args)
+
+
+def test_a_worker_without_the_extra_works_on(
+    redis_server: RedisServer, pool: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "celery_allocator.metrics.exporter")
+    app = install(Celery("app", set_as_current=False))
+    app.conf.update(allocator_backend_url=redis_server.url, allocator_pool=pool, allocator_metrics_port=free_port())
+    parent = SimpleNamespace(app=app)
+    step = MetricsStep(parent)
+    assert step.include_if(parent)
+    step.start(parent)
+    step.shutdown(parent)
+    assert "no metrics from here" in caplog.text
