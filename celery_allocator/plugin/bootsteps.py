@@ -126,7 +126,11 @@ class AllocatorStep(bootsteps.StartStopStep):
     """Consumer step: the worker's presence in the ledger while it consumes."""
 
     name = "Allocator"
-    requires = ("celery.worker.consumer.tasks:Tasks", "celery_allocator.plugin.duties:DutiesStep")
+    requires = (
+        "celery.worker.consumer.tasks:Tasks",
+        "celery_allocator.plugin.duties:DutiesStep",
+        "celery_allocator.plugin.exposing:MetricsStep",
+    )
 
     def __init__(self, parent: Any, gpu: str | None = None, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)

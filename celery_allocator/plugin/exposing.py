@@ -25,6 +25,8 @@ class MetricsStep(bootsteps.StartStopStep):
     """Consumer step: serves metrics, or stands by while another worker of the host does."""
 
     name = "AllocatorMetrics"
+    # The step with which the worker comes and goes requires this one, so that this one ends after it: nothing here may
+    # hold up leaving the ledger.
     requires = ("celery.worker.consumer.connection:Connection",)
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:

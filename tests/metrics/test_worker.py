@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import psutil
 import pytest
 
+from celery_allocator.ledger import Ledger
 from tests.metrics.scrape import scrape
 from tests.security.environment import environment, produce
 from tests.support.processes import free_port
@@ -44,7 +47,12 @@ def test_one_worker_of_a_host_serves_and_another_takes_over(
     wait_until(told, 30, "the task to be counted")
     assert scrape(at).get("workers", hostname="host1") == 2
     assert listeners(first, port) == {first.pid}
-    assert first.stop() == 0
+    with socket.create_connection(("127.0.0.1", port)) as hangs:
+        hangs.sendall(b"GET /metr")
+        assert first.stop() == 0
+    with redis_server.client() as client:
+        events = [fields["event"] for _, fields in Ledger(client, pool).events()]
+    assert "left" in events and "worker_lost" not in events
     wait_until(lambda: listeners(second, port) == {second.pid}, 30, second.output)
     assert scrape(at)["up"] == 1
     assert second.stop() == 0
