@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support import compose, our_commands
+from tests.support import compose
 from tests.support.compose import CONFIGS
 from tests.support.postgres_server import PostgresServer
 from tests.support.processes import ROOT, OwnedProcess, clean_environment, free_port
@@ -158,8 +158,6 @@ def test_the_ledger_asks_for_its_password(machine: Machine) -> None:
 
 
 def test_flower_asks_for_the_password(machine: Machine) -> None:
-    if not our_commands.exists(machine.services["flower"]["command"]):
-        pytest.xfail("the command is not built yet")
     machine.start("ledger", "--port", str(machine.ledger_port)).wait_for_output("Ready to accept connections")
     machine.start("flower")
     url = f"http://127.0.0.1:{machine.flower_port}/"
@@ -181,9 +179,6 @@ def test_flower_asks_for_the_password(machine: Machine) -> None:
 
 
 def test_the_exporter_serves_what_scales_the_workers(machine: Machine) -> None:
-    command = machine.services["exporter"]["command"]
-    if not our_commands.exists(command):
-        pytest.xfail("the exporter is not built yet")
     machine.start("ledger", "--port", str(machine.ledger_port)).wait_for_output("Ready to accept connections")
     machine.start("exporter").wait_for_output("/metrics")
     with urllib.request.urlopen(f"http://127.0.0.1:{machine.exporter_port}/metrics", timeout=SOON_S) as response:

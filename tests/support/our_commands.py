@@ -6,7 +6,6 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 import click
-import pytest
 from celery.bin.worker import worker
 
 from celery_allocator.surfaces.cli import allocator
@@ -29,21 +28,6 @@ def check(argv: list[str]) -> None:
         assert name in {point.name for point in entry_points(group="celery.commands")}, f"celery {name}"
         assert name == "allocator-flower", argv
         _flower_options(rest)
-
-
-def check_if_built(argv: list[str]) -> None:
-    """As :func:`check`; a command of ours that is still to be built is an expected failure."""
-    if not exists(argv):
-        pytest.xfail(f"{' '.join(argv)}: not built yet")
-    check(argv)
-
-
-def exists(argv: list[str]) -> bool:
-    """Whether the command itself is there; of others, its options are checked."""
-    program, *words = argv
-    if program == "celery-allocator":
-        return words[0] in allocator.commands
-    return words[2] != "allocator-flower" or words[2] in {point.name for point in entry_points(group="celery.commands")}
 
 
 def worker_options(words: list[str]) -> list[str]:

@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
     "allocator-flower",
     cls=CeleryCommand,
     context_settings={"ignore_unknown_options": True},
-    help="Flower with the tab Allocator. Takes every option of `celery flower` (--port, --basic_auth, …).",
 )
 @click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def allocator_flower(ctx: click.Context, flower_options: tuple[str, ...]) -> None:
+    """Flower with the tab Allocator. Takes every option of `celery flower` (--port, --basic_auth, …)."""
     try:
         flower = importlib.import_module("flower.command").flower
         importlib.import_module("celery_allocator.surfaces.flower.offer").offer()
