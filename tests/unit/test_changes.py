@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from celery_allocator.updates import OBJECTS, OPERATIONS, Change, change
 from celery_allocator.updates.changes import LEFT_OUT, RULES
-from tests.docs.test_rendered import _render
+from tests.docs.test_rendered import render
+
+__all__ = ["render"]  # a fixture
 
 
 def told(event: str, /, **fields: str) -> Change:
@@ -17,16 +20,16 @@ def told(event: str, /, **fields: str) -> Change:
     return found
 
 
-def test_every_event_is_told_or_left_out_for_a_reason() -> None:
-    events = set(_render().EVENTS)
+def test_every_event_is_told_or_left_out_for_a_reason(render: ModuleType) -> None:
+    events = set(render.EVENTS)
     assert set(RULES) | set(LEFT_OUT) == events
     assert not set(RULES) & set(LEFT_OUT)
     assert all(LEFT_OUT.values())
 
 
-def test_every_field_of_an_event_is_told_or_known() -> None:
+def test_every_field_of_an_event_is_told_or_known(render: ModuleType) -> None:
     """A field that is added to an event has to be told, or be listed here."""
-    render, missing = _render(), []
+    missing = []
     #: Numbers that say nothing without the fields beside them, and what an object's own name or state says.
     kept_back = {
         "token", "new", "device", "from", "task", "held_ms", "peak_gpu_mb", "peak_ram_mb", "incarnation", "devices",
