@@ -14,7 +14,7 @@ from celery_allocator.operations import Actor
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.terminal.app import Top
 
-TIMEOUT_S = 10
+TIMEOUT_S = 30
 
 
 class Piloted:

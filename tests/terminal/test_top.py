@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from urllib.parse import urlsplit
 
 import pytest
@@ -56,7 +57,7 @@ def test_every_column_has_its_head_at_80(cluster: LivePool, reach: dict[str, str
 
     async def look() -> None:
         async with piloted(reach) as top:
-            await top.wait_for("6 running")
+            await top.wait_for("6 running", "NODE, DEVICE", "USED GPU,RAM", "WAITS FOR")
             text = " ".join(top.text.split())
             for heads in (
                 "NODE, DEVICE STATE MEMORY LOAD TEMP CORES SLOTS",
@@ -150,8 +151,14 @@ def test_what_is_refused_is_told(cluster: LivePool, reach: dict[str, str]) -> No
     async def act() -> None:
         async with piloted(reach) as top:
             await top.wait_for("6 running")
-            await top.press("shift+tab", "x", "enter")
-            await top.until(lambda: any("revoke --terminate" in told for told in top.told()), lambda: str(top.told()))
+            await top.press("shift+tab")
+            await top.wait_for(f"alloc_run0  {uuid(0)}")
+            await top.press("x")
+            await top.wait_for("Cancel shop.infer")
+            await top.press("enter")
+            await top.until(
+                lambda: any("control terminate" in told for told in top.told()), lambda: f"{top.told()} {top.text}"
+            )
 
     run(act)
     assert cluster.ledger.journal() == ()
@@ -268,6 +275,17 @@ def test_names_of_tasks_are_text_and_nothing_else(cluster: LivePool, reach: dict
         cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "alloc", "alloc_evil"), field, text)
 
 
+class _Counted(threading.Event):
+    """Counts how often it has been waited for in vain."""
+
+    waits = 0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        woken = super().wait(timeout)
+        self.waits += not woken
+        return woken
+
+
 def test_pool_paused_and_screen_paused(cluster: LivePool, reach: dict[str, str]) -> None:
     fill(cluster)
 
@@ -284,7 +302,9 @@ def test_pool_paused_and_screen_paused(cluster: LivePool, reach: dict[str, str])
             await top.wait_for("ON HOLD  1", "11 waiting")
             seen = top.app._frame
             cluster.ledger.cancel("alloc_wait4")
-            await top.pilot.pause(0.6)
+            wake = _Counted()
+            top.app._watcher._wake = wake
+            await top.until(lambda: wake.waits >= 3, lambda: f"{wake.waits} waits")
             assert top.app._frame is seen
             await top.press("space")
             await top.wait_for("10 waiting")
