@@ -8,6 +8,7 @@ asking first, and one from the page has to repeat the token of the page's cookie
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from flower.api import BaseApiHandler
@@ -27,11 +28,21 @@ from celery_allocator.plugin.outcome import take_effect
 from celery_allocator.surfaces.flower.handlers import board
 from celery_allocator.surfaces.flower.permission import ACTIONS, permission
 
+#: Seconds after which an action that has not begun is not taken any more.
+_PATIENCE_S = 10.0
 #: Bytes of a request's body at most.
 _LONGEST = 10_000
 
 
 class _Acting(BaseHandler):
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Refusals, too, are JSON."""
+        error = (kwargs.get("exc_info") or (None, None))[1]
+        text = error.get_message() if isinstance(error, web.HTTPError) else f"Flower failed ({status_code})"
+        if status_code == 401:
+            self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish({"success": False, "error": {"code": "refused", "message": text}})
+
     async def act(self) -> None:
         """Take one action: ``{"action": "cordon", "args": {"target": "n1/gpu_0"}, "reason": "…"}``."""
         allowed = permission(self)
@@ -45,7 +56,12 @@ class _Acting(BaseHandler):
             raise web.HTTPError(400, "args must be an object, and reason a text")
         user = allowed.user
 
+        asked_at = time.monotonic()
+
         def work() -> dict[str, Any]:
+            # Nobody waits for it any more, and it may be out of place by now.
+            if time.monotonic() - asked_at > _PATIENCE_S:
+                raise LedgerUnavailable("the ledger did not answer in time: nothing was done")
             app, here = self.application.capp, board(self.application)
             settle = (lambda effect: take_effect(app, effect)) if is_installed(app) else None
             effect = Operator(here.ledger, Actor(user, "flower", reason), settle).run(command(action, args))
@@ -53,7 +69,7 @@ class _Acting(BaseHandler):
             return {"success": True, "entry": effect.entry, "text": effect.text, "held": list(effect.held)}
 
         try:
-            done = await self.application.io_loop.run_in_executor(board(self.application).threads, work)
+            done = await self.application.io_loop.run_in_executor(board(self.application).desk, work)
         except AllocatorError as error:
             self.set_status(_status(error))
             done = {"success": False, "error": error.as_dict()}
@@ -67,7 +83,7 @@ class _Acting(BaseHandler):
             raise web.HTTPError(413, f"an action has at most {_LONGEST} bytes")
         try:
             told = json.loads(self.request.body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise web.HTTPError(400, f"this is not JSON: {error}") from error
         if not isinstance(told, dict):
             raise web.HTTPError(400, 'an action is an object: {"action": …, "args": {…}, "reason": …}')
@@ -87,7 +103,7 @@ class PageAction(_Acting):
         await self.act()
 
 
-class ApiAction(BaseApiHandler, _Acting):
+class ApiAction(_Acting, BaseApiHandler):
     """From programs, which send their credentials themselves."""
 
     @web.authenticated

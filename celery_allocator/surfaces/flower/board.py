@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from celery_allocator.errors import AllocatorError
 from celery_allocator.ledger import Ledger
 from celery_allocator.overview import Match, Overview, Running, read_overview, read_waiting
 from celery_allocator.surfaces.flower import cells
@@ -61,10 +62,12 @@ class Board:
         self._connect = connect
         self._ledger: Ledger | None = None
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="allocator")
+        #: For what changes something: it does not wait behind who looks.
+        self.desk = ThreadPoolExecutor(1, thread_name_prefix="allocator-act")
         self._lock = threading.Lock()
         self._locks: dict[Any, threading.Lock] = {}
         self._kept: dict[Any, _Kept] = {}
-        self._overview: tuple[float, Overview] | None = None
+        self._overview: tuple[float, Overview | AllocatorError] | None = None
         self._overview_lock = threading.Lock()
         self._placements = Placements()
 
@@ -126,7 +129,14 @@ class Board:
         with self._overview_lock:
             now = time.monotonic()
             if self._overview is None or now - self._overview[0] > FRESH_S:
-                self._overview = (now, read_overview(self.ledger))
+                found: Overview | AllocatorError
+                try:
+                    found = read_overview(self.ledger)
+                except AllocatorError as error:  # those who wait behind need not find it out once more
+                    found = error
+                self._overview = (time.monotonic(), found)
+            if isinstance(self._overview[1], AllocatorError):
+                raise self._overview[1]
             return self._overview[1]
 
     def _once(self, view: Any, make: Callable[[], dict[str, Any]]) -> bytes:
@@ -137,7 +147,12 @@ class Board:
                 kept = self._kept.get(view)
             if kept is not None and time.monotonic() - kept.made_at <= FRESH_S:
                 return kept.body
-            body = json.dumps(make(), separators=(",", ":"), ensure_ascii=False).encode()
+            try:
+                body = json.dumps(make(), separators=(",", ":"), ensure_ascii=False).encode()
+            except AllocatorError:
+                with self._lock:
+                    self._locks.pop(view, None)
+                raise
             with self._lock:
                 if len(self._kept) >= _KEPT:
                     self._kept.clear()

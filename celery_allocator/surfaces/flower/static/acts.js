@@ -16,6 +16,8 @@ const TEXTS = {
 };
 
 let done = () => {};
+// Which dialog is open: an answer that comes when another one is leaves that alone.
+let open = 0;
 export const whenDone = (told) => (done = told);
 
 function offered(kind, row) {
@@ -57,11 +59,13 @@ function choose(action) {
 }
 
 function ask(actions, kind, row) {
+  const mine = ++open;
   const dialog = byId("dialog");
   const form = dialog.querySelector("form");
   byId("dialog-title").textContent = subject(kind, row);
   byId("dialog-choices").replaceChildren(...actions.map((action, i) => choice(action, i === 0)));
   byId("dialog-error").textContent = "";
+  byId("dialog-yes").disabled = false;
   byId("dialog-reason").value = "";
   byId("dialog-value").value = row.requirements?.priority ?? 0;
   choose(actions[0]);
@@ -74,13 +78,15 @@ function ask(actions, kind, row) {
     byId("dialog-yes").disabled = true;
     try {
       const told = await act(action, given, byId("dialog-reason").value);
-      dialog.close();
+      if (mine === open) dialog.close();
       tell(`${told.text} (entry ${told.entry} of the journal)`);
       done();
     } catch (error) {
-      byId("dialog-error").textContent = error.message;
+      const text = error.name === "TimeoutError" ? "No answer in time: it may be done, or not. Look at the journal." : error.message;
+      if (mine === open) byId("dialog-error").textContent = text;
+      else tell(text);
     } finally {
-      byId("dialog-yes").disabled = false;
+      if (mine === open) byId("dialog-yes").disabled = false;
     }
   };
   dialog.showModal();

@@ -6,9 +6,11 @@ import { buttons } from "./acts.js";
 const PER_PAGE = 50;
 
 export function pager(place, offset, limit, total, go) {
+  // The buttons outlive the look that drew them: they go by the latest.
+  place.go = go;
   if (total <= limit) return show(place, null, () => []);
   const step = (label, to, can) =>
-    h("button", { type: "button", class: "alc-small", disabled: !can, "data-key": label, onclick: () => go(to) }, label);
+    h("button", { type: "button", class: "alc-small", disabled: !can, "data-key": label, onclick: () => place.go(to) }, label);
   return show(place, [offset, total], () => [
     step("Earlier", offset - limit, offset > 0),
     h("span", {}, `${offset + 1} to ${Math.min(offset + limit, total)} of ${total}`),
@@ -93,7 +95,7 @@ export class List {
     });
     pager(byId(`${this.name}-pager`), this.offset, PER_PAGE, found.matched, (offset) => {
       this.offset = offset;
-      this.look(query, now);
+      this.look(query, now).catch(() => {}); // the next look tells what is wrong
     });
   }
 }

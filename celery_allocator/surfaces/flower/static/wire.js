@@ -5,8 +5,8 @@ export const acts = root.dataset.acts === "yes";
 const PERIOD_MS = 2000;
 const PATIENCE_MS = 15000;
 
-export const taskUrl = (id) => root.dataset.task.replace("ID", encodeURIComponent(id));
-export const workerUrl = (name) => root.dataset.worker.replace("ID", encodeURIComponent(name));
+export const taskUrl = (id) => root.dataset.task.replace(/ID$/, encodeURIComponent(id));
+export const workerUrl = (name) => root.dataset.worker.replace(/ID$/, encodeURIComponent(name));
 
 /** Not relative to the page: its address may hold a password, with which nothing may be fetched. */
 const absolute = (path) => new URL(path, location.origin);
@@ -14,7 +14,7 @@ const absolute = (path) => new URL(path, location.origin);
 /** One view. Throws an Error whose message is for people. */
 export async function view(name, query = {}) {
   const url = `${root.dataset.view.replace(/view$/, name)}?${new URLSearchParams(query)}`;
-  const response = await fetch(absolute(url), { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(PATIENCE_MS) });
+  const response = await fetch(absolute(url), { headers: { Accept: "application/json" }, redirect: "manual", signal: AbortSignal.timeout(PATIENCE_MS) });
   if (response.ok) return response.json();
   throw new Error(await reason(response));
 }
@@ -23,6 +23,8 @@ export async function view(name, query = {}) {
 export async function act(action, args, why) {
   const response = await fetch(absolute(root.dataset.act), {
     method: "POST",
+    redirect: "manual",
+    signal: AbortSignal.timeout(PATIENCE_MS),
     headers: { "Content-Type": "application/json", "X-XSRFToken": root.dataset.xsrf },
     body: JSON.stringify({ action, args, reason: why }),
   });
@@ -31,10 +33,11 @@ export async function act(action, args, why) {
 }
 
 async function reason(response) {
-  if ([401, 302].includes(response.status)) return "Flower wants you to log in again: reload the page.";
+  // A login that has ended: Flower sends one to its login page, which is no answer to this.
+  if (response.type === "opaqueredirect" || response.status === 401) return "Flower wants you to log in again: reload the page";
   const type = response.headers.get("Content-Type") || "";
   if (type.startsWith("application/json")) return (await response.json()).error.message;
-  return `Flower answers ${response.status}`;
+  return type.startsWith("text/plain") ? response.text() : `Flower answers ${response.status}`;
 }
 
 /** Call look() every two seconds while somebody can see the page; it is called at once when that begins. */
