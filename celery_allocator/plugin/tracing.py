@@ -8,6 +8,7 @@ of exceptions are not.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ try:
 except ImportError:  # the extra is not installed
     trace = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 _TRACER = "celery_allocator"
 #: Headers of a message that carry the trace (W3C Trace Context), as instrumentations of Celery use them.
 _PARENT, _STATE = "traceparent", "tracestate"
@@ -36,24 +39,58 @@ _RUNNING = "_allocator_span"
 @contextmanager
 def submitting(app: Celery, headers: dict[str, Any]) -> Iterator[Callable[[Submitted], None]]:
     """Around a submission: its span, and the trace in the message's ``headers``. Call what it yields with the reply."""
-    if not _wanted(app):
+    span = _begin_submit(app, headers)
+    if span is None:
         yield lambda submitted: None
         return
-    tracer = trace.get_tracer(_TRACER)
+    token = context.attach(trace.set_span_in_context(span))
+    try:
+        yield lambda submitted: _answered(app, span, submitted)
+    except BaseException as error:
+        _quietly(_failed, span, type(error).__name__)
+        raise
+    finally:
+        context.detach(token)
+        _quietly(span.end)
+
+
+def _begin_submit(app: Celery, headers: dict[str, Any]) -> Any:
+    if not _wanted(app):
+        return None
     name = headers.get("task")
     told = {"messaging.system": "celery", "messaging.operation.type": "send", "celery.task_name": str(name)}
-    with tracer.start_as_current_span(
-        f"allocator submit {name}", kind=trace.SpanKind.PRODUCER, attributes=told, record_exception=False
-    ) as span:
+
+    def begin() -> Any:
+        span = trace.get_tracer(_TRACER).start_span(
+            f"allocator submit {name}", kind=trace.SpanKind.PRODUCER, attributes=told
+        )
         _carry(headers, span)
+        return span
 
-        def answered(submitted: Submitted) -> None:
-            allocation = submitted.allocation
-            span.set_attributes({**_attributes(app, allocation), "celery_allocator.verdict": allocation.state.value})
-            if allocation.queue_position:
-                span.set_attribute("celery_allocator.queue_position", allocation.queue_position)
+    return _quietly(begin)
 
-        yield answered
+
+def _answered(app: Celery, span: Any, submitted: Submitted) -> None:
+    allocation = submitted.allocation
+    told = {**_attributes(app, allocation), "celery_allocator.verdict": allocation.state.value}
+    if allocation.queue_position:
+        told["celery_allocator.queue_position"] = allocation.queue_position
+    _quietly(span.set_attributes, told)
+
+
+def _failed(span: Any, error: str) -> None:
+    """With the class of the exception alone: its text may hold anything."""
+    span.set_status(trace.Status(trace.StatusCode.ERROR, error))
+    span.set_attribute("error.type", error or "unknown")
+
+
+def _quietly(call: Callable[..., Any], *args: Any) -> Any:
+    """What a call returns. An exporter or sampler that fails costs no submission and no task: that is only logged."""
+    try:
+        return call(*args)
+    except Exception:
+        logger.debug("tracing failed", exc_info=True)
+        return None
 
 
 def _carry(headers: dict[str, Any], span: Any) -> None:
@@ -76,8 +113,11 @@ def _carry(headers: dict[str, Any], span: Any) -> None:
 
 def began(task: Task, allocation: Allocation) -> None:
     """A task begins in this process: its wait and dispatch are told, and its run is the current span until it ends."""
-    if not _wanted(task.app):
-        return
+    if _wanted(task.app):
+        _quietly(_begin_run, task, allocation)
+
+
+def _begin_run(task: Task, allocation: Allocation) -> None:
     request = task.request
     carried = {key: value for key in (_PARENT, _STATE) if isinstance(value := request.get(key), str)}
     parent = TraceContextTextMapPropagator().extract(carried, context.Context())
@@ -104,12 +144,11 @@ def ended(task: Task, outcome: str, error: str = "") -> None:
         return
     setattr(task.request, _RUNNING, None)
     span, token = running
-    span.set_attribute("celery_allocator.outcome", outcome)
-    if outcome == "failure":
-        span.set_status(trace.Status(trace.StatusCode.ERROR, error))
-        span.set_attribute("error.type", error or "unknown")
     context.detach(token)
-    span.end()
+    _quietly(span.set_attribute, "celery_allocator.outcome", outcome)
+    if outcome == "failure":
+        _quietly(_failed, span, error)
+    _quietly(span.end)
 
 
 def _wanted(app: Celery) -> bool:
