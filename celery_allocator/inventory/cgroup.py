@@ -48,11 +48,10 @@ def memory_used_bytes(proc: Path = Path("/proc/self")) -> int | None:
 
 def _inactive_files(folder: Path) -> int:
     """Cached files that the kernel can drop at once: they take no memory from anybody."""
-    for line in (_text(folder / "memory.stat") or "").splitlines():
-        name, _, amount = line.partition(" ")
-        if name in ("inactive_file", "total_inactive_file") and amount.isdecimal():
-            return int(amount)
-    return 0
+    told = dict(line.partition(" ")[::2] for line in (_text(folder / "memory.stat") or "").splitlines())
+    # Version 1 counts the groups below in the second; version 2, in the first, which is all it has.
+    amount = told.get("total_inactive_file", told.get("inactive_file", ""))
+    return int(amount) if amount.isdecimal() else 0
 
 
 def _folders(proc: Path) -> Iterator[Path]:

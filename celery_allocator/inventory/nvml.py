@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,8 +80,9 @@ def named_devices(spec: str) -> tuple[DeviceInventory, ...]:
 class GpuUse:
     """What the driver says of one GPU now. ``None``: it does not support that.
 
-    ``used_mb``: memory in use, with what the driver itself takes. ``processes``: GPU memory in MB by process id, as the
-    driver counts ids (in some containers, those of the host); ``None`` for a process whose memory it does not tell.
+    ``used_mb``: memory in use; what the driver keeps for itself counts only with drivers that do not tell it apart.
+    ``processes``: GPU memory in MB by process id, as the driver counts ids (in some containers, those of the host);
+    ``None`` for a process whose memory it does not tell.
     ``utilization``: share of the last sampling period in which a kernel ran, 0 to 1.
     """
 
@@ -96,7 +98,7 @@ def read_use(uuid: str) -> GpuUse:
     try:
         with _session() as api:
             handle = api.nvmlDeviceGetHandleByUUID(uuid.encode())
-            memory = _supported(api, api.nvmlDeviceGetMemoryInfo, handle)
+            memory = _memory(api, handle)
             rates = _supported(api, api.nvmlDeviceGetUtilizationRates, handle)
             power = _supported(api, api.nvmlDeviceGetPowerUsage, handle)
             return GpuUse(
@@ -108,6 +110,13 @@ def read_use(uuid: str) -> GpuUse:
             )
     except _NoDriver as absent:
         raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+
+
+def _memory(api: Any, handle: Any) -> Any:
+    """Memory, what the driver keeps for itself apart where it tells that (second version of the query)."""
+    version = getattr(api, "nvmlMemory_v2", None)
+    second = None if version is None else _supported(api, api.nvmlDeviceGetMemoryInfo, handle, version)
+    return _supported(api, api.nvmlDeviceGetMemoryInfo, handle) if second is None else second
 
 
 def _processes(api: Any, handle: Any) -> dict[int, int | None] | None:
@@ -149,6 +158,32 @@ def _scan() -> tuple[list[DeviceInventory], dict[int, str]]:
     return found, broken
 
 
+#: Held while the library is open, and by whoever forks: a child must not get it half open, nor locked for good.
+_open = threading.Lock()
+#: Seconds that a fork waits for a driver that hangs.
+_PATIENCE_S = 2.0
+_held_for_fork = False
+
+
+def _before_fork() -> None:
+    global _held_for_fork  # noqa: PLW0603  # what the other two are told
+    _held_for_fork = _open.acquire(timeout=_PATIENCE_S)
+
+
+def _after_fork() -> None:
+    if _held_for_fork:
+        _open.release()
+
+
+def _in_child() -> None:
+    global _open  # noqa: PLW0603
+    _open = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
+
+
 @contextmanager
 def _session() -> Iterator[Any]:
     api: Any = pynvml
@@ -159,6 +194,11 @@ def _session() -> Iterator[Any]:
             f"the module pynvml at {getattr(api, '__file__', None)} is not NVIDIA's. "
             "Install the real one: pip install --force-reinstall nvidia-ml-py"
         )
+    with _open:
+        yield from _opened(api)
+
+
+def _opened(api: Any) -> Iterator[Any]:
     try:
         api.nvmlInit()
     except (api.NVMLError_LibraryNotFound, api.NVMLError_DriverNotLoaded) as error:

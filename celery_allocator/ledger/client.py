@@ -236,11 +236,12 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
 
         ``text``: part of a task's name, of its id or of the allocation's id, capital letters (A to Z) or small.
         """
+        small = "".join(letter.lower() if letter.isascii() else letter for letter in text)
         places = meant = 0
         found: list[Allocation] = []
         while True:
             left = (max(0, offset - meant), limit - len(found))
-            looked, some, rows = self._run("search", text.lower(), tenant, places, _STRETCH, *left)
+            looked, some, rows = self._run("search", small, tenant, places, _STRETCH, *left)
             places, meant = places + int(looked), meant + int(some)
             found += [wire.allocation(row) for row in rows]
             if int(looked) < _STRETCH:

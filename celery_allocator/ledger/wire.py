@@ -214,7 +214,7 @@ def _use(told: bytes, at: bytes) -> WorkerUse | None:
     """What a worker measured. It decides nothing, so what cannot be read is nothing, and no damage."""
     try:
         return WorkerUse.from_wire(json.loads(told), int(at) / 1000) if told else None
-    except DAMAGE:
+    except (*DAMAGE, RecursionError):
         return None
 
 
@@ -241,7 +241,7 @@ def _sound_node(row: list[Any]) -> NodeState:
 
 
 def _device(node: str, row: list[Any]) -> DeviceState:
-    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids = row
+    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode = row
     return DeviceState(
         node=node,
         device_id=device.decode(),
@@ -255,6 +255,7 @@ def _device(node: str, row: list[Any]) -> DeviceState:
         slots=int(slots),
         slots_free=int(slots_free),
         allocations=tuple(sorted(i.decode() for i in ids)),
+        closing=mode == b"h" and worker != b"",
     )
 
 

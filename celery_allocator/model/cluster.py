@@ -61,7 +61,10 @@ class WorkerState:
 
 @dataclass(frozen=True)
 class DeviceState:
-    """One device as the ledger knows it. ``state``: ``ready``, ``cordoned``, ``draining`` or ``offline``."""
+    """One device as the ledger knows it. ``state``: ``ready``, ``cordoned``, ``draining`` or ``offline``.
+
+    ``closing``: its worker finishes what it runs, and gets nothing new.
+    """
 
     node: str
     device_id: str
@@ -75,6 +78,7 @@ class DeviceState:
     slots: int
     slots_free: int
     allocations: tuple[str, ...]
+    closing: bool = False
 
     @property
     def key(self) -> str:

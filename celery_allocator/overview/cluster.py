@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import Allocation, ClusterState, DeviceState, NodeState, TaskUse, WorkerUse
+from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, NodeState, TaskUse, WorkerUse
 from celery_allocator.overview.bars import Bar
+
+#: Seconds after which what was measured is not shown any more: its driver hangs, or its worker measures less often.
+STALE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ def read_overview(ledger: Ledger) -> Overview:
 
 def overview(cluster: ClusterState, held: tuple[Allocation, ...]) -> Overview:
     """The pool as people look at it. ``held``: granted and running allocations."""
-    uses = {worker.worker: worker.use for worker in cluster.workers if worker.use is not None}
+    uses = {
+        worker.worker: worker.use
+        for worker in cluster.workers
+        if worker.use is not None and cluster.at - worker.use.at <= STALE_S
+    }
     by_device: dict[str, list[Allocation]] = defaultdict(list)
     for allocation in held:
         by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
@@ -102,20 +109,29 @@ def _node(node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[st
     shares = [use.ram_ours_mb for use in measured]
     ours = None if used is None or None in shares else min(used, sum(share or 0 for share in shares))
     promised = node.ram_mb - node.ram_free_mb
-    ram = Bar(node.ram_mb, promised, used if ours is None else ours, None if ours is None else (used or 0) - ours)
+    foreign = None if ours is None else (used or 0) - ours
+    held = [allocation for view in devices for allocation in view.held]
+    ram = _bar(node.ram_mb, promised, used, foreign, sum(a.ram_mb for a in held if a.kind is Kind.MANUAL))
     return NodeView(node, _cores(node, devices), ram, devices)
 
 
 def _device(device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, WorkerUse]) -> DeviceView:
     use = uses.get(device.worker or "")
     promised = device.memory_mb - device.memory_free_mb
-    memory = Bar(device.memory_mb, promised)
-    if use is not None and use.gpu_memory_used_mb is not None:
-        foreign = use.gpu_memory_foreign_mb
-        ours = use.gpu_memory_used_mb if foreign is None else use.gpu_memory_used_mb - foreign
-        memory = Bar(device.memory_mb, promised, ours, foreign)
+    used = None if use is None else use.gpu_memory_used_mb
+    foreign = None if use is None else use.gpu_memory_foreign_mb
+    by_hand = sum(a.gpu_memory_mb for a in held if a.kind is Kind.MANUAL)
+    memory = _bar(device.memory_mb, promised, used, foreign, by_hand)
     slots = Bar(device.slots, device.slots - device.slots_free)
     return DeviceView(device, memory, slots, use, held)
+
+
+def _bar(capacity: int, promised: int, used: int | None, foreign: int | None, by_hand: int) -> Bar:
+    """``by_hand``: promised to allocations made by hand. No worker knows their processes: up to that they are ours."""
+    if used is None or foreign is None:
+        return Bar(capacity, promised, used)
+    others = max(0, foreign - by_hand)
+    return Bar(capacity, promised, used - others, others)
 
 
 def _cores(node: NodeState, devices: tuple[DeviceView, ...]) -> tuple[Core, ...]:

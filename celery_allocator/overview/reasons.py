@@ -75,7 +75,7 @@ def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Ite
         for device in node.devices:
             takes = device.is_gpu == bool(requirements.gpu_memory_mb)
             ready = node.state == "ready" and device.state == "ready"
-            if takes and ready and (device.worker or kind is Kind.MANUAL):
+            if takes and ready and (kind is Kind.MANUAL or (device.worker and not device.closing)):
                 yield node, device
 
 

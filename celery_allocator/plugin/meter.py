@@ -22,6 +22,8 @@ from celery_allocator.plugin.holdings import Holding
 logger = logging.getLogger(__name__)
 
 _MB = 2**20
+#: What a GPU that nobody uses may show as used: a driver that does not tell its own share apart.
+_NOBODYS_MB = 1024
 
 
 class Meter:
@@ -76,7 +78,7 @@ class Meter:
         gpu = self._gpu()
         table = _Table()
         ours = table.family(os.getpid())
-        seen = gpu.processes if gpu is not None and table.knows(gpu.processes) else None
+        seen = gpu.processes if gpu is not None and table.knows(gpu) else None
         return WorkerUse(
             at=0.0,
             gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
@@ -130,9 +132,14 @@ class _Table:
                 pids += self._children.get(one, ())
         return found
 
-    def knows(self, processes: Mapping[int, int | None] | None) -> bool:
-        """Whether the driver's process ids mean something here: in a container they may be those of the host."""
-        return processes is not None and processes.keys() <= self._processes.keys()
+    def knows(self, gpu: GpuUse) -> bool:
+        """Whether the driver's process ids mean something here: in a container they may be those of the host.
+
+        Where much is used and nobody uses it, the driver keeps them to itself.
+        """
+        if not gpu.processes:
+            return gpu.processes is not None and (gpu.used_mb or 0) <= _NOBODYS_MB
+        return gpu.processes.keys() <= self._processes.keys()
 
 
 def _ram_mb(family: Iterable[psutil.Process]) -> int | None:

@@ -47,7 +47,7 @@ def test_ours_foreign_and_each_task_are_told_apart(new_cluster: Callable[..., Cl
     child, somebody = cluster.held_in(key), psutil.Process().pid
     assert child != somebody
     host.becomes((child, 3000), (somebody, 1000), used_mb=4200, utilization=80, temperature=70)
-    # 200 MB are the driver's own.
+    # 200 MB are of nobody whom the driver lists.
     host.wait_for(Bar(8192, 2048, 3000, 1200))
     (running,) = read_overview(cluster.ledger).running
     use = host.device().use
@@ -69,6 +69,8 @@ def test_where_process_ids_mean_nothing_the_total_is_told(
     unheard_of = max(psutil.pids()) + 1_000_000
     host.becomes((unheard_of, 700))
     host.wait_for(Bar(8192, 0, 700, None))
+    host.becomes(used_mb=5000)  # it lists nobody, and somebody is there
+    host.wait_for(Bar(8192, 0, 5000, None))
     host.becomes(used_mb=900, now_code=3)
     host.wait_for(Bar(8192, 0, 900, None))
     host.cluster.settle()

@@ -134,3 +134,38 @@ def test_what_is_looked_for_is_found_wherever_it_stands_in_line(
             total, matched, found = cluster.ledger.search(text, "", limit, offset)
             assert (total, matched) == (40, len(meant))
             assert list(found) == meant[offset : offset + limit]
+
+
+def test_a_worker_that_is_closing_has_no_room_for_what_waits(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), cores=8)
+    cluster.running(4_000, 1)
+    cluster.ledger.close_worker("w.n1.gpu_0", "one")
+    waiting = cluster.submit(1_000, 1).allocation
+    assert cluster.device("n1/gpu_0").closing
+    assert explain(cluster.ledger, waiting).reason.code == "no_device"
+    cluster.ledger.unregister_worker("w.n1.gpu_0", "one")
+    cluster.worker("n1", "gpu_0", "two")
+    assert not cluster.device("n1/gpu_0").closing
+
+
+def test_what_is_allocated_by_hand_is_not_foreign(cluster: LedgerPool) -> None:
+    """Its processes are no worker's; up to what it was promised they are taken for ours."""
+    cluster.node(gpus=(80_000,), cores=8, ram=64_000)
+    cluster.by_hand(20_000, 1, 8_000)
+    beat(
+        cluster,
+        replace(USE, gpu_memory_used_mb=26_000, gpu_memory_ours_mb=1_000, ram_used_mb=12_000, ram_ours_mb=1_000),
+    )
+    (node,) = read_overview(cluster.ledger).nodes
+    assert node.devices[0].memory == Bar(80_000, 20_000, 21_000, 5_000)
+    assert node.ram == Bar(64_000, 8_000, 9_000, 3_000)
+
+
+def test_what_was_measured_long_ago_is_not_shown(cluster: LedgerPool) -> None:
+    cluster.node()
+    beat(cluster, USE)
+    for _ in range(13):
+        cluster.at += 10
+        beat(cluster, None)
+    assert measured(cluster) is not None
+    assert read_overview(cluster.ledger).devices[0].use is None

@@ -5,7 +5,7 @@
 -- Reply: {now, counts {delayed, waiting, granted, held, on hold}, nodes, workers, why nothing is granted
 --   ("stopped" by an operator | "paused" until workers have reported | "")}.
 --   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
---   worker, queue, slots, free slots, allocation ids}; worker: {name, node/device, pid, lease left ms, incarnation,
+--   worker, queue, slots, free slots, allocation ids, mode (see index)}; worker: {name, node/device, pid, lease left ms, incarnation,
 --   what it measured (JSON), when (ms)}
 -- Touches: nothing (reads meta, known, node, dev, on, nodes, workers, worker).
 local nodes, workers = {}, {}
@@ -25,7 +25,7 @@ for i, name in ipairs(names) do
     local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "st", "live", "worker", "queue", "slots")
     local at = find_in(fleet, dkey)
     devices[#devices + 1] = { device, d[1], d[2], d[3], fleet[at + 2], d[4], d[5], d[6], d[7], d[8], fleet[at + 3],
-      call("SMEMBERS", K.on .. dkey) }
+      call("SMEMBERS", K.on .. dkey), fleet[at + 1] }
   end
   local lease = call("ZSCORE", K.nodes, name)
   nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }

@@ -199,6 +199,23 @@ int nvmlDeviceGetMemoryInfo(struct gpu *gpu, struct memory *memory) {
     return SUCCESS;
 }
 
+struct memory_v2 {
+    unsigned int version;
+    unsigned long long total, reserved, free, used;
+};
+
+int nvmlDeviceGetMemoryInfo_v2(struct gpu *gpu, struct memory_v2 *memory) {
+    struct memory first;
+    int code = nvmlDeviceGetMemoryInfo(gpu, &first);
+    if (code)
+        return code;
+    memory->total = first.total;
+    memory->reserved = 0;
+    memory->free = first.free;
+    memory->used = first.used;
+    return SUCCESS;
+}
+
 int nvmlDeviceGetCpuAffinity(struct gpu *gpu, unsigned int words, unsigned long *set) {
     if (!open_count)
         return UNINITIALIZED;
