@@ -90,7 +90,8 @@ class Exporter:
         return all(thread.is_alive() for thread in self._threads)
 
     def _newest(self) -> str | None:
-        seen = self.lookout.fresh()
+        # The latest will do: to ask for a fresh one would hurry looks that a large pool makes seldom.
+        seen = self.lookout.latest or self.lookout.fresh()
         return None if seen is None else seen.position
 
     def _begin(self, name: str, run: Callable[[], Any]) -> None:

@@ -28,7 +28,9 @@ class Idling:
             if last > first:
                 self._tallies.observe("idle_gap_seconds", cluster.at - first)
         for key in idle:
-            first, _ = self._since.get(key, (cluster.at, 0.0))
+            first, last = self._since.get(key, (cluster.at, cluster.at))
+            # As it goes on, so that one that does not end is seen.
+            self._tallies.add("idle_device_seconds_total", amount=cluster.at - last)
             self._since[key] = (first, cluster.at)
 
 
@@ -46,7 +48,12 @@ def idle_devices(cluster: ClusterState, line: Line) -> set[str]:
 
 
 def _serves(node: NodeState, device: DeviceState) -> bool:
-    return node.state == device.state == "ready" and device.worker is not None and device.slots_free > 0
+    return (
+        node.state == device.state == "ready"
+        and device.worker is not None
+        and not device.closing
+        and device.slots_free > 0
+    )
 
 
 def _has_room(node: NodeState, device: DeviceState, shape: Shape) -> bool:

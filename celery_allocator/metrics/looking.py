@@ -59,6 +59,12 @@ class Lookout:
         self._wanted = False
         self._stopped = False
 
+    @property
+    def latest(self) -> Look | None:
+        """The last look, however old; ``None`` before the first and while the ledger is away."""
+        with self._changed:
+            return self._latest
+
     def fresh(self) -> Look | None:
         """A look that is at most :data:`FRESH_S` old; ``None`` where the ledger did not answer in time."""
         with self._changed:

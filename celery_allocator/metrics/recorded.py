@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celery_allocator.errors import AllocatorError
 from celery_allocator.history import load
@@ -25,6 +25,8 @@ class Recorded:
     lag_s: float
     gaps: int
     missed: int
+    #: The entry that was recorded last.
+    last: str
 
 
 def read_recorded(settings: Settings, newest: str) -> Recorded | None:
@@ -38,8 +40,12 @@ def read_recorded(settings: Settings, newest: str) -> Recorded | None:
         if cursor is None:
             return None
         gaps = opened.gaps()
-    lag_s = max(0.0, _ms(newest) - _ms(cursor.last_event_id)) / 1000
-    return Recorded(lag_s, len(gaps), sum(gap.entries or 0 for gap in gaps))
+    lag_s = _lag_s(newest, cursor.last_event_id)
+    return Recorded(lag_s, len(gaps), sum(gap.entries or 0 for gap in gaps), cursor.last_event_id)
+
+
+def _lag_s(newest: str, last: str) -> float:
+    return max(0.0, _ms(newest) - _ms(last)) / 1000
 
 
 def _ms(event_id: str) -> int:
@@ -54,8 +60,9 @@ class RecordedWatch:
         self._settings = settings
         self._newest = newest
         self._tallies = tallies
-        #: As of the last look; ``None`` where the history could not be read, or there is none.
+        #: As of the last look; ``None`` where the history was never read, or there is none.
         self.latest: Recorded | None = None
+        self._seen: Recorded | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Look until ``stop`` is set."""
@@ -74,10 +81,22 @@ class RecordedWatch:
             self.latest = None
             return
         try:
-            self.latest = read_recorded(self._settings, newest)
+            found = read_recorded(self._settings, newest)
         except AllocatorError as error:  # also where the extra is missing, or nobody records
             logger.debug("metrics: the history cannot be read: %s", error)
-            self.latest = None
-        if self.latest is not None:
-            self._tallies.put("recorder_gaps_total", value=self.latest.gaps)
-            self._tallies.put("recorder_missed_entries_total", value=self.latest.missed)
+            # Nor can it be written, perhaps: what is not recorded meanwhile counts from what was seen last.
+            known = self._seen
+            self.latest = None if known is None else replace(known, lag_s=_lag_s(newest, known.last))
+            return
+        if found is not None:
+            before = self._seen
+            self._count("recorder_gaps_total", found.gaps, before.gaps if before else None)
+            self._count("recorder_missed_entries_total", found.missed, before.missed if before else None)
+        self._seen = self.latest = found
+
+    def _count(self, name: str, now: int, before: int | None) -> None:
+        """Old gaps are forgotten with their part of the history; a counter only grows."""
+        if before is None:
+            self._tallies.put(name, value=now)
+        elif now > before:
+            self._tallies.add(name, amount=now - before)

@@ -130,6 +130,11 @@ _ALL = (
         "reason",
         elsewhere=True,
     ),
+    _counter(
+        "idle_device_seconds_total",
+        "Seconds that ready devices had room for something that waited, and did not get it, all together; counted as "
+        "they go by.",
+    ),
     _counter("stream_gaps_total", "How often the exporter fell behind the capped event stream: what came in between is "
              "in no counter."),
     # --- how long it took, since the exporter began

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from celery_allocator.errors import StaleTokenError
+from celery_allocator.errors import HistoryUnavailable, StaleTokenError
 from celery_allocator.ledger import REFUSALS, keys
 from celery_allocator.metrics.counting import Counting
 from celery_allocator.metrics.following import BATCH, Follower
 from celery_allocator.metrics.gauges import SHAPES, gauges
 from celery_allocator.metrics.looking import Look, Lookout, look
-from celery_allocator.metrics.recorded import Recorded
+from celery_allocator.metrics.recorded import Recorded, RecordedWatch
 from celery_allocator.metrics.tallies import Tallies
 from celery_allocator.model import Kind, Shape, TaskUse, WorkerUse
+from celery_allocator.settings import Settings
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
 MB = 2**20
@@ -343,6 +344,7 @@ def test_idle_gaps_are_measured_from_look_to_look(watched: Watched) -> None:
     watched.look()
     assert watched.observed("idle_gap_seconds") == {60: 1}
     assert watched.tallies.distributions()["idle_gap_seconds"].total == pytest.approx(45)
+    assert watched.tallies.counters()["idle_device_seconds_total"] == {(): pytest.approx(30)}
 
 
 def test_what_an_operator_keeps_idle_and_what_one_look_sees_is_no_gap(watched: Watched) -> None:
@@ -365,4 +367,33 @@ def test_the_recorders_lag_is_told_where_the_history_is_known(cluster: LedgerPoo
     cluster.node()
     seen = look(cluster.ledger)
     assert ("recorder_lag_seconds",) not in values(seen)
-    assert values(seen, Recorded(2.5, 0, 0))["recorder_lag_seconds",] == 2.5
+    assert values(seen, Recorded(2.5, 0, 0, "1-0"))["recorder_lag_seconds",] == 2.5
+
+
+def test_a_history_that_cannot_be_read_any_more_falls_behind_and_counters_only_grow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Recorded | HistoryUnavailable] = [
+        Recorded(1.0, 3, 10, "1000-0"),
+        HistoryUnavailable("away"),
+        Recorded(0.0, 2, 8, "9000-0"),  # old gaps were forgotten
+        Recorded(0.0, 4, 9, "9000-0"),
+    ]
+
+    def read(*_: object) -> Recorded:
+        one = told.pop(0)
+        if isinstance(one, HistoryUnavailable):
+            raise one
+        return one
+
+    monkeypatch.setattr("celery_allocator.metrics.recorded.read_recorded", read)
+    tallies = Tallies()
+    watch = RecordedWatch(Settings(), tallies, lambda: "9000-0")
+    seen = []
+    for _ in range(4):
+        watch.look()
+        counters = tallies.counters()
+        assert watch.latest is not None
+        gaps, missed = counters["recorder_gaps_total"][()], counters["recorder_missed_entries_total"][()]
+        seen.append((watch.latest.lag_s, gaps, missed))
+    assert seen == [(1.0, 3, 10), (8.0, 3, 10), (0.0, 3, 10), (0.0, 5, 11)]
