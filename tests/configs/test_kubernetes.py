@@ -141,6 +141,8 @@ def test_pods_are_shut_in() -> None:
         assert own["capabilities"] == {"drop": ["ALL"]}, name
         assert own["readOnlyRootFilesystem"] and own["allowPrivilegeEscalation"] is False, name
         assert template["spec"]["automountServiceAccountToken"] is False, name
+        # A Service called flower would set FLOWER_PORT, which Flower takes for its own option.
+        assert name.endswith("ledger") or template["spec"]["enableServiceLinks"] is False, name
 
 
 def test_the_ledger_is_state() -> None:
@@ -148,8 +150,8 @@ def test_the_ledger_is_state() -> None:
     lines = of_kind("ConfigMap")["ConfigMap/ledger"]["data"]["valkey.conf"].splitlines()
     shipped = (CONFIGS / "redis.conf").read_text().splitlines()
     assert {"maxmemory-policy noeviction", "appendonly yes", "dir /data"} <= set(lines)
-    # All but where it listens and where its file lies is configs/redis.conf's.
-    assert set(lines) - set(shipped) == {"bind 0.0.0.0", "dir /data"}
+    # All but where it listens, where its file lies and how much it may take is configs/redis.conf's.
+    assert set(lines) - set(shipped) == {"bind 0.0.0.0", "dir /data", "maxmemory 1200mb"}
     (claim,) = workload["spec"]["volumeClaimTemplates"]
     mounts = workload["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     assert {mount["mountPath"] for mount in mounts if mount["name"] == claim["metadata"]["name"]} == {"/data"}
