@@ -144,15 +144,17 @@ def _on_pool(state: Any, commands: Callable[[Ledger], Iterable[Command]], told: 
 
 def _act(app: Celery, commands: Callable[[Ledger], Iterable[Command]], told: dict[str, Any]) -> dict[str, Any]:
     keeper = session(app).keeper
+    done: list[str] = []
     try:
         if keeper is not None and keeper.outage:
             raise LedgerUnavailable("the ledger is away; nothing was done")
         actor = _actor(told)
-        texts = _desk(app).ask(lambda ledger: list(_carried_out(ledger, actor, keeper, commands(ledger))))
+        _desk(app).ask(lambda ledger: done.extend(_carried_out(ledger, actor, keeper, commands(ledger))))
     except AllocatorError as error:
         logger.warning("remote control: %s", error)
-        return nok(str(error))  # type: ignore[no-any-return]
-    return ok("; ".join(texts))  # type: ignore[no-any-return]
+        before = f". Done before that: {'; '.join(done)}" if done else ""
+        return nok(f"{error}{before}")  # type: ignore[no-any-return]
+    return ok("; ".join(done))  # type: ignore[no-any-return]
 
 
 def _carried_out(

@@ -104,7 +104,7 @@ def test_a_delete_cancels_what_waits_and_releases_what_is_held_by_hand(busy: Led
     assert [busy.ledger.entry(n).action for n in (1, 2)] == ["cancel", "release"]
     runs = told(busy, "allocation", "holder", "k3", "delete")
     assert (runs["status"], runs["code"]) == ("rejected", "action_refused")
-    assert "celery control revoke" in runs["reason"]
+    assert "celery control terminate" in runs["reason"]
     busy.ledger.settle([first])
 
 

@@ -186,8 +186,12 @@ class Top(App[None]):
 
     def action_page(self, way: int) -> None:
         """Another page of what waits."""
-        offset = self._ask.offset + way * self._ask.limit
-        if self._frame is not None and 0 <= offset < max(1, self._frame.page.matched):
+        if self._frame is None:
+            return
+        # The line may have become shorter than where one stands.
+        last = max(0, self._frame.page.matched - 1) // self._ask.limit * self._ask.limit
+        offset = min(max(0, self._ask.offset + way * self._ask.limit), last)
+        if offset != self._ask.offset:
             self._look_at(replace(self._ask, offset=offset))
 
     def action_zoom(self) -> None:
