@@ -20,7 +20,7 @@ from tests.support.redis_server import RedisServer
 #: Not here: what starts processes or servers or goes on for good, and what changes something with no argument at all.
 COMMANDS = sorted(
     set(allocator.commands)
-    - {"demo", "server", "workers", "recorder", "mcp", "watch", "updates"}
+    - {"demo", "server", "workers", "recorder", "exporter", "mcp", "watch", "updates"}
     - {"tick", "pause", "resume", "undo", "redo", "restore", "history-db"}
 )
 OPTIONS = sorted(
