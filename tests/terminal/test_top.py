@@ -377,3 +377,22 @@ def test_200_gpus_and_10000_waiting_are_read_in_pages(cluster: LivePool, reach: 
     run(act)
     assert {limit for limit, _ in asked} == {PAGE}
     assert {offset for _, offset in asked} == {0, 100, 200}
+
+
+def test_a_line_that_has_become_shorter_than_where_one_stands(cluster: LivePool, reach: dict[str, str]) -> None:
+    cluster.node("host1", gpus=(1000,))
+    cluster.ledger.pause(stop=True)
+    for number in range(250):
+        cluster.submit(1000, 1, id=f"alloc_{number:05}")
+
+    async def act() -> None:
+        async with piloted(reach) as top:
+            await top.press("n", "n")
+            await top.wait_for("201 to 250 shown")
+            for number in range(200):
+                cluster.ledger.cancel(f"alloc_{number:05}")
+            await top.wait_for("WAITING  50")
+            await top.press("n")
+            await top.wait_for("alloc_00200")
+
+    run(act)
