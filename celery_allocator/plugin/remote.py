@@ -149,7 +149,13 @@ def _act(app: Celery, commands: Callable[[Ledger], Iterable[Command]], told: dic
         if keeper is not None and keeper.outage:
             raise LedgerUnavailable("the ledger is away; nothing was done")
         actor = _actor(told)
-        _desk(app).ask(lambda ledger: done.extend(_carried_out(ledger, actor, keeper, commands(ledger))))
+
+        def act(ledger: Ledger) -> list[str]:
+            for text in _carried_out(ledger, actor, keeper, commands(ledger)):
+                done.append(text)  # noqa: PERF402  # one by one: what comes before a failure is told
+            return done
+
+        _desk(app).ask(act)
     except AllocatorError as error:
         logger.warning("remote control: %s", error)
         before = f". Done before that: {'; '.join(done)}" if done else ""

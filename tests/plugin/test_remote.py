@@ -6,7 +6,7 @@ import redis
 from celery import Celery
 
 from celery_allocator import install
-from celery_allocator.operations import Hold
+from celery_allocator.operations import Hold, Unhold
 from celery_allocator.plugin import remote
 from tests.support.ledger_pool import LedgerPool
 from tests.support.redis_server import RedisServer
@@ -24,4 +24,5 @@ def test_what_was_done_before_a_failure_is_told(
     told = remote._act(install(app), lambda _: [Hold("a2"), Hold("a1")], {})
     assert "a1 is running" in told["error"]
     assert "Done before that: a2 is on hold (entry 1 of the journal)" in told["error"]
+    assert remote._act(app, lambda _: [Unhold("a2")], {}) == {"ok": "a2 goes on (entry 2 of the journal)"}
     app.close()
