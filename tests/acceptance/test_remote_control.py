@@ -214,6 +214,8 @@ def test_a_ledger_that_hangs_does_not_hold_the_worker_up(broker_url: str, tmp_pa
             (reply,) = cluster.app.control.broadcast(command, destination=[host], reply=True, timeout=20)
             return dict(reply[host])
 
+        # A broadcast by Redis is lost on whoever does not listen yet.
+        cluster.until(lambda: cluster.app.control.ping(destination=[host], timeout=5), "the worker to listen")
         assert "is cordoned" in tell("allocator_cordon")["ok"]
         server.process.send(signal.SIGSTOP)
         try:

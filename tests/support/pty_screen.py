@@ -34,8 +34,10 @@ class PtyScreen:
         self._resize(columns, lines)
         # The first terminal that a new session opens is its own.
         opens = ["/bin/sh", "-c", 'exec "$@" <>"$0" >&0 2>&1', os.ttyname(slave), *argv]
+        # What says how large the window is, is the window.
+        kept = {key: value for key, value in env.items() if key not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
-            opens, env={"TERM": "xterm-256color", **env}, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL
+            opens, env={"TERM": "xterm-256color", **kept}, cwd=cwd, start_new_session=True, stdin=subprocess.DEVNULL
         )
         self._slave: int | None = slave
         self._reader = threading.Thread(target=self._read, daemon=True)
