@@ -387,6 +387,7 @@ def test_a_line_that_has_become_shorter_than_where_one_stands(cluster: LivePool,
 
     async def act() -> None:
         async with piloted(reach) as top:
+            await top.wait_for("1 to 100 shown")
             await top.press("n", "n")
             await top.wait_for("201 to 250 shown")
             for number in range(200):
