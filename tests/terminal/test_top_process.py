@@ -33,9 +33,9 @@ def test_a_person_drains_a_device_at_80_by_24(cluster: LivePool, reach: dict[str
     fill(cluster)
     env = environment(reach)
     with pty_screen([*TOP, "--interval", "0.2", "--actor", "ada"], env=env, cwd=tmp_path) as screen:
-        text = screen.wait_for("6 running", "12 waiting", "host1", "shop.infer", "? help")
-        assert len(text.splitlines()) == 24 and screen.lines[-1].startswith(" ? help")
-        assert uuid(1000) in text  # the selected task's whole id
+        # The last is the selected task's whole id.
+        screen.wait_for("6 running", "12 waiting", "host1", "shop.infer", "? help", uuid(1000))
+        assert len(screen.lines) == 24 and screen.lines[-1].startswith(" ? help")
         screen.type("\t\x1b[B")
         screen.wait_for("GPU-host1-0")
         screen.type("d")
