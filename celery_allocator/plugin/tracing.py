@@ -152,7 +152,10 @@ def ended(task: Task, outcome: str, error: str = "") -> None:
 
 
 def _wanted(app: Celery) -> bool:
-    return trace is not None and session(app).settings.tracing
+    """Not where no SDK is configured either: spans that go nowhere need no attributes."""
+    if trace is None or isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        return False
+    return session(app).settings.tracing
 
 
 def _instrumented() -> bool:
