@@ -225,6 +225,16 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
         """The live allocations of a task (two while a retry overlaps the run it replaces)."""
         return self._find("task", task_id)
 
+    def named(self, which: str) -> tuple[Allocation, ...]:
+        """The live allocation of that id, else those of the task of that id. Raises :class:`AllocationNotFound`."""
+        try:
+            return (self.get(which),)
+        except AllocationNotFound:
+            found = self.find(which)
+        if not found:
+            raise AllocationNotFound(f"no live allocation or task {which!r}: it has ended or never was")
+        return found
+
     def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
         """Waiting allocations in their order, with position and estimated start."""
         return self._find("waiting", offset, limit)

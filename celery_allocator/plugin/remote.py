@@ -16,7 +16,6 @@ from celery import Celery
 from celery.worker.control import control_command, inspect_command, nok, ok
 
 from celery_allocator.errors import (
-    AllocationNotFound,
     AllocatorError,
     DuplicateAction,
     LedgerUnavailable,
@@ -106,19 +105,21 @@ def allocator_resume(state: Any, **told: Any) -> dict[str, Any]:
 @control_command(args=[_WHICH, *_WHY], signature="<task or allocation id> [reason]")
 def allocator_hold(state: Any, which: str = "", **told: Any) -> dict[str, Any]:
     """Put what waits or is delayed on hold."""
-    return _on_pool(state, lambda ledger: [Hold(found) for found in _named(ledger, which)], told)
+    return _on_pool(state, lambda ledger: [Hold(found.allocation_id) for found in ledger.named(which)], told)
 
 
 @control_command(args=[_WHICH, *_WHY], signature="<task or allocation id> [reason]")
 def allocator_unhold(state: Any, which: str = "", **told: Any) -> dict[str, Any]:
     """Let what is on hold go on."""
-    return _on_pool(state, lambda ledger: [Unhold(found) for found in _named(ledger, which)], told)
+    return _on_pool(state, lambda ledger: [Unhold(found.allocation_id) for found in ledger.named(which)], told)
 
 
 @control_command(args=[_WHICH, ("priority", int), *_WHY], signature="<task or allocation id> <priority> [reason]")
 def allocator_priority(state: Any, which: str = "", priority: int = 0, **told: Any) -> dict[str, Any]:
     """Give what has not been granted another priority."""
-    return _on_pool(state, lambda ledger: [Priority(found, priority) for found in _named(ledger, which)], told)
+    return _on_pool(
+        state, lambda ledger: [Priority(found.allocation_id, priority) for found in ledger.named(which)], told
+    )
 
 
 #: Commands that change something.
@@ -190,17 +191,6 @@ def _actor(told: dict[str, Any]) -> Callable[[Command], Actor]:
         return replace(plain, once=f"{SOURCE}:{call}:{subject}") if call else plain
 
     return actor
-
-
-def _named(ledger: Ledger, which: str) -> list[str]:
-    """Ids of the allocation of that id, else of those of the task of that id. Raises :class:`AllocationNotFound`."""
-    try:
-        return [ledger.get(which).allocation_id]
-    except AllocationNotFound:
-        found = [allocation.allocation_id for allocation in ledger.find(which)]
-    if not found:
-        raise AllocationNotFound(f"no live allocation or task {which!r}: it has ended or never was")
-    return found
 
 
 def _desk(app: Celery) -> Desk:
