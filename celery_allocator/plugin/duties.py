@@ -9,11 +9,10 @@ from celery import Celery, bootsteps
 
 from celery_allocator.gate.warden import Warden, breaker_settings
 from celery_allocator.ledger import Ledger
+from celery_allocator.plugin import deliveries
 from celery_allocator.plugin.celery_events import CeleryEvents
-from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.duty import Duty
 from celery_allocator.plugin.live import STEP_S, LiveChanges, LiveUpdates
-from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
 
 #: Seconds after which somebody else has the duties of a worker that is gone.
@@ -70,8 +69,7 @@ def duties(app: Celery, worker: str, task_events: Callable[[], bool] | None = No
         return current.connect(current.settings)
 
     if (breakers := breaker_settings(current.settings.breaker)) is not None:
-        messages = Courier("breakers", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token))
-        warden = Warden(breakers, messages.hand_over)
+        warden = Warden(breakers, deliveries.messages(app, "breakers").hand_over)
         found.append(Duty("breakers", worker, connect, warden.step, warden.retire))
     if current.settings.updates:
         updates = LiveUpdates(app, worker, _LEASE_S)

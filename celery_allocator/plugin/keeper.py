@@ -20,18 +20,16 @@ from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.ledger import Beat, Grant, Ledger
 from celery_allocator.model import Allocation, NodeInventory
 from celery_allocator.operations import Effect
+from celery_allocator.plugin import deliveries
 from celery_allocator.plugin.auditor import Auditor
-from celery_allocator.plugin.courier import Courier
 from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
 from celery_allocator.plugin.holdings import Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
 from celery_allocator.plugin.meter import Meter
-from celery_allocator.plugin.outcome import write_results
 from celery_allocator.plugin.pool import forget_termination, mend
 from celery_allocator.plugin.processes import born
-from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
@@ -61,10 +59,8 @@ class WorkerKeeper:
         self.fence = Fence()
         self._own_ledger: Ledger | None = None
         self._settings = session(app).settings
-        self._messages = Courier(
-            "messages", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token)
-        )
-        self._results = Courier("results", lambda obits: write_results(app, obits), lambda o: o.allocation_id)
+        self._messages = deliveries.messages(app, "messages")
+        self._results = deliveries.results(app, "results")
         self._reporter = Reporter(app, worker, inventory, device_id, queue, self._settings.lease_s, self._publish)
         self._pool: Any = None
         self._holdings = Holdings()

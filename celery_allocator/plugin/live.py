@@ -8,9 +8,7 @@ from celery import Celery
 
 from celery_allocator.ledger import Ledger
 from celery_allocator.operations import Effect
-from celery_allocator.plugin.courier import Courier
-from celery_allocator.plugin.outcome import write_results
-from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin import deliveries
 from celery_allocator.updates import Intake, Listener, Relay
 
 #: Seconds that a step lasts, in which it waits for what comes.
@@ -27,10 +25,8 @@ class LiveUpdates:
     def __init__(self, app: Celery, holder: str, lease_s: float) -> None:
         self._holder = holder
         self._lease_s = lease_s
-        self._messages = Courier(
-            "updates", lambda grants: publish_grants(app, grants), lambda g: (g.allocation_id, g.token)
-        )
-        self._results = Courier("updates-results", lambda some: write_results(app, some), lambda o: o.allocation_id)
+        self._messages = deliveries.messages(app, "updates")
+        self._results = deliveries.results(app, "updates-results")
         self._intake = Intake(self._settle, self._renew)
         self._listener = Listener()
         self._renewed = 0.0
