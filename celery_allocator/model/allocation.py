@@ -95,6 +95,16 @@ class Allocation:
         """Priority claimed with."""
         return self.requirements.priority
 
+    def asked(self) -> dict[str, Any]:
+        """Who asks for what, as plain JSON-ready data."""
+        return {
+            "allocation_id": self.allocation_id,
+            "task_id": self.task_id,
+            "name": self.task_name,
+            "requirements": self.requirements.as_dict(),
+            "strategy": self.strategy.value,
+        }
+
     def to_wire(self) -> dict[str, Any]:
         """As plain data for a message header; :meth:`from_wire` reads it back."""
         return {

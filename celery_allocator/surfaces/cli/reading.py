@@ -150,14 +150,7 @@ def _on_hold(held: tuple[Allocation, ...], *, as_json: bool) -> None:
 
 
 def _asked(a: Allocation) -> dict[str, Any]:
-    return {
-        "allocation_id": a.allocation_id,
-        "task_id": a.task_id,
-        "name": a.task_name,
-        "requirements": a.requirements.as_dict(),
-        "strategy": a.strategy.value,
-        "submitted_at": a.submitted_at,
-    }
+    return {**a.asked(), "submitted_at": a.submitted_at}
 
 
 @click.command()

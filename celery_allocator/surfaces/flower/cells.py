@@ -70,7 +70,7 @@ def waiting_dict(page: Page) -> dict[str, Any]:
         "matched": page.matched,
         "rows": [
             {
-                **_asked(row.allocation),
+                **row.allocation.asked(),
                 "position": row.allocation.queue_position,
                 "submitted_at": row.allocation.submitted_at,
                 "estimated_start_at": row.allocation.estimated_start_at,
@@ -83,7 +83,7 @@ def waiting_dict(page: Page) -> dict[str, Any]:
 
 def on_hold_dict(held: Iterable[Allocation], total: int) -> dict[str, Any]:
     """What is on hold, and by whom."""
-    rows = [{**_asked(a), "submitted_at": a.submitted_at, "on_hold_by": a.on_hold_by} for a in held]
+    rows = [{**a.asked(), "submitted_at": a.submitted_at, "on_hold_by": a.on_hold_by} for a in held]
     return {"total": total, "matched": total, "rows": rows}
 
 
@@ -94,7 +94,7 @@ def running_dict(found: list[Running], total: int, limit: int, offset: int) -> d
         "matched": len(found),
         "rows": [
             {
-                **_asked(one.allocation),
+                **one.allocation.asked(),
                 "state": one.allocation.state.value,
                 "kind": one.allocation.kind.value,
                 "device": f"{one.allocation.node}/{one.allocation.device_id}",
@@ -111,13 +111,3 @@ def running_dict(found: list[Running], total: int, limit: int, offset: int) -> d
 
 def _use(use: TaskUse | None) -> Mapping[str, int | None] | None:
     return None if use is None else {"gpu_memory_mb": use.gpu_memory_mb, "ram_mb": use.ram_mb}
-
-
-def _asked(a: Allocation) -> dict[str, Any]:
-    return {
-        "allocation_id": a.allocation_id,
-        "task_id": a.task_id,
-        "name": a.task_name,
-        "requirements": a.requirements.as_dict(),
-        "strategy": a.strategy.value,
-    }
