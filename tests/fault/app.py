@@ -22,7 +22,7 @@ from celery.app.task import Task
 
 from celery_allocator import current_allocation
 from celery_allocator.ledger import keys
-from celery_allocator.plugin import keeper, running
+from celery_allocator.plugin import deliveries, running
 from tests.fault import deaths
 from tests.support import allocator_app
 
@@ -134,4 +134,4 @@ if SCHEMA in os.environ:
 app = make_app()
 if RECORDS in os.environ:
     _die_before_publishing(running, DIE_IN_CHILD)
-    _die_before_publishing(keeper, DIE_IN_MAIN)
+    _die_before_publishing(deliveries, DIE_IN_MAIN)

@@ -45,7 +45,7 @@ def test_one_worker_of_a_host_serves_and_another_takes_over(
         return found["up"] == 1 and found.series("releases_total", "outcome").get(("success",), 0) >= 1
 
     wait_until(told, 30, "the task to be counted")
-    assert scrape(at).get("workers", hostname="host1") == 2
+    wait_until(lambda: scrape(at).get("workers", hostname="host1") == 2, 30, "both workers to be seen")
     assert listeners(first, port) == {first.pid}
     with socket.create_connection(("127.0.0.1", port)) as hangs:
         hangs.sendall(b"GET /metr")

@@ -28,6 +28,7 @@ def test_everything_that_matters_is_seen(cluster: LivePool, reach: dict[str, str
     async def look() -> None:
         async with piloted(reach, size=size) as top:
             await top.wait_for("6 running", "12 waiting", "1 on hold", "25.5G/24.0G GPU", uuid(0)[:8], uuid(1000)[:7])
+            await top.wait_for("alloc_wait0  ")  # the selected row's details come with the next turn of the loop
             assert len(top.lines) == size[1]
             assert {len(line) for line in top.lines} == {size[0]}
             assert (
