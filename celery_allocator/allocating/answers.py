@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from celery_allocator.model import FIELDS, TENANT, State, Strategy
+from celery_allocator.model import FIELDS, LABELS, SELDOM, State, Strategy
 
 _STATES = [state.value for state in State]
 _TEXT, _NUMBER, _COUNT, _YES_NO = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
@@ -98,7 +98,9 @@ _IN_LINE = _object(
         "allocation_id": _TEXT_OR_NULL,
         "task_id": _TEXT_OR_NULL,
         "task_type": _TEXT_OR_NULL,
-        "requirements": _object({**dict.fromkeys(FIELDS, _COUNT), TENANT: _TEXT}, optional=(TENANT,)),
+        "requirements": _object(
+            {**dict.fromkeys(FIELDS, _COUNT), **dict.fromkeys(LABELS, _TEXT)}, optional=(*SELDOM, *LABELS)
+        ),
         "strategy": _TEXT,
         "submitted_at": _TEXT_OR_NULL,
         "estimated_start_time": _TEXT_OR_NULL,

@@ -11,7 +11,7 @@ import click
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
-from celery_allocator.model import FIELDS, TENANT, TENANT_DOC, Field, Strategy
+from celery_allocator.model import FIELDS, LABELS, Field, Strategy
 from celery_allocator.settings import Settings
 
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE = 0, 1, 2
@@ -22,8 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def option_name(field: Field) -> str:
-    """``gpu_memory_mb`` is ``--gpu-memory``."""
-    return "--" + field.name.removesuffix("_mb").replace("_", "-")
+    """``gpu_memory_mb`` is ``--gpu-memory``, ``expected_runtime_s`` is ``--expected-runtime``."""
+    return "--" + field.name.removesuffix("_mb").removesuffix("_s").replace("_", "-")
 
 
 def allocation_options(command: F) -> F:
@@ -38,7 +38,7 @@ def allocation_options(command: F) -> F:
             click.option(option_name(field), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
             for field in FIELDS.values()
         ),
-        click.option("--tenant", metavar="NAME", help=TENANT_DOC),
+        *(click.option(f"--{name}", metavar="NAME", help=doc) for name, doc in LABELS.items()),
         click.option("--strategy", default=Strategy.BEST_FIT.value, metavar="NAME", show_default=True, help=strategies),
         click.option("--wait", "wait_s", type=float, default=0, metavar="SECONDS", help="Wait so long for room."),
         click.option(
@@ -56,7 +56,7 @@ def run(session: Session, given: Mapping[str, Any]) -> int:
         allocate_resources(
             given["task_id"],
             given["task_type"],
-            {key: given[key] for key in (*FIELDS, TENANT) if given[key] is not None},
+            {key: given[key] for key in (*FIELDS, *LABELS) if given[key] is not None},
             given["strategy"],
             wait_s=given["wait_s"],
             ttl_s=given["ttl_s"],

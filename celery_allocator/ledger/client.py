@@ -13,6 +13,7 @@ from celery_allocator.errors import (
     ActionRefused,
     AllocationNotFound,
     PoolFullError,
+    RequirementsError,
     StaleTokenError,
     UnsatisfiableError,
 )
@@ -89,6 +90,8 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
         :class:`PoolFullError` if it would have to wait and as many wait as may.
         """
         req = requirements
+        if req.gpu_count > 1:
+            raise RequirementsError("gpu_count", req.gpu_count, "the ledger cannot take several GPUs at once yet")
         reply = self._noted(
             note,
             "submit",

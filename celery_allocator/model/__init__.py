@@ -13,7 +13,7 @@ from celery_allocator.model.cluster import (
     WorkerState,
 )
 from celery_allocator.model.label import MAX_LABEL, label
-from celery_allocator.model.requirements import FIELDS, TENANT, TENANT_DOC, Field, Requirements
+from celery_allocator.model.requirements import FIELDS, LABELS, SELDOM, SIZE, TENANT, Field, Requirements
 from celery_allocator.model.shape import KIND_CODES, Shape
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.use import TaskUse, WorkerUse
@@ -22,10 +22,12 @@ __all__ = [
     "CPU_DEVICE",
     "FIELDS",
     "KIND_CODES",
+    "LABELS",
     "MAX_LABEL",
+    "SELDOM",
+    "SIZE",
     "TASK_TYPES",
     "TENANT",
-    "TENANT_DOC",
     "Allocation",
     "ClusterState",
     "DeviceInventory",

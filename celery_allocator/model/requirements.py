@@ -34,16 +34,34 @@ FIELDS: dict[str, Field] = {
         Field("cpu_cores", "cores", 0, 4096, 1, "CPU cores of the same node; the task is pinned to them."),
         Field("ram_mb", "MB", 0, 67_108_864, 0, "RAM of the same node. 0: not accounted."),
         Field("priority", "", -1000, 1000, 0, "Larger starts first among waiting tasks."),
+        Field("gpu_count", "GPUs", 1, 64, 1, "GPUs of one node, each with gpu_memory_mb free: all at once or none."),
+        Field(
+            "expected_runtime_s",
+            "seconds",
+            0,
+            315_360_000,
+            0,
+            "How long it will run, at most. 0: as the ledger has learned for its name.",
+        ),
     )
 }
-#: The one requirement that is a text.
+#: Requirements that most tasks do not state: where they have their default they are left out of what is told.
+SELDOM = ("gpu_count", "expected_runtime_s")
 TENANT = "tenant"
-TENANT_DOC = "Whom the task is for: a team, a user, a project. Shown and accounted; empty: nobody in particular."
+SIZE = "size"
+#: The requirements that are texts.
+LABELS: dict[str, str] = {
+    TENANT: "Whom the task is for: a team, a user. Tenants take turns by their shares; empty: nobody in particular.",
+    SIZE: "What tells long runs of a task name from short ones, such as 'large': run times are learned apart.",
+}
 
 
 @dataclass(frozen=True)
 class Requirements:
     """What a task asks for. Sizes in MB (2**20 bytes); a larger ``priority`` starts first. ``tenant``: for whom.
+
+    ``gpu_count`` GPUs of one node, each with ``gpu_memory_mb``. ``expected_runtime_s``: whole seconds, 0 for unknown;
+    ``size``: a word for run times that are learned apart.
 
     Raises :class:`~celery_allocator.errors.RequirementsError` at construction, naming key, value and rule.
     """
@@ -53,11 +71,17 @@ class Requirements:
     ram_mb: int = FIELDS["ram_mb"].default
     priority: int = FIELDS["priority"].default
     tenant: str = ""
+    gpu_count: int = FIELDS["gpu_count"].default
+    expected_runtime_s: int = FIELDS["expected_runtime_s"].default
+    size: str = ""
 
     def __post_init__(self) -> None:
         for spec in FIELDS.values():
             _check(spec, getattr(self, spec.name))
-        _check_tenant(self.tenant)
+        for name in LABELS:
+            _check_label(name, getattr(self, name))
+        if self.gpu_count > 1 and not self.gpu_memory_mb:
+            raise RequirementsError("gpu_count", self.gpu_count, "needs gpu_memory_mb above 0: how much of each GPU")
         if self.gpu_memory_mb == self.cpu_cores == self.ram_mb == 0:
             raise RequirementsError(
                 "requirements", self.as_dict(), "at least one of gpu_memory_mb, cpu_cores, ram_mb must be above 0"
@@ -69,9 +93,10 @@ class Requirements:
         return cls(**merge(*layers))
 
     def as_dict(self) -> dict[str, Any]:
-        """The requirements as a plain dict: every number, and ``tenant`` where there is one."""
+        """The requirements as a plain dict; :data:`SELDOM` ones and texts only where they say something."""
         numbers: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
-        return {**numbers, TENANT: self.tenant} if self.tenant else numbers
+        told = {k: v for k, v in numbers.items() if k not in SELDOM or v != FIELDS[k].default}
+        return told | {name: getattr(self, name) for name in LABELS if getattr(self, name)}
 
 
 def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -83,19 +108,19 @@ def merge(*layers: Mapping[str, Any] | None) -> dict[str, Any]:
         if not isinstance(layer, Mapping):
             raise RequirementsError("resources", layer, "must be a mapping such as {'gpu_memory_mb': 2048}")
         for key, value in layer.items():
-            if key not in FIELDS and key != TENANT:
-                known = ", ".join((*FIELDS, TENANT))
+            if key not in FIELDS and key not in LABELS:
+                known = ", ".join((*FIELDS, *LABELS))
                 raise RequirementsError(str(key), value, f"unknown requirement; known are {known}")
             if value is not None:
                 merged[key] = value
     return merged
 
 
-def _check_tenant(value: object) -> None:
+def _check_label(name: str, value: object) -> None:
     try:
-        label(TENANT, value, without="/,", empty=True)
+        label(name, value, without="/,", empty=True)
     except LabelError as error:
-        raise RequirementsError(TENANT, value, error.rule) from None
+        raise RequirementsError(name, value, error.rule) from None
 
 
 def _check(spec: Field, value: object) -> None:

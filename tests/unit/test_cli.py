@@ -52,7 +52,8 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 def test_allocate_has_an_option_per_requirement() -> None:
     result = invoke("allocate", "--help")
 
-    for option, field in zip(("--gpu-memory", "--cpu-cores", "--ram", "--priority"), FIELDS.values(), strict=True):
+    options = ("--gpu-memory", "--cpu-cores", "--ram", "--priority", "--gpu-count", "--expected-runtime")
+    for option, field in zip(options, FIELDS.values(), strict=True):
         assert option in result.stdout
         assert field.doc.split(".")[0] in " ".join(result.stdout.split())
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_allocator.allocating import Session
-from celery_allocator.model import FIELDS, TASK_TYPES, TENANT, Strategy
+from celery_allocator.model import FIELDS, LABELS, TASK_TYPES, Strategy
 from celery_allocator.resource_allocator import (
     PERMISSION,
     allocate_resources,
@@ -205,7 +205,7 @@ def test_the_schema_is_the_functions_signature_and_the_requirements_table() -> N
     assert parameters["properties"]["allocation_strategy"]["enum"] == ["first_fit", "best_fit", "priority"]
     assert parameters["properties"]["allocation_strategy"]["default"] == "best_fit"
     needs = parameters["properties"]["resource_requirements"]
-    assert list(needs["properties"]) == [*FIELDS, TENANT]
+    assert list(needs["properties"]) == [*FIELDS, *LABELS]
     for name, field in FIELDS.items():
         assert (needs["properties"][name]["minimum"], needs["properties"][name]["maximum"]) == (
             field.minimum,
