@@ -125,7 +125,7 @@ def test_what_is_seldom_stated_is_told_only_then() -> None:
 
 
 def test_several_gpus_need_to_say_how_much_of_each() -> None:
-    with pytest.raises(RequirementsError, match="gpu_count=2.*gpu_memory_mb"):
+    with pytest.raises(RequirementsError, match=r"gpu_count=2.*gpu_memory_mb"):
         Requirements(gpu_count=2)
 
 
