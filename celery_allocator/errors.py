@@ -10,6 +10,7 @@
     ├── MessageTooLargeError         a task's message is larger than the ledger keeps (also a ValueError)
     ├── PoolFullError                as many tasks wait in the pool as may
     ├── UnsatisfiableError           no known device could ever hold the requirements
+    │   └── TenantCapError           its tenant may never hold so much
     ├── AllocationNotFound           no live allocation has that id (also a LookupError)
     ├── UnknownTargetError           no node, device or worker has that name (also a LookupError)
     ├── StaleTokenError              the token is not the live one: the claim has moved on
@@ -154,6 +155,19 @@ class UnsatisfiableError(AllocatorError):
         self.hint = hint
         text = f"{dimension}={requested} can never be met: the largest that exists is {largest}"
         super().__init__(f"{text}. {hint}" if hint else text)
+
+
+class TenantCapError(UnsatisfiableError):
+    """One task asks for more than its tenant may hold at all; names the dimension and the cap."""
+
+    code = "above_cap"
+    given = ("tenant", "dimension", "requested", "largest")
+    told = ("tenant", "dimension", "requested", "largest")
+
+    def __init__(self, tenant: str, dimension: str, requested: int, largest: int) -> None:
+        super().__init__(dimension, requested, largest)
+        self.tenant = tenant
+        self.args = (f"{dimension}={requested} can never be met: tenant {tenant!r} may hold {largest}",)
 
 
 class AllocationNotFound(AllocatorError, LookupError):

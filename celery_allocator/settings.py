@@ -79,7 +79,24 @@ class Settings:
     task_types: Mapping[str, Mapping[str, int]] = _setting(
         {}, "Task types of the function form, added to or replacing `ml_inference`, `rendering` and `processing`."
     )
-    runtime_decay: float = _setting(0.2, "Weight of the newest run time in the decayed mean behind estimated starts.")
+    backfill: str = _setting(
+        "easy",
+        "Who may pass the first in line that does not fit: `easy` (whoever does not delay it; a device is kept for it), "
+        "`greedy` (whoever fits) or `none` (nobody). The same in all programs of a pool.",
+    )
+    max_bypass: int = _setting(
+        100,
+        "Times that the first in line may be passed where run times are not known, before a device is emptied for it.",
+    )
+    max_bypass_s: float = _setting(300.0, "Seconds after which that is done in any case.")
+    age_weight: float = _setting(
+        0.0,
+        "Points of priority that a waiting task earns per minute, up to 1000. 0: a larger priority goes first for good. "
+        "The same in all programs of a pool.",
+    )
+    runtime_decay: float = _setting(
+        0.02, "Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs."
+    )
     # --- bounds
     max_message_bytes: int = _setting(
         1_048_576,
@@ -225,6 +242,9 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "reserve_cpu_cores": (math.inf, "not be negative"),
     "reserve_ram_mb": (math.inf, "not be negative"),
     "max_losses": (math.inf, "not be negative"),
+    "max_bypass": (math.inf, "not be negative"),
+    "max_bypass_s": (10**9, "be 0 or more seconds"),
+    "age_weight": (1000.001, "be 0 to 1000 points per minute"),
     "history_days": (math.inf, "not be negative"),
     "measure_s": (10**9, "be 0 or more seconds"),
     "metrics_port": (65536, "be 0 to 65535"),
@@ -232,6 +252,7 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "strategy": ("first_fit", "best_fit", "priority"),
     "never_fits": ("raise", "wait"),
+    "backfill": ("easy", "greedy", "none"),
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError
 
-from celery_allocator.errors import LedgerError, UnsatisfiableError
+from celery_allocator.errors import LedgerError, TenantCapError, UnsatisfiableError
 from celery_allocator.inventory import discover
 from celery_allocator.ledger import Ledger, Note, connect
 from celery_allocator.model import NodeInventory, NodeState
@@ -125,7 +125,7 @@ class Session:
 
     def explain(self, error: UnsatisfiableError) -> UnsatisfiableError:
         """The same error, saying what to try where no GPU is known at all."""
-        if error.dimension != "gpu_memory_mb" or error.largest > 0:
+        if isinstance(error, TenantCapError) or error.dimension != "gpu_memory_mb" or error.largest > 0:
             return error
         hint = f"No GPU is known, and this host ({self.inventory.node}) has none. {TRY_SIMULATED}"
         return UnsatisfiableError(error.dimension, error.requested, error.largest, hint)

@@ -15,6 +15,7 @@ from celery_allocator.errors import (
     PoolFullError,
     RequirementsError,
     StaleTokenError,
+    TenantCapError,
     UnsatisfiableError,
 )
 from celery_allocator.ledger import keys, replies, wire
@@ -112,12 +113,16 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
             self.options.max_waiting,
             req.tenant,
             self._pack(note),
+            req.size,
+            req.expected_runtime_s * 1000 or "",
         )
         verdict = reply[0].decode()
         if verdict == "known":
             return self._submitted_before(allocation_id, reply[1].decode())
         if verdict == "never":
             dimension = reply[1].decode()
+            if len(reply) > 3:
+                raise TenantCapError(req.tenant, dimension, getattr(req, dimension, 1), int(reply[2]))
             raise UnsatisfiableError(dimension, getattr(req, dimension), int(reply[2]))
         if verdict == "full":
             raise PoolFullError(self.pool, int(reply[1]), self.options.max_waiting)

@@ -59,6 +59,10 @@ def connect(
         ttl_s=settings.ttl_s,
         max_waiting=settings.max_waiting,
         journal_maxlen=settings.journal_maxlen,
+        backfill=settings.backfill,
+        max_bypass=settings.max_bypass,
+        max_bypass_s=settings.max_bypass_s,
+        age_weight=settings.age_weight,
     )
     announcer = Announcer(settings.pool, options)
     client = servers.open_client(

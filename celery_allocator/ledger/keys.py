@@ -10,21 +10,30 @@ from __future__ import annotations
 import re
 
 #: Version of what the keys hold. A worker refuses a ledger of another one.
-SCHEMA = 3
+SCHEMA = 4
 
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {
     "meta": (
         "meta",
         "hash",
-        "schema; counters seq (tokens) and ord (devices); run of the server, alive (last tick), paused, …",
+        "schema; counters seq (tokens), arr (arrivals) and ord (devices); all_… (what all nodes offer); run of the server, alive (last tick), paused, …",
     ),
     "alloc": ("a:", "hash family", "one allocation, by its id, with its message until it ends"),
     "tomb": ("t:", "string family", "outcome of an ended allocation for two minutes, so that a repeated call is known"),
     "tasks": ("tasks", "hash", "task id → its live allocation ids, comma-separated (a retry overlaps its predecessor)"),
-    "waiting": ("waiting", "zset", "allocations in line; score = arrival − priority·2^40"),
-    "line": ("q:", "zset family", "the same, one per shape"),
-    "shapes": ("shapes", "zset", "shapes that have waiters; score = that of the first of them"),
+    "waiting": ("waiting", "zset", "allocations in line; score = arrival − priority · what a point of it is worth"),
+    "line": ("q:", "zset family", "the same, one per lane: shape/pace/tenant"),
+    "turn": ("turn:", "zset family", "lanes of a tenant that have waiters; score = that of the first in it"),
+    "shapes": ("shapes", "zset", "shapes that have waiters; score = number of their lanes"),
+    "queued": ("queued", "set", "tenants that have waiters"),
+    "used": (
+        "used",
+        "hash",
+        "tenant → what it holds: GPU MB, cores, RAM MB, allocations; once a tenant has been named",
+    ),
+    "quotas": ("quotas", "hash", "tenant → its weight and caps, JSON"),
+    "reserved": ("reserved", "hash", "what is kept for the first in line that does not fit: who, where, when at last"),
     "delayed": ("delayed", "zset", "allocations whose ETA lies ahead; score = ETA in ms"),
     "onhold": ("onhold", "zset", "allocations that are on hold: they keep their place; score = since when, in ms"),
     "expires": ("expires", "zset", "allocations with an expiry that have not started; score = expiry in ms"),
@@ -51,7 +60,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "index": ("ix:", "zset family", "devices by free memory and cores: ix:sched, ix:idle"),
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
-    "runtimes": ("runtimes", "hash", "task name → decayed mean run time in ms; * for all"),
+    "runtimes": ("runtimes", "hash", "task name (and size) → histogram of its run times; * for all"),
     "journal": ("journal", "zset", "numbers of the operator actions that are remembered"),
     "entry": ("j:", "hash family", "one operator action: who, when, why, before, after; what it takes to undo it"),
     "once": ("once:", "string family", "idempotency key of an operator action → its entry, for a week"),

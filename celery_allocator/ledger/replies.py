@@ -10,6 +10,10 @@ from celery_allocator.ledger import wire
 from celery_allocator.model import Allocation, Shape
 
 
+#: Worth of a point of priority that no waiting makes up for: 17 years.
+_EVER = 2**43
+
+
 @dataclass(frozen=True)
 class Options:
     """Constants of a ledger client, from the settings."""
@@ -17,14 +21,26 @@ class Options:
     events_maxlen: int = 100_000
     start_deadline_s: float = 10.0
     max_losses: int = 3
-    runtime_decay: float = 0.2
+    runtime_decay: float = 0.02
     ttl_s: float = 3600.0
     max_waiting: int = 100_000
     journal_maxlen: int = 1000
+    backfill: str = "easy"
+    max_bypass: int = 100
+    max_bypass_s: float = 300.0
+    #: Points of priority per minute waited.
+    age_weight: float = 0.0
 
-    def common(self) -> tuple[int, int, int]:
+    def common(self) -> tuple[int, int, str]:
         """What every script is given (see ``_base.lua``)."""
-        return self.events_maxlen, int(self.start_deadline_s * 1000), self.max_losses
+        bypass_ms = int(self.max_bypass_s * 1000)
+        policy = f"{self.max_losses}:{self.max_bypass}:{bypass_ms}:{self.point}:{self.backfill}"
+        return self.events_maxlen, int(self.start_deadline_s * 1000), policy
+
+    @property
+    def point(self) -> int:
+        """What a point of priority is worth in line, in sixteenths of a millisecond (see ``_line.lua``)."""
+        return _EVER if self.age_weight == 0 else max(1, min(_EVER, round(60_000 * 16 / self.age_weight)))
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ REFUSALS = ("ended", "not_granted", "superseded", "running", "not_serving")
 class Line:
     """Who waits, in figures, at one instant ``at`` (seconds since the epoch, the ledger's clock).
 
-    ``since``: since when (submit or ETA) who has waited longest of those at the head of a priority; ``None``: nobody
+    ``since``: since when (submit or ETA) who has waited longest of those at the head of a lane; ``None``: nobody
     waits. ``shapes``: how many of each; some may be left out where there are very many. ``rejected``: deliveries that
     the gate has refused, by :data:`REFUSALS`.
     """
@@ -145,6 +161,21 @@ class Cancelled:
     grants: tuple[Grant, ...] = ()
     #: Number in the journal, where it was noted.
     entry: int | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What is known of the run times of a task name and size, in seconds. ``runs``: how many were seen.
+
+    Newer ones count more. ``p50_s``: half of them were shorter; ``p90_s``: nine of ten.
+    """
+
+    name: str
+    size: str
+    runs: int
+    mean_s: float
+    p50_s: float
+    p90_s: float
 
 
 @dataclass(frozen=True)

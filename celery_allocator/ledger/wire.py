@@ -100,8 +100,8 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:24]
-    dev, uuid, queue, worker, cores, loss, tenant, held_by, position, estimate, ttl, allocation_id = rest
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:26]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, position, estimate, ttl, allocation_id = rest
     asked = Shape.parse(shape.decode())
     if asked is None:
         raise ValueError(f"{shape!r} is no shape")
@@ -119,6 +119,8 @@ def _allocation(row: list[Any]) -> Allocation:
             priority=int(prio),
             tenant=tenant.decode(),
             gpu_count=asked.gpu_count,
+            expected_runtime_s=int(xrt or 0) // 1000,
+            size=size.decode(),
         ),
         strategy=Strategy(strat.decode()),
         submitted_at=int(c_ms) / 1000,

@@ -24,6 +24,7 @@ from celery_allocator.errors import (
     LedgerUnavailable,
     MessageTooLargeError,
     SettingsError,
+    TenantCapError,
     UnsatisfiableError,
 )
 from celery_allocator.ledger import Submitted, new_allocation_id
@@ -184,6 +185,8 @@ class LedgerProducer:
             )
         except LedgerUnavailable as error:
             raise OperationalError(str(error)) from error
+        except TenantCapError:
+            raise
         except UnsatisfiableError as error:
             raise UnsatisfiableError(error.dimension, error.requested, error.largest, _HINT) from None
         return answer

@@ -82,7 +82,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(n1=st.sampled_from(USUAL), n2=st.sampled_from(USUAL), slots=st.sampled_from([4, 2, 1]))
     def begin(self, n1: dict[str, Any], n2: dict[str, Any], slots: int) -> None:
         self.ref = Reference(now=1_700_000_000_000)
-        options = Options(start_deadline_s=DEADLINE_MS / 1000, max_losses=MAX_LOSSES, events_maxlen=1000)
+        # Without reservations the reference can foretell every grant; with them: test_fairness_machine.
+        options = Options(
+            start_deadline_s=DEADLINE_MS / 1000, max_losses=MAX_LOSSES, events_maxlen=1000, backfill="greedy"
+        )
         clock = lambda: self.ref.now / 1000  # noqa: E731
         self.ledger = Ledger(self.client, f"machine-{os.getpid()}-{next(_numbers)}", clock=clock, options=options)
         self.last_token = 0

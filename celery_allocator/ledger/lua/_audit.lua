@@ -70,7 +70,7 @@ end
 -- One record against every set that should name it, and those that should not.
 local function audit_record(id)
   local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok",
-    "hold", "name")
+    "hold", "name", "pace", "tenant")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
   local known = held or state == "waiting" or state == "delayed" or state == "on_hold" or state == "released"
@@ -93,7 +93,7 @@ local function audit_record(id)
   local score = listed("in line", K.waiting, state == "waiting")
   if state == "waiting" then
     eq(id .. " place in line", tonumber(score or nil), tonumber(v[7]))
-    eq(id .. " place in its shape's line", tonumber(call("ZSCORE", K.line .. v[2], id) or nil), tonumber(v[7]))
+    eq(id .. " place in its shape's line", tonumber(call("ZSCORE", K.line .. lane_of({ shape = v[2], pace = v[12], tenant = v[13] }), id) or nil), tonumber(v[7]))
   end
   listed("delayed", K.delayed, state == "delayed")
   listed("on hold", K.onhold, state == "on_hold")

@@ -1,11 +1,15 @@
 -- Library: what every script needs. KEYS[1] is the ledger's prefix; the first four ARGV are the same for every script:
 --   1 now: milliseconds since the epoch, or "" to read TIME (given only by simulations)
 --   2 MAXLEN: entries the event stream keeps    3 DEADLINE: ms until an unstarted grant is published again
---   4 LOSSES: times a repeatable task may lose its worker
+--   4 policy, in numbers and a word separated by colons: LOSSES, times a repeatable task may lose its worker; MAX_BYPASS,
+--     times, and MAX_BYPASS_MS, for how long the first in line may be passed by before a device is kept for it; POINT, what
+--     one point of priority is worth in line (see _line); BACKFILL: "easy", "greedy" or "none" (see _pass)
 local P = KEYS[1]
 local call = redis.call
 local floor = math.floor
-local MAXLEN, DEADLINE, LOSSES = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local MAXLEN, DEADLINE = ARGV[2], tonumber(ARGV[3])
+local LOSSES, MAX_BYPASS, MAX_BYPASS_MS, POINT, BACKFILL = string.match(ARGV[4], "^(%d+):(%d+):(%d+):(%d+):(%a+)$")
+LOSSES, MAX_BYPASS, MAX_BYPASS_MS, POINT = tonumber(LOSSES), tonumber(MAX_BYPASS), tonumber(MAX_BYPASS_MS), tonumber(POINT)
 local now
 if ARGV[1] ~= "" then
   now = tonumber(ARGV[1])

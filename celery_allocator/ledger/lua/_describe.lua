@@ -1,6 +1,6 @@
 -- Library: one allocation as a flat list, read by the client in this order. Touches: alloc, waiting, runtimes, held (reads).
 local DESCRIBED = { "tid", "name", "state", "shape", "prio", "strat", "c_ms", "g_ms", "s_ms", "exp", "eta", "tok", "dev",
-  "uuid", "queue", "worker", "cores", "loss", "tenant", "hold" }
+  "uuid", "queue", "worker", "cores", "loss", "tenant", "hold", "size", "xrt" }
 
 local function describe(id)
   local v = call("HMGET", K.alloc .. id, unpack(DESCRIBED))

@@ -1,18 +1,85 @@
--- Library: the waiting line. Touches: waiting, line, shapes. A shape is "g:c:r:kind".
--- Larger priority first, then arrival: score = seq − priority · 2^40, exact in a double for |priority| ≤ 1000.
-local function line_score(priority, seq) return seq - priority * 1099511627776 end
+-- Library: the waiting line. Touches: waiting, line, turn, shapes, queued, reserved.
+-- A shape is "g:c:r:kind". Those of one tenant that have one shape and are expected to run about as long (see _runtimes)
+-- stand in one lane: "shape/pace/tenant". Within a lane nobody is passed by.
+-- Place in a lane: arrival − priority · POINT, smaller first. Arrival counts sixteenths of a millisecond since 2026, each one
+-- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
+-- earned by waiting; without, 2^43, which is 17 years. That key never changes, as all that wait age alike; and it is exact
+-- in a double for |priority| ≤ 1000.
+local SINCE = 1767225600000
 
-local function enqueue(id, shape, score)
-  call("ZADD", K.waiting, score, id)
-  call("ZADD", K.line .. shape, score, id)
-  call("ZADD", K.shapes, "LT", score, shape)
+local function arrival(ms, last)
+  local at = (ms - SINCE) * 16
+  return last and at <= last and last + 1 or at
 end
 
-local function dequeue(id, shape)
+local function line_score(priority, arr) return arr - priority * POINT end
+
+local function lane_of(a) return a.shape .. "/" .. (a.pace or "") .. "/" .. (a.tenant or "") end
+
+-- Shape, pace, tenant.
+local function lane_parts(lane) return string.match(lane, "^([^/]*)/([^/]*)/(.*)$") end
+
+-- The one reservation there is (see _reserve), or false.
+local seat
+local function reservation()
+  if seat == nil then
+    local v = call("HMGET", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape")
+    seat = v[1] and { id = v[1], dkey = v[2] ~= "" and v[2], at = tonumber(v[3] or ""), since = tonumber(v[4] or now),
+      by = tonumber(v[5] or 0), tenant = v[6] or "", score = tonumber(v[7] or 0), shape = v[8] or "" } or false
+  end
+  return seat
+end
+
+-- Nodes on which nothing is kept back any more: others may fit there now. A pass looks (see pass_node); where a script makes
+-- none, the next tick does.
+local unkept = {}
+local function free_seat(dkey)
+  if not dkey then return end
+  unkept[#unkept + 1] = node_of(dkey)
+  call("HSET", K.reserved, "freed", node_of(dkey))
+end
+
+-- What waits no longer needs nothing kept for it.
+local function vacate(id)
+  if reservation() and seat.id == id then
+    call("DEL", K.reserved)
+    free_seat(seat.dkey)
+    seat = false
+  end
+end
+
+-- Who goes before the holder of the reservation in its own tenant's line takes it over. Tenants' turns change all the time:
+-- across them the reservation stays where it is, so that it comes to something.
+local function unseat(tenant, score)
+  if reservation() and seat.tenant == tenant and tonumber(score) < seat.score then vacate(seat.id) end
+end
+
+-- a: shape, pace, tenant, score.
+local function enqueue(id, a)
+  local lane, tenant = lane_of(a), a.tenant or ""
+  call("ZADD", K.waiting, a.score, id)
+  call("ZADD", K.line .. lane, a.score, id)
+  if call("ZADD", K.turn .. tenant, "LT", a.score, lane) == 1 then
+    call("ZINCRBY", K.shapes, 1, a.shape)
+    call("SADD", K.queued, tenant)
+  end
+  unseat(tenant, a.score)
+end
+
+-- Nobody stands in a lane any more.
+local function close_lane(lane, shape, tenant)
+  if call("ZREM", K.turn .. tenant, lane) == 0 then return end
+  if tonumber(call("ZINCRBY", K.shapes, -1, shape)) <= 0 then call("ZREM", K.shapes, shape) end
+  if call("EXISTS", K.turn .. tenant) == 0 then call("SREM", K.queued, tenant) end
+end
+
+local function dequeue(id, a)
+  local lane, tenant = lane_of(a), a.tenant or ""
   call("ZREM", K.waiting, id)
-  call("ZREM", K.line .. shape, id)
-  local head = call("ZRANGE", K.line .. shape, 0, 0, "WITHSCORES")
-  if head[1] then call("ZADD", K.shapes, head[2], shape) else call("ZREM", K.shapes, shape) end
+  call("ZREM", K.line .. lane, id)
+  local head = call("ZRANGE", K.line .. lane, 0, 0, "WITHSCORES")
+  if head[1] then call("ZADD", K.turn .. tenant, head[2], lane) else close_lane(lane, a.shape, tenant) end
+  vacate(id)
 end
 
 -- nil for what is no shape.
@@ -24,8 +91,5 @@ end
 -- Estimated start in ms, or nil while no run time is known: `ahead` tasks, each of the decayed mean length of its name
 -- (of all names, where its own is unknown), leaving through as many servers as hold something now.
 local function estimate(name, position)
-  local mean = call("HMGET", K.runtimes, name, "*")
-  local length = tonumber(mean[1] or mean[2] or "")
-  if not length then return nil end
-  return now + floor(position * length / math.max(1, call("ZCARD", K.held)))
+  return nil
 end

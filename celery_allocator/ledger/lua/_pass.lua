@@ -1,29 +1,18 @@
--- Library: grant what now fits. Touches: shapes, line, waiting and all that claim and breaker touch.
--- Rule: in order of priority, then arrival, every waiting allocation that fits is granted. Within a shape the first
--- that does not fit speaks for all behind it, so a pass looks at heads of shapes and never at every waiter.
-
--- The first of a shape's line, with its record. A name without one that waits here is damage: it is taken out, so that
--- those behind it are not held up, and no script stops halfway.
-local function head_of(shape)
-  while true do
-    local id = call("ZRANGE", K.line .. shape, 0, 0)[1]
-    if not id then
-      call("ZREM", K.shapes, shape)
-      return nil
-    end
-    local a = load_alloc(id)
-    local stands = a and a.state == "waiting" and a.shape == shape
-    if stands and admits(a, need_of(shape).kind) then return id, a end
-    if stands then hold(id, a, "breaker") else dequeue(id, shape) end
-  end
-end
+-- Library: grant what now fits. Touches: shapes, line, waiting and all that claim, breaker and reserve touch.
+-- Whose turn it is: the tenant with the smallest dominant share; within a tenant priority, aged, then arrival. Who is
+-- first is granted first. From the first that does not fit on, those that do fit pass it, as BACKFILL says:
+--   easy    where they do not delay it (see _reserve); of one point of priority the shorter ones first
+--   greedy  all of them, in their order
+--   none    nobody
+-- Within a shape the first that does not fit speaks for all behind it: a pass looks at heads of lanes, never at every waiter.
 
 -- a: as `admits` let it pass.
-local function grant_head(shape, need, dkey, id, a, n, out)
-  dequeue(id, shape)
+local function grant_head(need, dkey, id, a, n, out)
+  dequeue(id, a)
   spend(a)
   local token, cores, d = claim(id, dkey, need, n)
   record_grant(id, a, dkey, need, token, cores, d)
+  changed_on(dkey)
   if need.kind == "t" then
     local message = call("HGET", K.alloc .. id, "msg") or ""
     if not deliver(d, token, message) then out[#out + 1] = { id, token, d.queue, message } end
@@ -32,7 +21,7 @@ end
 
 -- What one node has free, for looking at many shapes cheaply.
 local function node_view(n)
-  local view = { c = n.c, r = n.r, gpus = {}, most = { t = -1, m = -1 } }
+  local view = { n = n, c = n.c, r = n.r, gpus = {}, most = { t = -1, m = -1 } }
   local fleet = fleet_of(n)
   for i = 1, #fleet, 4 do
     local dkey, free, ix = string.sub(fleet[i], 10), fleet[i + 2], index_of(fleet[i + 1], fleet[i + 3])
@@ -56,11 +45,12 @@ local function fits_view(view, need)
   return view.cpu ~= nil
 end
 
+-- The view fits.
 local function choose_in_view(view, need, strategy)
-  if need.g == 0 then return view.cpu end
+  if need.g == 0 then return not kept_from(view.cpu, view.n, need) and view.cpu or nil end
   local best
   for _, gpu in ipairs(view.gpus) do
-    if gpu.free >= need.g and (gpu.slot or need.kind == "m") then
+    if gpu.free >= need.g and (gpu.slot or need.kind == "m") and not kept_from(gpu.dkey, view.n, need) then
       if strategy == "first_fit" then return gpu.dkey end
       if not best or gpu.free < best.free then best = gpu end
     end
@@ -68,56 +58,142 @@ local function choose_in_view(view, need, strategy)
   return best and best.dkey
 end
 
--- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits.
-local function pass_node(n, out)
-  local heads = call("ZRANGE", K.shapes, 0, -1)
-  if #heads == 0 then return end
-  local view, failed, i = node_view(n), {}, 1
-  while heads[i] do
-    local shape = heads[i]
-    local need, id, a = not failed[shape] and need_of(shape), nil, nil
-    if need and fits_view(view, need) then id, a = head_of(shape) end
-    if id then
-      grant_head(shape, need, choose_in_view(view, need, a.strat), id, a, n, out)
-      -- Room only shrank: what failed goes on failing, and the order of heads may have changed.
-      view, heads, i = node_view(n), call("ZRANGE", K.shapes, 0, -1), 1
-    else
-      failed[shape] = true
-      i = i + 1
+-- Lanes of a tenant as their turns come, when its first one does not fit: list of { lane, shape, point of priority, pace, score }.
+local function backfilling(tenant)
+  local found, lanes = call("ZRANGE", K.turn .. tenant, 0, -1, "WITHSCORES"), {}
+  for i = 1, #found, 2 do
+    local shape, pace = lane_parts(found[i])
+    local score = tonumber(found[i + 1])
+    lanes[#lanes + 1] = { lane = found[i], shape = shape, point = floor(score / POINT), pace = tonumber(pace) or math.huge,
+      score = score }
+  end
+  if BACKFILL == "easy" then
+    table.sort(lanes, function(x, y)
+      if x.point ~= y.point then return x.point < y.point end
+      if x.pace ~= y.pace then return x.pace < y.pace end
+      return x.score < y.score
+    end)
+  end
+  return lanes
+end
+
+-- Grant one that fits, if any does. could(shape): its need where there is room for it, else nil. find(need, strategy):
+-- device and node. Returns whether something was granted.
+local function grant_next(could, find, out)
+  local tenants, first = turns(), true
+  local function try(lane, shape, tenant, is_first)
+    local need = could(shape)
+    if not need or capped(tenant, need) then return false end
+    local id, a = head_of(lane)
+    if not id then return false end
+    need.id, need.run, need.tenant = id, run_ms(a.name, a.size, a.xrt), tenant
+    if not is_first then guard() end
+    local dkey, n = find(need, a.strat)
+    if not dkey then return false end
+    grant_head(need, dkey, id, a, n, out)
+    if not is_first then passed(id) end
+    return true
+  end
+  for _, tenant in ipairs(tenants) do
+    local lane = first and call("ZRANGE", K.turn .. tenant, 0, 0)[1]
+    if lane then
+      local shape = lane_parts(lane)
+      if try(lane, shape, tenant, true) then return true end
+      -- Who is held up by its own tenant's cap waits for that, and not for room: another tenant's is the first then.
+      local need = need_of(shape)
+      first = need ~= nil and capped(tenant, need) ~= nil
+    end
+    if BACKFILL ~= "none" then
+      for _, l in ipairs(backfilling(tenant)) do
+        if l.lane ~= lane and try(l.lane, l.shape, tenant, false) then return true end
+      end
+    elseif not first then
+      return false
     end
   end
+  return false
+end
+
+local function pass_one(n, out)
+  local view, shapes, needs = nil, call("ZRANGE", K.shapes, 0, -1), {}
+  local function could(shape) return needs[shape] or nil end
+  local function find(need, strategy)
+    local dkey = choose_in_view(view, need, strategy)
+    return dkey, n
+  end
+  while #shapes > 0 do
+    local some = false
+    view, needs = node_view(n), {}
+    for _, shape in ipairs(shapes) do
+      local need = need_of(shape)
+      needs[shape] = need and fits_view(view, need) and need
+      some = some or needs[shape]
+    end
+    if not some or not grant_next(could, find, out) then return end
+    shapes = call("ZRANGE", K.shapes, 0, -1)
+  end
+end
+
+-- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits; and the
+-- nodes where something was kept back until now.
+local function pass_node(n, out)
+  if n then pass_one(n, out) end
+  while #unkept > 0 do
+    call("HDEL", K.reserved, "freed")
+    local other = load_node(table.remove(unkept))
+    if other then pass_one(other, out) end
+  end
+end
+
+-- Once per tick: what may pass changes with time, and with what is learned.
+local function pass_kept(out)
+  review()
+  local freed = call("HGET", K.reserved, "freed")
+  if freed then unkept[#unkept + 1] = freed end
+  local r = reservation()
+  pass_node(r and r.dkey and load_node(node_of(r.dkey)) or nil, out)
 end
 
 -- Capacity may have changed anywhere: ask the whole index for each shape.
 local function pass_all(out)
-  local heads, failed, i = call("ZRANGE", K.shapes, 0, -1), {}, 1
-  while heads[i] do
-    local shape = heads[i]
-    local dkey, n, id, a, need
-    if not failed[shape] then
-      need = need_of(shape)
-      id, a = head_of(shape)
-      if need and id then dkey, n = place(need, a.strat) end
-    end
-    if dkey then
-      grant_head(shape, need, dkey, id, a, n, out)
-      heads, i = call("ZRANGE", K.shapes, 0, -1), 1
-    else
-      failed[shape] = true
-      i = i + 1
-    end
+  local full = {} -- shapes that fit nowhere: room only shrinks
+  local function could(shape)
+    local need = not full[shape] and need_of(shape) or nil
+    if need then need.shape = shape end
+    return need
   end
+  local function find(need, strategy)
+    local dkey, n = place(need, strategy)
+    if not dkey and not (reservation() and reservation().dkey) then full[need.shape] = true end
+    return dkey, n
+  end
+  while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out) do end
+  pass_node(nil, out)
+end
+
+-- A device for one that has just come (id, a; not in line yet), or nil: it has to wait. need: as need_of made it.
+local function find_room(id, a, need)
+  need.id, need.tenant = id, a.tenant
+  if capped(a.tenant, need) then return nil end
+  if call("EXISTS", K.shapes) == 1 then
+    -- Who is behind others of its own lane does not fit either, or may not pass.
+    if BACKFILL == "none" or call("EXISTS", K.line .. lane_of(a)) == 1 then return nil end
+    need.run = run_ms(a.name, a.size, a.xrt)
+    unseat(a.tenant, a.score)
+    guard()
+  end
+  return place(need, a.strat)
 end
 
 -- One shape gained a waiter that may fit somewhere (a delayed task came due): place it or leave it in line.
 local function place_or_wait(id, a, out)
-  local first = call("ZCARD", K.line .. a.shape) == 0
-  enqueue(id, a.shape, a.score)
-  if not first then return end
   local need = need_of(a.shape)
-  local dkey, n = place(need, a.strat)
+  local dkey, n = find_room(id, a, need)
+  enqueue(id, a)
   if not dkey then return end
-  if admits(a, need.kind) then grant_head(a.shape, need, dkey, id, a, n, out) else hold(id, a, "breaker") end
+  if not admits(a, need.kind) then return hold(id, a, "breaker") end
+  grant_head(need, dkey, id, a, n, out)
+  passed(id)
 end
 
 -- What was on hold goes on: it is delayed again, or in line under its old place, or granted. Returns its state then.

@@ -1,13 +1,14 @@
 -- Library: find the device a strategy would take. Reads: index, order, node. Writes nothing.
--- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand).
--- The node, once read, is kept in `cache`.
-local function has_room(cache, node, need)
+-- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand); id and run of who wants it (see kept_from).
+-- The node, once read, is kept in `cache`. Every candidate comes through here.
+local function has_room(cache, dkey, need)
+  local node = node_of(dkey)
   local n = cache[node]
   if not n then
     n = load_node(node)
     cache[node] = n
   end
-  return n.c >= need.c and n.r >= need.r
+  return n.c >= need.c and n.r >= need.r and not kept_from(dkey, n, need)
 end
 
 -- Best fit: walk the index upwards from the smallest score that could hold the request. The first found mostly does.
@@ -20,7 +21,7 @@ local function best_in(ix, what, need, cache)
     local found = call("ZRANGEBYSCORE", K.index .. ix, low, high, "LIMIT", offset, chunk)
     for _, member in ipairs(found) do
       local dkey = string.sub(member, 10)
-      if has_room(cache, node_of(dkey), need) then return dkey, member end
+      if has_room(cache, dkey, need) then return dkey, member end
     end
     if #found < chunk then return nil end
     offset = offset + chunk
@@ -44,7 +45,7 @@ local function first_in(ix, what, need, cache)
         local ord = string.sub(member, 1, 8)
         if best_ord and ord >= best_ord then done = true; break end
         local dkey = string.sub(member, 10)
-        if (not scores or floor(scores[i] / CORES) >= need.g) and has_room(cache, node_of(dkey), need) then
+        if (not scores or floor(scores[i] / CORES) >= need.g) and has_room(cache, dkey, need) then
           best, best_ord, done = dkey, ord, true
           break
         end

@@ -1,6 +1,6 @@
 -- A worker says that it runs a task: make that so again, unless it has become somebody else's or ended.
 -- flags: allow-oom
--- uses: base events cores index line claim
+-- uses: base events cores index line tenants claim
 -- KEYS: prefix. ARGV from 5: id, token, node/device, cores held ("0,1"), worker, nonce, repeatable ("1"|"0"), started ms,
 --   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost), number
 --   of the report (0: none), the run of the server that the worker last reported to, patient ("1": where others hold the
@@ -49,10 +49,11 @@ local reason = holder ~= "" and holder ~= worker and dkey .. " is served by " ..
 for _, core in ipairs(cores) do
   if not reason and string.sub(n.map, core + 1, core + 1) == "0" then reason = "core " .. core .. " was given to others" end
 end
+local arr = arrival(tonumber(ARGV[12]))
 local function record()
   local shape = ARGV[15] .. ":" .. ARGV[16] .. ":" .. ARGV[17] .. ":t"
   call("HSET", K.alloc .. id, "tid", ARGV[13], "name", ARGV[14], "shape", shape, "prio", ARGV[18], "strat", ARGV[19],
-    "msg", ARGV[20], "c_ms", ARGV[12], "score", line_score(tonumber(ARGV[18]), token))
+    "msg", ARGV[20], "c_ms", ARGV[12], "arr", arr, "score", line_score(tonumber(ARGV[18]), arr))
   index_task(id, ARGV[13])
 end
 if reason then
@@ -73,6 +74,7 @@ end
 if token > tonumber(call("HGET", K.meta, "seq") or 0) then call("HSET", K.meta, "seq", token) end
 local _, _, d = claim(id, dkey, need, n, token, cores)
 if not a then record() end
+count_in(id, a or { tenant = "" }, need)
 if holder == "" then
   call("HSET", K.dev .. dkey, "worker", worker, "inc", RECLAIMING)
   call("HSET", K.worker .. worker, "inc", RECLAIMING, "dkey", dkey)

@@ -1,6 +1,6 @@
 -- Tell the ledger what a node has (new, again, or changed) and extend its lease.
 -- flags: allow-oom
--- uses: base events cores index place line claim breaker pass
+-- uses: base events cores index line runtimes tenants claim breaker reserve place pass
 -- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB,
 --   then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").
 -- Devices that are not named any more go offline unless a worker serves them. What is held stays held: free amounts
@@ -76,6 +76,7 @@ for _, device in ipairs(split(old[5])) do
   end
 end
 call("HSET", K.node .. node, "devs", table.concat(names, " "))
+if changed then count_node(node) end
 local grants = {}
 if changed then
   event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1,

@@ -1,7 +1,7 @@
 -- Give back what an allocation holds, once, and grant what now fits.
 -- flags: allow-oom
--- uses: base events journal cores index place line claim breaker pass loss
--- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, decay of the run-time mean, publish ("1": the caller
+-- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass loss
+-- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, weight of the newest run time, publish ("1": the caller
 --   publishes the grants; "0": it cannot, so they are due at once for the next tick), note (see
 --   _journal) or "", class of the error or "".
 -- outcome "requeue" puts the task back into line under its old place instead of ending it. "lost": its process died, and it
@@ -31,11 +31,7 @@ elseif outcome == "requeue" then
   requeue(id, a)
 else
   if outcome == "success" and a.s_ms then
-    local ran = now - a.s_ms
-    local means = call("HMGET", K.runtimes, a.name, "*")
-    local mean = means[1] and (means[1] + decay * (ran - means[1])) or ran
-    local all = means[2] and (means[2] + decay * (ran - means[2])) or ran
-    call("HSET", K.runtimes, a.name, mean, "*", all)
+    learn_run(a.name, a.size, now - a.s_ms, decay)
   end
   event("released", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "outcome", outcome,
     "held_ms", a.s_ms and now - a.s_ms or 0, unpack((ARGV[11] or "") ~= "" and { "error", ARGV[11] } or {}))

@@ -1,6 +1,6 @@
 -- Rebuild everything that is counted from the allocations' records, and what nodes and devices have.
 -- flags: allow-oom
--- uses: base events journal cores index place line claim breaker pass audit
+-- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass audit
 -- KEYS: prefix. ARGV from 5: ids of all records there are (found by SCAN).
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.
@@ -31,18 +31,24 @@ for _, id in ipairs(ids) do
   due[id], ends[id] = call("ZSCORE", K.granted, id), call("ZSCORE", K.manual, id)
   buried[id] = call("ZSCORE", K.obits, id)
   -- Also the line of a shape that is listed no more.
-  local v = call("HMGET", K.alloc .. id, "shape", "name")
-  if v[1] then call("DEL", K.line .. v[1]) end
+  local v = call("HMGET", K.alloc .. id, "shape", "name", "pace", "tenant")
+  if v[1] then call("DEL", K.line .. lane_of({ shape = v[1], pace = v[3] or "", tenant = v[4] or "" })) end
+  if v[4] then call("DEL", K.turn .. v[4]) end
   if v[2] then call("DEL", K.aside .. v[2]) end
 end
-for _, shape in ipairs(call("ZRANGE", K.shapes, 0, -1)) do call("DEL", K.line .. shape) end
+local queued = call("SMEMBERS", K.queued)
+queued[#queued + 1] = ""
+for _, tenant in ipairs(queued) do
+  for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do call("DEL", K.line .. lane) end
+  call("DEL", K.turn .. tenant)
+end
 for _, name in ipairs(call("HKEYS", K.breakers)) do
   call("DEL", K.aside .. name)
   -- One that cannot be read closes: what it set aside goes on with the ticks.
   if not tonumber(call("HGET", K.breakers, name)) then call("HSET", K.breakers, name, CLOSING) end
 end
 call("DEL", K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
-  K.index .. "sched", K.index .. "idle")
+  K.queued, K.reserved, K.used, K.index .. "sched", K.index .. "idle")
 for _, ix in ipairs({ "sched", "idle" }) do
   for _, kind in ipairs({ "gpu", "cpu" }) do
     for b = 0, BUCKETS do call("DEL", K.order .. ix .. ":" .. kind .. ":" .. b) end
@@ -120,7 +126,7 @@ for _, id in ipairs(held) do
   end
 end
 for id, a in pairs(known) do
-  if a.state == "waiting" then enqueue(id, a.shape, a.score) end
+  if a.state == "waiting" then enqueue(id, a) end
   if a.state == "delayed" then call("ZADD", K.delayed, a.eta, id) end
   if a.state == "on_hold" then list_held(id, a, call("HGET", K.alloc .. id, "hold")) end
   if a.state == "released" then
@@ -152,7 +158,22 @@ for node, n in pairs(nodes) do
   if #n.map > #n.own then call("HSET", K.node .. node, "own", n.own .. string.rep("-", #n.map - #n.own)) end
   call("HSET", K.node .. node, "map", n.map, "cfree", cfree, "rfree", n.r, "fleet", cmsgpack.pack(fleet))
 end
--- 5. What cannot be read of the journal is forgotten, and what stands before that cannot be undone any more.
+-- 5. What tenants use of what there is. Those without a name count once others do.
+call("HDEL", K.meta, "all_g", "all_c", "all_r")
+for _, node in ipairs(call("SMEMBERS", K.known)) do
+  call("HDEL", K.node .. node, "counted")
+  count_node(node)
+end
+for _, named in ipairs({ true, false }) do
+  for _, id in ipairs(held) do
+    local a = known[id]
+    if (a.tenant ~= "") == named then
+      call("HDEL", K.alloc .. id, "cnt")
+      if a.state == "granted" or a.state == "running" then count_in(id, a, need_of(a.shape)) end
+    end
+  end
+end
+-- 6. What cannot be read of the journal is forgotten, and what stands before that cannot be undone any more.
 for _, number in ipairs(damaged_entries()) do drop_entry(number, true) end
 event("repaired", "", "", "left", #left)
 local grants = {}

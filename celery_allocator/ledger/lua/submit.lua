@@ -1,7 +1,8 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events journal cores index place line claim breaker room
+-- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
---   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "".
+--   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "",
+--   size, how long it will run at most in ms or "".
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
 --   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
@@ -9,7 +10,7 @@
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
 local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
-local tenant, note = ARGV[20], read_note(ARGV[21])
+local tenant, note, size, xrt = ARGV[20], read_note(ARGV[21]), ARGV[22], ARGV[23]
 local no = refused(note)
 if no then return no end
 
@@ -38,15 +39,30 @@ local function never(classes)
   return "ram_mb", most.r
 end
 
+-- What its tenant may never hold: its cap is below it.
+local function forbidden()
+  local dimension, cap = capped(tenant, need, use_of(""))
+  if dimension then return { "never", dimension, cap, tenant } end
+end
+
 -- What is recorded whatever becomes of it, besides its fields.
 local function index()
   if expires ~= "" then call("ZADD", K.expires, expires, id) end
   index_task(id, tid)
 end
 
-local function fields(seq)
+local last = call("HMGET", K.meta, "seq", "arr")
+local arr = arrival(now, tonumber(last[2] or nil))
+local a = { tid = tid, name = name, shape = shape, ttl = ttl, tenant = tenant, size = size, xrt = xrt ~= "" and xrt or nil,
+  strat = strategy, score = line_score(priority, arr) }
+a.pace = pace_of(run_ms(name, size, a.xrt))
+
+local function fields()
   local out = { "tid", tid, "name", name, "shape", shape, "prio", ARGV[11], "strat", strategy, "msg", ARGV[14],
-    "c_ms", NOW, "score", line_score(priority, seq) }
+    "c_ms", NOW, "arr", arr, "score", a.score }
+  if a.pace ~= "" then out[#out + 1] = "pace"; out[#out + 1] = a.pace end
+  if size ~= "" then out[#out + 1] = "size"; out[#out + 1] = size end
+  if a.xrt then out[#out + 1] = "xrt"; out[#out + 1] = xrt end
   if expires ~= "" then out[#out + 1] = "exp"; out[#out + 1] = expires end
   if need.kind == "m" then out[#out + 1] = "ttl"; out[#out + 1] = ttl end
   if tenant ~= "" then out[#out + 1] = "tenant"; out[#out + 1] = tenant end
@@ -57,16 +73,17 @@ end
 local FIRST = { "new", 1, "shape", shape, "priority", ARGV[11], "strategy", strategy, "tenant", tenant, "expires", expires }
 
 local delayed = eta ~= "" and tonumber(eta) > now
--- Whoever shares the shape with a waiter does not fit either; it goes behind it.
+a.first = FIRST
 local dkey, node
-if not delayed and call("EXISTS", K.line .. shape) == 0 then dkey, node = place(need, strategy) end
-local a = { tid = tid, name = name, shape = shape, ttl = ttl, first = FIRST }
+if not delayed then dkey, node = find_room(id, a, need) end
 local aside = dkey and not admits(a, need.kind)
 if aside then dkey = nil end
 
 if not dkey and not aside and ARGV[18] == "raise" then
   local dimension, largest = never(call("HKEYS", K.classes))
   if dimension then return { "never", dimension, largest } end
+  local no = forbidden()
+  if no then return no end
 end
 
 -- What would wait must find room in line. A retry of a task that is known does not: it stands in for what it replaces.
@@ -75,10 +92,11 @@ if not dkey and call("HEXISTS", K.tasks, tid) == 0 then
   if count >= tonumber(ARGV[19]) then return { "full", count } end
 end
 
-local seq = call("HINCRBY", K.meta, "seq", 1)
+local seq = (tonumber(last[1] or nil) or 0) + 1
+call("HSET", K.meta, "seq", seq, "arr", arr)
 
 if delayed then
-  call("HSET", K.alloc .. id, "state", "delayed", "tok", 0, "eta", eta, fields(seq))
+  call("HSET", K.alloc .. id, "state", "delayed", "tok", 0, "eta", eta, fields())
   index()
   call("ZADD", K.delayed, eta, id)
   event("delayed", id, tid, "name", name, "eta", eta, unpack(FIRST))
@@ -90,17 +108,18 @@ if dkey then
   local token, cores, d = claim(id, dkey, need, node, seq)
   index()
   spend(a)
-  record_grant(id, a, dkey, need, token, cores, d, fields(seq))
+  passed(id)
+  record_grant(id, a, dkey, need, token, cores, d, fields())
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
   return answered(note,
     { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now })
 end
 
-call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields(seq))
+call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields())
 index()
 if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
-enqueue(id, shape, line_score(priority, seq))
+enqueue(id, a)
 local position = call("ZRANK", K.waiting, id) + 1
 local start = estimate(name, position) or ""
 event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))

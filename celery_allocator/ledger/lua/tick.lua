@@ -1,6 +1,6 @@
 -- Maintenance, about once a second by whoever comes first.
 -- flags: allow-oom
--- uses: base events cores index place line claim breaker pass loss leases epoch
+-- uses: base events cores index line runtimes tenants claim breaker reserve place pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
 --   for which the caller could not reach the server ("": it cannot know, a command that has just begun), shortest pause ms, when the caller sent this by the server's clock
 --   (as it knows it from the last reply) or "".
@@ -49,6 +49,7 @@ for _, node in ipairs(call("ZRANGEBYSCORE", K.nodes, "-inf", now, "LIMIT", 0, ba
     end
   end
   call("ZREM", K.nodes, node)
+  count_node(node)
   event("node_lost", node, "")
 end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.manual, "-inf", now, "LIMIT", 0, batch)) do
@@ -77,6 +78,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, ba
   end
 end
 if moved then pass_all(grants) end
+pass_kept(grants)
 resume_if_reported(grants)
 for _, node in ipairs(freed) do close_idle_node(node) end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do

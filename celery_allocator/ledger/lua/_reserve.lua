@@ -1,0 +1,191 @@
+-- Library: what is kept for the first in line. Touches: reserved, node, dev, on, alloc, manual (reads) and all that hold touches.
+-- Others may pass the first in line that does not fit, but may not delay it (EASY backfilling: Lifka 1995; Feitelson and
+-- Weil 1998). It is given a device, and the time at which enough of it and of its node will be free by the run times of
+-- what runs there. On that node others are granted only what ends before then, or what will still be left beside it.
+-- Where run times are not known, it may be passed by MAX_BYPASS times or for MAX_BYPASS_MS; then one device is emptied for
+-- it: nothing is granted there but what leaves room for it already. On all other nodes nothing is held back.
+-- There is one reservation at a time. Its holder keeps it until it is granted, or does not wait any more, or one of the
+-- same tenant comes before it (see unseat). So each that becomes first starts, and the next one becomes first.
+local MOST_SEATS = 32 -- devices looked at, of each index, those with most free memory first
+local MOST_HEADS = 16 -- heads of lanes looked at for one that any device could hold
+
+-- The first of a lane, with its record. A name without one that waits here is damage: it is taken out, so that those behind
+-- it are not held up, and no script stops halfway.
+local function head_of(lane)
+  local shape, pace, tenant = lane_parts(lane)
+  while true do
+    local id = call("ZRANGE", K.line .. lane, 0, 0)[1]
+    if not id then
+      close_lane(lane, shape, tenant)
+      return nil
+    end
+    local a = load_alloc(id)
+    local stands = a and a.state == "waiting" and lane_of(a) == lane
+    if stands and admits(a, need_of(shape).kind) then return id, a end
+    if stands then hold(id, a, "breaker") else dequeue(id, { shape = shape, pace = pace, tenant = tenant }) end
+  end
+end
+
+-- What holds something of a node, by its expected end (ms; inf where nobody knows). What runs for longer than it should
+-- counts as ending now.
+local holders_read = {}
+local function holders_of(node, n)
+  if holders_read[node] then return holders_read[node] end
+  local out, fleet = {}, fleet_of(n)
+  for at = 1, #fleet, 4 do
+    local dkey = string.sub(fleet[at], 10)
+    for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
+      local v = call("HMGET", K.alloc .. id, "shape", "name", "size", "xrt", "s_ms", "g_ms")
+      local need = v[1] and need_of(v[1])
+      if need then
+        local run = run_ms(v[2], v[3], v[4])
+        local ends = run and (v[5] or v[6] or now) + run or math.huge
+        if need.kind == "m" then ends = math.min(ends, tonumber(call("ZSCORE", K.manual, id) or math.huge)) end
+        out[#out + 1] = { dkey = dkey, g = need.g, c = need.c, r = need.r, s = need.kind == "t" and 1 or 0,
+          ends = math.max(now, ends) }
+      end
+    end
+  end
+  table.sort(out, function(x, y) return x.ends < y.ends end)
+  holders_read[node] = out
+  return out
+end
+
+-- When enough for `need` will be free on a device (now, a time in ms, inf: nobody knows), and what will be left beside it
+-- then; nil if it could not hold that even when empty. n: its node as `load_node` read it.
+local function shadow(need, dkey, n)
+  local fleet = fleet_of(n)
+  local at = find_in(fleet, dkey)
+  local slot = need.kind == "t" and 1 or 0
+  local g, s, c, r = fleet[at + 2], fleet[at + 3], n.c, n.r
+  local since, i, holders = now, 0, holders_of(node_of(dkey), n)
+  local function enough() return g >= need.g and s >= slot and c >= need.c and r >= need.r end
+  local left = { g = math.max(0, g - need.g), s = math.max(0, s - slot), c = math.max(0, c - need.c), r = math.max(0, r - need.r) }
+  while not enough() or (holders[i + 1] and holders[i + 1].ends <= since) do
+    i = i + 1
+    local h = holders[i]
+    if not h then return nil end
+    since, c, r = h.ends, c + h.c, r + h.r
+    if h.dkey == dkey then g, s = g + h.g, s + h.s end
+  end
+  if since < math.huge then left = { g = g - need.g, s = s - slot, c = c - need.c, r = r - need.r } end
+  left.at, left.free = since, fleet[at + 2]
+  return left
+end
+
+-- The device on which `need` will fit first, as far as that is known; else the one with most memory free. And what `shadow`
+-- says of it. nil if no device takes such a claim.
+local function seat_for(need)
+  local best, best_left
+  local low, high = -CPU / 2, "+inf"
+  if need.g == 0 then low, high = "-inf", -CPU / 2 end
+  for _, ix in ipairs(need.kind == "t" and { "sched", "idle" } or { "idle", "sched" }) do
+    for _, member in ipairs(call("ZREVRANGEBYSCORE", K.index .. ix, high, low, "LIMIT", 0, MOST_SEATS)) do
+      local dkey = string.sub(member, 10)
+      local n = load_node(node_of(dkey))
+      local fleet = fleet_of(n)
+      local takes = need.kind == "m" or fleet[find_in(fleet, dkey) + 1] == "w"
+      local left = takes and shadow(need, dkey, n)
+      if left and (not best or left.at < best_left.at or (left.at == best_left.at and left.free > best_left.free)) then
+        best, best_left = dkey, left
+      end
+    end
+  end
+  return best, best_left
+end
+
+local function take_seat(r, dkey, at)
+  if r.dkey ~= dkey then free_seat(r.dkey) end
+  r.dkey, r.at = dkey, at
+  call("HSET", K.reserved, "dev", dkey, "at", at and string.format("%.0f", at) or "")
+  event("reserved", r.id, r.tid or call("HGET", K.alloc .. r.id, "tid") or "", "device", dkey,
+    "until", at and string.format("%.0f", at) or "")
+end
+
+-- Make the first in line that some device could hold the holder of the reservation.
+local function reserve()
+  local looked = 0
+  for _, tenant in ipairs(turns()) do
+    for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, MOST_HEADS - 1)) do
+      local id, a = head_of(lane)
+      local need = id and need_of(a.shape)
+      if id and not capped(tenant, need) then
+        local dkey, left = seat_for(need)
+        if dkey then
+          seat = { id = id, tid = a.tid, since = now, by = 0, tenant = tenant, score = tonumber(a.score), shape = a.shape }
+          call("HSET", K.reserved, "id", id, "dev", "", "at", "", "since", NOW, "by", 0, "tenant", tenant, "score", a.score,
+            "shape", a.shape)
+          if left.at < math.huge then take_seat(seat, dkey, left.at) end
+          return
+        end
+      end
+      looked = looked + 1
+      if looked == MOST_HEADS then return end
+    end
+  end
+end
+
+-- Called before anybody passes the first in line: it has a reservation then, and a device if that is due.
+local function guard()
+  if BACKFILL ~= "easy" then return end
+  if not reservation() then reserve() end
+  local r = reservation()
+  if r and not r.dkey and (r.by >= MAX_BYPASS or now - r.since >= MAX_BYPASS_MS) then
+    local dkey, left = seat_for(need_of(r.shape))
+    if dkey then take_seat(r, dkey, left.at < math.huge and left.at or nil) end
+  end
+end
+
+-- Somebody has passed the first in line.
+local function passed(id)
+  local r = reservation()
+  if r and not r.dkey and r.id ~= id then r.by = call("HINCRBY", K.reserved, "by", 1) end
+end
+
+-- Something was granted: what was read of its node has changed.
+local function changed_on(dkey) holders_read[node_of(dkey)] = nil end
+
+-- Whether a claim must leave a device alone, for what is kept there. need: with run (ms, nil: nobody knows) and id of who
+-- wants it. n: the device's node as it is.
+local function kept_from(dkey, n, need)
+  local r = BACKFILL == "easy" and reservation()
+  if not r or not r.dkey or r.id == need.id then return false end
+  local node = node_of(r.dkey)
+  if node_of(dkey) ~= node then return false end
+  local head = need_of(r.shape)
+  -- On another device, while it leaves cores and RAM enough for the holder as it is.
+  if dkey ~= r.dkey and n.c - need.c >= head.c and n.r - need.r >= head.r then return false end
+  if not find_in(fleet_of(n), r.dkey) then return false end
+  local left = shadow(head, r.dkey, n)
+  if not left then return false end
+  if need.run and now + need.run <= left.at and left.at < math.huge then return false end
+  if need.c > left.c or need.r > left.r then return true end
+  return dkey == r.dkey and (need.g > left.g or (need.kind == "t" and left.s < 1))
+end
+
+-- Look once more where the holder of the reservation will fit first: its device may have been closed, or what runs there
+-- runs for longer than it should.
+local function review()
+  local r = BACKFILL == "easy" and reservation()
+  if not r then return end
+  local a = load_alloc(r.id)
+  if not a or a.state ~= "waiting" then return vacate(r.id) end
+  local need = need_of(r.shape)
+  -- Its tenant has reached its cap: nothing is kept for what may not start.
+  if capped(r.tenant, need) then return vacate(r.id) end
+  if not r.dkey or (r.at and r.at > now) then return guard() end
+  local dkey, left = seat_for(need)
+  if not dkey then
+    free_seat(r.dkey)
+    call("HSET", K.reserved, "dev", "", "at", "")
+    r.dkey, r.at = false, nil
+  elseif dkey == r.dkey then
+    r.at = left.at < math.huge and left.at or nil
+    call("HSET", K.reserved, "at", r.at and string.format("%.0f", r.at) or "")
+  elseif left.at < math.huge then
+    local n = load_node(node_of(r.dkey))
+    local at = n and find_in(fleet_of(n), r.dkey)
+    local here = at and fleet_of(n)[at + 1] ~= "x" and shadow(need, r.dkey, n)
+    if not here or left.at < here.at then take_seat(r, dkey, left.at) end
+  end
+end

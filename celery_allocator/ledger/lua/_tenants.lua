@@ -1,0 +1,105 @@
+-- Library: tenants, what they use and may use, and whose turn it is. Touches: used, quotas (read), queued, turn, meta (read).
+-- A tenant's dominant share is the largest of the shares it has of all GPU memory, cores and RAM, divided by its weight. The
+-- tenant whose is smallest comes first: dominant resource fairness (Ghodsi et al.: NSDI 2011). "" stands for all that name
+-- none. What those hold is counted from the moment on at which a first tenant has something: pools without tenants pay nothing.
+
+local function use_of(text)
+  local g, c, r, n = string.match(text or "", "^(%-?%d+) (%-?%d+) (%-?%d+) (%-?%d+)$")
+  return { g = tonumber(g or 0), c = tonumber(c or 0), r = tonumber(r or 0), n = tonumber(n or 0) }
+end
+
+-- Add what an allocation takes (sign 1) to what its tenant uses, or take it off (−1). Returns whether it was counted.
+local function charge(tenant, need, sign)
+  local text = call("HGET", K.used, tenant)
+  if not text then
+    if tenant == "" or sign < 0 then return false end
+    call("HSETNX", K.used, "", "0 0 0 0")
+  end
+  local u, k = use_of(text), sign * (need.k or 1)
+  u.g, u.c, u.r, u.n = u.g + k * need.g, u.c + sign * need.c, u.r + sign * need.r, u.n + sign
+  if u.n <= 0 and tenant ~= "" then
+    call("HDEL", K.used, tenant)
+  else
+    call("HSET", K.used, tenant, string.format("%.0f %.0f %.0f %.0f", u.g, u.c, u.r, u.n))
+  end
+  return true
+end
+
+-- What an operator or the settings say of it: weight, gpu_memory_mb, cpu_cores, ram_mb, tasks. {} where nothing is.
+local quotas_read = {}
+local function quota_of(tenant)
+  if quotas_read[tenant] == nil then
+    local ok, q = pcall(cjson.decode, call("HGET", K.quotas, tenant) or "{}")
+    quotas_read[tenant] = ok and type(q) == "table" and q or {}
+  end
+  return quotas_read[tenant]
+end
+
+-- The first dimension in which a tenant would be above its cap with `need` more, and the cap; nil if none is.
+local function capped(tenant, need, u)
+  if tenant == "" then return nil end
+  local q = quota_of(tenant)
+  if not (q.gpu_memory_mb or q.cpu_cores or q.ram_mb or q.tasks) then return nil end
+  u = u or use_of(call("HGET", K.used, tenant))
+  if q.gpu_memory_mb and u.g + need.g * (need.k or 1) > q.gpu_memory_mb then return "gpu_memory_mb", q.gpu_memory_mb end
+  if q.cpu_cores and u.c + need.c > q.cpu_cores then return "cpu_cores", q.cpu_cores end
+  if q.ram_mb and u.r + need.r > q.ram_mb then return "ram_mb", q.ram_mb end
+  if q.tasks and u.n + 1 > q.tasks then return "tasks", q.tasks end
+end
+
+local function totals()
+  local v = call("HMGET", K.meta, "all_g", "all_c", "all_r")
+  return { g = math.max(1, v[1] or 1), c = math.max(1, v[2] or 1), r = math.max(1, v[3] or 1) }
+end
+
+local function share_of(u, q, all)
+  local weight = tonumber(q.weight or 1) or 1
+  return math.max(u.g / all.g, u.c / all.c, u.r / all.r) / (weight > 0 and weight or 1)
+end
+
+-- Tenants that wait, in the order of their turns: by share, then by who came first.
+local function turns()
+  local names = call("SMEMBERS", K.queued)
+  if #names < 2 then return names end
+  local all, shares, firsts = totals(), {}, {}
+  for from = 1, #names, 500 do
+    local some = { unpack(names, from, math.min(#names, from + 499)) }
+    local used, quotas = call("HMGET", K.used, unpack(some)), call("HMGET", K.quotas, unpack(some))
+    for i, name in ipairs(some) do
+      local ok, q = pcall(cjson.decode, quotas[i] or "{}")
+      shares[name] = share_of(use_of(used[i]), ok and type(q) == "table" and q or {}, all)
+    end
+  end
+  local function first(name)
+    if not firsts[name] then firsts[name] = tonumber(call("ZRANGE", K.turn .. name, 0, 0, "WITHSCORES")[2] or 0) end
+    return firsts[name]
+  end
+  table.sort(names, function(x, y)
+    if shares[x] ~= shares[y] then return shares[x] < shares[y] end
+    local a, b = first(x), first(y)
+    if a ~= b then return a < b end
+    return x < y
+  end)
+  return names
+end
+
+-- Count what a node offers, as it is now, in what all offer together.
+local function count_node(node)
+  local v = call("HMGET", K.node .. node, "own", "ram", "devs", "counted")
+  local g, c, r = 0, 0, 0
+  if v[1] and call("ZSCORE", K.nodes, node) then
+    local _, cores = string.gsub(v[1], "%d", "")
+    c, r = cores, tonumber(v[2])
+    for _, device in ipairs(split(v[3])) do
+      local d = call("HMGET", K.dev .. node .. "/" .. device, "mem", "live")
+      if d[2] == "1" then g = g + tonumber(d[1] or 0) end
+    end
+  end
+  local counted = string.format("%.0f %.0f %.0f 0", g, c, r)
+  if counted == v[4] then return end
+  local before = use_of(v[4])
+  call("HINCRBY", K.meta, "all_g", g - before.g)
+  call("HINCRBY", K.meta, "all_c", c - before.c)
+  call("HINCRBY", K.meta, "all_r", r - before.r)
+  call("HSET", K.node .. node, "counted", counted)
+end
