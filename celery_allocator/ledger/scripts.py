@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from textwrap import indent
 from typing import Any
 
 import redis
@@ -19,6 +20,10 @@ _FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re
 _USES = re.compile(r"^-- uses:((?: \w+)+)$", re.MULTILINE)
 #: What the server is told of an operation (``allow-oom``, ``no-writes``), separated by commas.
 _FLAGS = re.compile(r"^-- flags: ([a-z,-]+)$", re.MULTILINE)
+#: Where ``_place.lua`` takes the strategies in.
+_STRATEGIES = "-- strategies\n"
+#: The strategy of an allocation whose own is not known here.
+_USUAL = "best_fit"
 
 #: What every operation's header must say, besides one sentence of purpose.
 HEADER = ("-- uses:", "-- KEYS:", "Reply:", "Touches:")
@@ -48,6 +53,21 @@ def read(name: str) -> str:
 
 
 @cache
+def strategies() -> dict[str, str]:
+    """The strategies of the package: the name of each and its Lua source, in alphabetical order."""
+    folder = files(__package__) / "lua" / "strategies"
+    found = {entry.name.removesuffix(".lua"): entry.read_text(encoding="utf-8") for entry in folder.iterdir()}
+    return dict(sorted(found.items()))
+
+
+def _joined(strategies: dict[str, str]) -> str:
+    """The strategies as Lua functions, one for each, and ``strategy_of``. One that is not known is ``best_fit``."""
+    functions = [f"local function strategy_{name}()\n{indent(text, '  ')}end\n" for name, text in strategies.items()]
+    cases = [f'  if name == "{name}" then return strategy_{name}() end\n' for name in strategies]
+    return f"{''.join(functions)}local function strategy_of(name)\n{''.join(cases)}  return strategy_{_USUAL}()\nend\n"
+
+
+@cache
 def load(name: str) -> Script:
     """An operation joined with the libraries its header names (in that order), keys rendered.
 
@@ -59,7 +79,7 @@ def load(name: str) -> Script:
     uses = _USES.search(body)
     if uses is None:
         raise ValueError(f"{name}.lua lacks a '-- uses:' line")
-    parts = [read(f"_{library}") for library in uses.group(1).split()]
+    parts = [read(f"_{library}").replace(_STRATEGIES, _joined(strategies())) for library in uses.group(1).split()]
     flags = _FLAGS.search(body)
     first = f"#!lua flags={flags.group(1)}\n" if flags else "#!lua\n"
     source = first + keys.render(_reached("\n".join(parts), body) + body)

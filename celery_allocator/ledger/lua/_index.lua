@@ -19,7 +19,7 @@ end
 
 local function load_node(node)
   local v = call("HMGET", K.node .. node, "cfree", "rfree", "map", "own", "fleet")
-  return v[1] and { key = K.node .. node, c = tonumber(v[1]), r = tonumber(v[2]), map = v[3], own = v[4], packed = v[5] }
+  return v[1] and { name = node, key = K.node .. node, c = tonumber(v[1]), r = tonumber(v[2]), map = v[3], own = v[4], packed = v[5] }
 end
 
 -- What changes with every claim on a node's devices stands in one field of the node, as a packed list of four for each

@@ -19,43 +19,11 @@ local function grant_head(need, dkey, id, a, n, out)
   end
 end
 
--- What one node has free, for looking at many shapes cheaply.
-local function node_view(n)
-  local view = { n = n, c = n.c, r = n.r, gpus = {}, most = { t = -1, m = -1 } }
-  local fleet = fleet_of(n)
-  for i = 1, #fleet, 4 do
-    local dkey, free, ix = string.sub(fleet[i], 10), fleet[i + 2], index_of(fleet[i + 1], fleet[i + 3])
-    local slot = ix == "sched"
-    if ix == "" then -- takes nothing
-    elseif kind_of(dkey) == "cpu" then
-      view.cpu, view.cpu_slot = dkey, slot
-    else
-      view.gpus[#view.gpus + 1] = { dkey = dkey, free = free, slot = slot }
-      if slot and free > view.most.t then view.most.t = free end
-      if free > view.most.m then view.most.m = free end
-    end
-  end
-  return view
-end
-
+-- Whether a device of the node could have room: for looking at many shapes cheaply.
 local function fits_view(view, need)
   if view.c < need.c or view.r < need.r then return false end
   if need.g > 0 then return view.most[need.kind] >= need.g end
-  if need.kind == "t" then return view.cpu_slot end
-  return view.cpu ~= nil
-end
-
--- The view fits.
-local function choose_in_view(view, need, strategy)
-  if need.g == 0 then return not kept_from(view.cpu, view.n, need) and view.cpu or nil end
-  local best
-  for _, gpu in ipairs(view.gpus) do
-    if gpu.free >= need.g and (gpu.slot or need.kind == "m") and not kept_from(gpu.dkey, view.n, need) then
-      if strategy == "first_fit" then return gpu.dkey end
-      if not best or gpu.free < best.free then best = gpu end
-    end
-  end
-  return best and best.dkey
+  return view.cpu ~= nil and (view.cpu.slot or need.kind == "m")
 end
 
 -- Lanes of a tenant as their turns come, when its first one does not fit: list of { lane, shape, point of priority, pace, score }.
@@ -115,11 +83,11 @@ local function grant_next(could, find, out)
 end
 
 local function pass_one(n, out)
-  local view, shapes, needs = nil, call("ZRANGE", K.shapes, 0, -1), {}
+  local view, shapes, needs, cache = nil, call("ZRANGE", K.shapes, 0, -1), {}, { [n.name] = n }
   local function could(shape) return needs[shape] or nil end
   local function find(need, strategy)
-    local dkey = choose_in_view(view, need, strategy)
-    return dkey, n
+    local device = choose_in_view(view, need, strategy_of(strategy), cache)
+    return device and device.dkey, n
   end
   while #shapes > 0 do
     local some = false

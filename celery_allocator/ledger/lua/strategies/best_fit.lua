@@ -1,0 +1,5 @@
+-- Strategy: the device with the least GPU memory left, then the fewest free cores, then the first registered.
+-- Its order is that of the index: a placement looks at the first device that could do, mostly at no other.
+local function score(_, devices) return -devices[1].free end
+
+return { find = find_best, score = score }
