@@ -33,6 +33,8 @@ KEYS: dict[str, tuple[str, str, str]] = {
         "tenant → what it holds: GPU MB, cores, RAM MB, allocations; once a tenant has been named",
     ),
     "quotas": ("quotas", "hash", "tenant → its weight and caps, JSON"),
+    "forecast": ("forecast", "string", "the last forecast of what waits, for a second"),
+    "dates": ("dates", "hash", "how good the dates were that were given to what waits, by length of the wait"),
     "reserved": ("reserved", "hash", "what is kept for the first in line that does not fit: who, where, when at last"),
     "delayed": ("delayed", "zset", "allocations whose ETA lies ahead; score = ETA in ms"),
     "onhold": ("onhold", "zset", "allocations that are on hold: they keep their place; score = since when, in ms"),

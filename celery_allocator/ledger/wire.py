@@ -100,8 +100,10 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:26]
-    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, position, estimate, ttl, allocation_id = rest
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:28]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, position, *dates, ttl, allocation_id = (
+        rest
+    )
     asked = Shape.parse(shape.decode())
     if asked is None:
         raise ValueError(f"{shape!r} is no shape")
@@ -136,7 +138,8 @@ def _allocation(row: list[Any]) -> Allocation:
         worker=worker.decode() or None,
         cpu_cores=core_ids(cores),
         queue_position=int(position),
-        estimated_start_at=_seconds(estimate),
+        estimated_start_at=_seconds(dates[0]),
+        estimated_start_p90_at=_seconds(dates[1]),
         losses=int(loss or 0),
         on_hold_by=held_by.decode() or None,
     )
@@ -165,16 +168,18 @@ def submitted(
             queue=queue.decode() or None,
             cpu_cores=core_ids(cores),
             estimated_start_at=at,
+            estimated_start_p90_at=at,
         )
         return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)), delivered=bool(delivered))
     if verdict == "waiting":
-        _, position, estimate, gpu_free, cores_free, ram_free, _now = reply
+        _, position, p50, p90, gpu_free, cores_free, ram_free, _now = reply
         waiting = Allocation(
             **base,
             state=State.WAITING,
             submitted_at=at,
             queue_position=int(position),
-            estimated_start_at=_seconds(estimate),
+            estimated_start_at=_seconds(p50),
+            estimated_start_p90_at=_seconds(p90),
         )
         return whole(waiting, free(int(gpu_free), int(cores_free), int(ram_free)))
     if verdict == "on_hold":

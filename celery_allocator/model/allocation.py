@@ -42,7 +42,8 @@ class Allocation:
     """A task's claim as the ledger holds it. Times: seconds since the epoch on the ledger's clock, ``None`` if not yet.
 
     ``cpu_cores`` are the granted core ids; ``token`` grows with every grant and is what start and release are checked
-    against. ``queue_position`` is 1 for the next in line and 0 for what does not wait. ``on_hold_by``: who put
+    against. It starts before ``estimated_start_at`` in one of two cases, before ``estimated_start_p90_at`` in nine of
+    ten. ``queue_position`` is 1 for the next in line and 0 for what does not wait. ``on_hold_by``: who put
     it on hold.
     """
 
@@ -67,6 +68,7 @@ class Allocation:
     cpu_cores: tuple[int, ...] = ()
     queue_position: int = 0
     estimated_start_at: float | None = None
+    estimated_start_p90_at: float | None = None
     losses: int = 0
     on_hold_by: str | None = None
 

@@ -231,13 +231,20 @@ def test_requeue_finds_room_on_another_node(cluster: LedgerPool) -> None:
 
 def test_success_alone_feeds_the_estimate(cluster: LedgerPool) -> None:
     cluster.node(gpus=(10_000,))
-    for outcome, length, estimate in (("failure", 50, None), ("success", 10, 10), ("success", 20, 12)):
+    for outcome, length, estimate in (
+        ("failure", 50, None),
+        ("success", 10, 10),
+        ("success", 20, 10),
+        ("success", 20, 20),
+    ):
         running = cluster.running(8_000)
         cluster.at += length
         cluster.ledger.release(running.allocation_id, running.token, outcome)
         holder = cluster.submit(8_000).allocation
         waiting = cluster.submit(8_000).allocation
-        assert waiting.estimated_start_at == (None if estimate is None else cluster.at + estimate)
+        # To within 5 %: a run time is known by the bucket it falls in.
+        expected = None if estimate is None else pytest.approx(cluster.at + estimate, abs=0.05 * estimate)
+        assert waiting.estimated_start_at == expected
         cluster.ledger.cancel(waiting.allocation_id)
         cluster.ledger.cancel(holder.allocation_id)
 

@@ -72,6 +72,7 @@ end
 local function record_grant(id, a, dkey, need, token, cores, d, ...)
   count_in(id, a, need)
   if need.kind == "m" then
+    score_date(id)
     call("ZADD", K.manual, now + a.ttl, id)
     call("HSET", K.alloc .. id, "state", "running", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
       "uuid", d.uuid, "g_ms", NOW, "s_ms", NOW, ...)
@@ -122,6 +123,7 @@ end
 local function hold(id, a, by)
   take_out(id, a)
   call("HSET", K.alloc .. id, "state", "on_hold", "hold", by)
+  call("HDEL", K.alloc .. id, "fw") -- what was said of its start holds no more
   list_held(id, a, by)
   -- One made by hand lives its TTL from where its place in line would have begun.
   if a.ttl and a.state == "delayed" then call("ZADD", K.manual, now + a.ttl, id) end

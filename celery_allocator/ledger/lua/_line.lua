@@ -87,9 +87,3 @@ local function need_of(shape)
   local g, c, r, kind = string.match(shape, "^(%d+):(%d+):(%d+):(%a)$")
   return g and { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
 end
-
--- Estimated start in ms, or nil while no run time is known: `ahead` tasks, each of the decayed mean length of its name
--- (of all names, where its own is unknown), leaving through as many servers as hold something now.
-local function estimate(name, position)
-  return nil
-end

@@ -158,7 +158,10 @@ local function place_or_wait(id, a, out)
   local need = need_of(a.shape)
   local dkey, n = find_room(id, a, need)
   enqueue(id, a)
-  if not dkey then return end
+  if not dkey then
+    promise(id, a)
+    return
+  end
   if not admits(a, need.kind) then return hold(id, a, "breaker") end
   grant_head(need, dkey, id, a, n, out)
   passed(id)

@@ -4,7 +4,7 @@
 -- weights of all others shrink, by DECAY once there are enough. Packed: { runs, mean, bucket, weight, bucket, weight, … }
 -- by bucket; the weights add up to one.
 local GROWTH = math.log(1.1)
-local FEWEST = 3 -- runs from which on something is known
+local FEWEST = 3 -- runs from which on others may be told to rely on it
 local PROMISED = 0.9 -- quantile by which a task counts as ended, where another is waiting for that
 
 local function bucket_of(value) return value <= 1 and 0 or math.ceil(math.log(value) / GROWTH) end
@@ -56,7 +56,7 @@ local function runs_of(name, size)
   local field = run_field(name, size)
   if known_runs[field] == nil then
     local s = sketch(call("HGET", K.runtimes, field))
-    if s[1] < FEWEST and field ~= name then s = runs_of(name) end
+    if s[1] == 0 and field ~= name then s = runs_of(name) end
     known_runs[field] = s
   end
   return known_runs[field]
@@ -83,8 +83,8 @@ end
 -- How long it runs as a rule; ran: it has run for so long already. nil if nobody knows.
 local function usual_ms(name, size, xrt, ran)
   local s = runs_of(name, size)
-  if s[1] < FEWEST and not xrt then s = runs_of("*") end
-  local usual = s[1] >= FEWEST and quantile(s, 0.5, ran) or nil
+  if s[1] == 0 and not xrt then s = runs_of("*") end
+  local usual = s[1] > 0 and quantile(s, 0.5, ran) or nil
   if xrt and (not usual or usual > tonumber(xrt)) then usual = tonumber(xrt) end
   return usual
 end

@@ -1,6 +1,6 @@
 -- End an allocation that has not started (delayed, waiting, on hold or granted), or one made by hand.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass
+-- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, outcome ("cancelled"), publish ("1"|"0", as in release), note (see _journal) or "".
 -- A task is buried: its result (REVOKED) is still to be written by the caller or the next tick, then settled.
 -- Reply: {"ok", former state, task id, task name, message or "", grants, entry} | {"running"} | {"gone"} | what _journal

@@ -1,6 +1,6 @@
 -- Change the priority of an allocation that has not been granted: its place in line follows.
 -- flags: allow-oom
--- uses: base events journal cores index line tenants claim
+-- uses: base events journal cores index line runtimes tenants dates claim
 -- KEYS: prefix. ARGV from 5: id, priority, note (see _journal) or "".
 -- Nothing is granted by that: who comes to the head of a line did not fit before, either.
 -- Reply: {"ok", former priority, entry} | {"gone"} | {"granted", state} | what _journal refuses with.

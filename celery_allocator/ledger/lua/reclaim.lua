@@ -1,6 +1,6 @@
 -- A worker says that it runs a task: make that so again, unless it has become somebody else's or ended.
 -- flags: allow-oom
--- uses: base events cores index line tenants claim
+-- uses: base events cores index line runtimes tenants dates claim
 -- KEYS: prefix. ARGV from 5: id, token, node/device, cores held ("0,1"), worker, nonce, repeatable ("1"|"0"), started ms,
 --   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost), number
 --   of the report (0: none), the run of the server that the worker last reported to, patient ("1": where others hold the

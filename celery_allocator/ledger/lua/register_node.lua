@@ -1,6 +1,6 @@
 -- Tell the ledger what a node has (new, again, or changed) and extend its lease.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants claim breaker reserve place pass
+-- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB,
 --   then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").
 -- Devices that are not named any more go offline unless a worker serves them. What is held stays held: free amounts

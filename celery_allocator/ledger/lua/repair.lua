@@ -1,6 +1,6 @@
 -- Rebuild everything that is counted from the allocations' records, and what nodes and devices have.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass audit
+-- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass audit
 -- KEYS: prefix. ARGV from 5: ids of all records there are (found by SCAN).
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.

@@ -1,9 +1,9 @@
 -- A worker is about to run a granted task: the gate. Succeeds once per grant.
 -- flags: allow-oom
--- uses: base events line describe
+-- uses: base events index line runtimes tenants dates forecast describe
 -- KEYS: prefix. ARGV from 5: id, token, worker, incarnation, nonce (one per delivery), repeatable ("1"|"0").
 -- Reply: {"ok", <described allocation>} | {"stale", reason}. The same nonce again (the reply was lost) is "ok" again.
--- A stale delivery is counted by its reason. Touches: alloc, granted, expires, dev, events, rejected.
+-- A stale delivery is counted by its reason. Touches: alloc, granted, expires, dev, dates, events, rejected.
 local function stale(reason, told)
   call("HINCRBY", K.rejected, reason, 1)
   return { "stale", told or reason }
@@ -21,5 +21,6 @@ if call("HGET", K.dev .. v[3], "inc") ~= inc then return stale("not_serving", "w
 call("HSET", K.alloc .. id, "state", "running", "s_ms", now, "worker", worker, "nonce", nonce, "late", ARGV[10])
 call("ZREM", K.granted, id)
 if v[7] then call("ZREM", K.expires, id) end
+score_date(id)
 event("started", id, v[5], "name", v[6], "device", v[3], "token", token, "worker", worker)
 return { "ok", describe(id) }

@@ -1,10 +1,10 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events journal cores index line runtimes tenants claim breaker reserve place pass room
+-- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "",
 --   size, how long it will run at most in ms or "".
 -- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
---   | {"waiting", position, estimated start ms or "", largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
+--   | {"waiting", position, estimated start ms or "" (p50, p90), largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events, journal and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
@@ -120,13 +120,12 @@ call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields())
 index()
 if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
 enqueue(id, a)
-local position = call("ZRANK", K.waiting, id) + 1
-local start = estimate(name, position) or ""
-event("waiting", id, tid, "name", name, "position", position, "estimate", start, unpack(FIRST))
+local p50, p90, position = promise(id, a)
+event("waiting", id, tid, "name", name, "position", position, "estimate", p50 or "", "estimate_p90", p90 or "", unpack(FIRST))
 journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })
 if aside then
   hold(id, load_alloc(id), "breaker")
   return answered(note, { "on_hold", now })
 end
 local gpu_free, cores_free, ram_free = roomiest()
-return answered(note, { "waiting", position, start, gpu_free, cores_free, ram_free, now })
+return answered(note, { "waiting", position, p50 or "", p90 or "", gpu_free, cores_free, ram_free, now })

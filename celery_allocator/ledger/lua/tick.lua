@@ -1,6 +1,6 @@
 -- Maintenance, about once a second by whoever comes first.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants claim breaker reserve place pass loss leases epoch
+-- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
 --   for which the caller could not reach the server ("": it cannot know, a command that has just begun), shortest pause ms, when the caller sent this by the server's clock
 --   (as it knows it from the last reply) or "".
@@ -95,6 +95,7 @@ end
 for _, name in ipairs(call("HKEYS", K.breakers)) do
   if is_closing(call("HGET", K.breakers, name)) and let_go(name, batch, grants) == 0 then call("HDEL", K.breakers, name) end
 end
+if call("EXISTS", K.waiting) == 1 then refresh() end
 local obits = {}
 if ARGV[7] == "1" then
   for _, id in ipairs(call("ZRANGEBYSCORE", K.granted, "-inf", now, "LIMIT", 0, batch)) do

@@ -1,6 +1,6 @@
 -- A worker stops serving its device. Unstarted grants go back into line; what still runs is lost with it.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants claim breaker reserve place pass loss
+-- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass loss
 -- KEYS: prefix. ARGV from 5: worker, incarnation, closing ("1": it runs its tasks to their end first, so only new
 --   grants stop and unstarted ones are withdrawn; "0": it is leaving now).
 -- Reply: {grants, lost ids}, or {} if this incarnation is not registered.
