@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
@@ -19,6 +20,9 @@ from typing import Any
 from celery_allocator.errors import SettingsError
 
 PREFIX = "allocator_"
+#: The strategies of the package.
+STRATEGIES = ("first_fit", "best_fit", "priority", "spread", "fgd")
+_STRATEGY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 def _setting(default: Any, doc: str) -> Any:
@@ -68,7 +72,16 @@ class Settings:
     reserve_cpu_cores: int = _setting(0, "Cores kept back from tasks (for the system, the workers' main processes).")
     reserve_ram_mb: int = _setting(0, "RAM kept back from tasks, in MB.")
     # --- placement
-    strategy: str = _setting("best_fit", "Strategy of tasks that name none: `first_fit`, `best_fit` or `priority`.")
+    strategy: str = _setting(
+        "best_fit",
+        "Strategy of tasks that name none: `first_fit`, `best_fit`, `priority`, `spread`, `fgd`, or one of "
+        "`allocator_strategies` ([which](../howto/strategies.md)).",
+    )
+    strategies: Mapping[str, str] = _setting(
+        {},
+        "Strategies of your own: name → Lua file, by its path or as `package.module:file.lua` "
+        "([how](../howto/strategies.md#your-own)).",
+    )
     never_fits: str = _setting(
         "raise", "What apply_async does with requirements no known device could ever hold: `raise` or `wait`."
     )
@@ -174,6 +187,7 @@ class Settings:
     worker_pool: str = _setting("prefork", "Celery pool of the workers that the launcher starts.")
 
     def __post_init__(self) -> None:
+        self._check_strategies()
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(
@@ -194,6 +208,21 @@ class Settings:
             raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
         if not self.pool or not all(c.isalnum() or c in "_-." for c in self.pool):
             raise SettingsError(f"{_names('pool')} is {self.pool!r}: letters, digits, '_', '-' and '.' only")
+
+    def _check_strategies(self) -> None:
+        for name, where in self.strategies.items():
+            if not isinstance(name, str) or not _STRATEGY_NAME.fullmatch(name):
+                rule = f"the name {name!r} must be a small letter, then small letters, digits and '_', 32 at most"
+            elif name in STRATEGIES:
+                rule = f"{name!r} is a strategy of the package, so yours needs another name"
+            elif not isinstance(where, str) or not where:
+                rule = f"the file of {name!r} must be a path, or package.module:file.lua"
+            else:
+                continue
+            raise SettingsError(f"{_names('strategies')} is {dict(self.strategies)!r}: {rule}")
+        known = (*STRATEGIES, *self.strategies)
+        if self.strategy not in known:
+            raise SettingsError(f"{_names('strategy')} is {self.strategy!r}: it must be one of {', '.join(known)}")
 
     @property
     def heartbeat_interval_s(self) -> float:
@@ -250,7 +279,6 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "metrics_port": (65536, "be 0 to 65535"),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "strategy": ("first_fit", "best_fit", "priority"),
     "never_fits": ("raise", "wait"),
     "backfill": ("easy", "greedy", "none"),
 }

@@ -63,8 +63,10 @@ allocator_reserve_ram_mb = 0
 
 # --- Placement
 
-# Strategy of tasks that name none: "first_fit", "best_fit" or "priority".
+# Strategy of tasks that name none: "first_fit", "best_fit", "priority", "spread", "fgd", or one of your own.
 allocator_strategy = "best_fit"
+# Your own strategies: name → Lua file.
+allocator_strategies = {}
 # Requirements that no known device could ever hold: "raise" at apply_async, or "wait" for a larger device.
 allocator_never_fits = "raise"
 # Requirements of every task that declares none, such as {"cpu_cores": 1}. None: such tasks are plain Celery tasks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from celery_allocator.model import FIELDS, LABELS, SELDOM, State, Strategy
+from celery_allocator.model import FIELDS, LABELS, SELDOM, State
 
 _STATES = [state.value for state in State]
 _TEXT, _NUMBER, _COUNT, _YES_NO = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
@@ -43,7 +43,7 @@ ALLOCATION: dict[str, Any] = _object(
         "metadata": _object({"allocation_time_ms": _NUMBER, "available_resources": _or_null(_object(_LEFT))}),
         "state": {"type": "string", "enum": _STATES},
         "task_type": _TEXT,
-        "strategy": {"type": "string", "enum": [strategy.value for strategy in Strategy]},
+        "strategy": _TEXT,
         "node": _TEXT_OR_NULL,
         "gpu_uuid": _TEXT_OR_NULL,
         "token": _COUNT_OR_NULL,

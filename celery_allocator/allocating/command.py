@@ -28,7 +28,7 @@ def option_name(field: Field) -> str:
 
 def allocation_options(command: F) -> F:
     """The arguments of an ``allocate`` command, for a function that takes ``**given`` and hands it to :func:`run`."""
-    strategies = ", ".join(strategy.value for strategy in Strategy)
+    strategies = ", ".join(strategy.value for strategy in Strategy) + ", or one of allocator_strategies."
     options = [
         click.argument("task_id"),
         click.option(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.errors import RequirementsError
-from celery_allocator.model import MAX_LABEL, Requirements, Strategy
+from celery_allocator.model import MAX_LABEL, Requirements, Strategy, known_strategy
 from celery_allocator.model.task_types import resolve
 from celery_allocator.settings import Settings
 
@@ -42,7 +42,7 @@ def parse(
         task_id=name("task_id", task_id),
         task_type=task_type,
         requirements=_requirements(settings, task_type, resource_requirements),
-        strategy=_strategy(allocation_strategy),
+        strategy=_strategy(settings, allocation_strategy),
         wait_s=seconds("wait_s", wait_s, least=0),
         ttl_s=settings.ttl_s if ttl_s is None else time_to_live(ttl_s),
     )
@@ -95,9 +95,8 @@ def _requirements(settings: Settings, task_type: Any, given: Any) -> Requirement
     return resolve(task_type, given, settings.task_types)
 
 
-def _strategy(value: Any) -> Strategy:
+def _strategy(settings: Settings, value: Any) -> Strategy:
     try:
-        return Strategy(value)
-    except ValueError:
-        known = ", ".join(strategy.value for strategy in Strategy)
-        raise RequirementsError("allocation_strategy", value, f"must be one of {known}") from None
+        return known_strategy(value, settings.strategies)
+    except ValueError as error:
+        raise RequirementsError("allocation_strategy", value, str(error)) from None

@@ -34,7 +34,7 @@ def _bounds(name: str, settings: Settings) -> dict[str, Any]:
     bounds: dict[str, dict[str, Any]] = {
         "task_id": {"minLength": 1, "maxLength": MAX_LABEL},
         "task_type": {"enum": list({**TASK_TYPES, **settings.task_types})},
-        "allocation_strategy": {"enum": [strategy.value for strategy in Strategy]},
+        "allocation_strategy": {"enum": [*(strategy.value for strategy in Strategy), *settings.strategies]},
         "resource_requirements": _requirements(),
         "wait_s": {"minimum": 0},
         "ttl_s": {"exclusiveMinimum": 0},

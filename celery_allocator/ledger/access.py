@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import redis
@@ -22,6 +23,7 @@ from celery_allocator.errors import LabelError, LedgerError, LedgerUnavailable
 from celery_allocator.ledger import keys, scripts, servers
 from celery_allocator.ledger.announcer import Announcer
 from celery_allocator.ledger.replies import Options
+from celery_allocator.ledger.strategies import try_strategy
 
 #: A server that says one of these cannot serve now and may soon: loading, failing over, full, without its disk.
 _FOR_NOW = (ClusterDownError, MasterDownError, OutOfMemoryError, ReadOnlyError, TryAgainError)
@@ -64,6 +66,7 @@ class Access:
         self._announcer = announcer
         self._prefix = keys.prefix(pool)
         self._common = self.options.common()
+        self._tried = False
 
     @property
     def url(self) -> str:
@@ -101,7 +104,21 @@ class Access:
 
     def _run(self, name: str, *args: Any) -> Any:
         now = "" if self._clock is None else round(self._clock() * 1000)
-        return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
+        if not self.options.strategies:
+            return self._guard(scripts.run, self.client, name, self._prefix, now, *self._common, *args)
+        if not self._tried and scripts.places(name):
+            self.try_strategies()
+        script = partial(scripts.run, registered=self.options.strategies)
+        return self._guard(script, self.client, name, self._prefix, now, *self._common, *args)
+
+    def try_strategies(self) -> None:
+        """Let the server compile and try each strategy that a user registered; else that is done at its first use.
+
+        Raises :class:`~celery_allocator.errors.SettingsError` for one that cannot be used.
+        """
+        for fragment in self.options.strategies:
+            self._guard(try_strategy, self.client, self._prefix, fragment, "", *self._common)
+        self._tried = True
 
     def _guard(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

@@ -15,6 +15,7 @@ from celery_allocator.ledger import keys, servers
 from celery_allocator.ledger.announcer import Announcer
 from celery_allocator.ledger.client import Ledger
 from celery_allocator.ledger.replies import Options
+from celery_allocator.ledger.strategies import read_strategies
 from celery_allocator.settings import Settings
 
 
@@ -63,6 +64,7 @@ def connect(
         max_bypass=settings.max_bypass,
         max_bypass_s=settings.max_bypass_s,
         age_weight=settings.age_weight,
+        strategies=read_strategies(settings.strategies),
     )
     announcer = Announcer(settings.pool, options)
     client = servers.open_client(

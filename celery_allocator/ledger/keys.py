@@ -63,6 +63,11 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
     "runtimes": ("runtimes", "hash", "task name (and size) → histogram of its run times; * for all"),
+    "demand": (
+        "demand",
+        "zset",
+        "shapes asked for under strategy fgd, memory:cores:GPUs; score = how often lately",
+    ),
     "journal": ("journal", "zset", "numbers of the operator actions that are remembered"),
     "entry": ("j:", "hash family", "one operator action: who, when, why, before, after; what it takes to undo it"),
     "once": ("once:", "string family", "idempotency key of an operator action → its entry, for a week"),

@@ -30,6 +30,8 @@ class Options:
     max_bypass_s: float = 300.0
     #: Points of priority per minute waited.
     age_weight: float = 0.0
+    #: The strategies that a user registered: name and Lua source of each.
+    strategies: tuple[tuple[str, str], ...] = ()
 
     def common(self) -> tuple[int, int, str]:
         """What every script is given (see ``_base.lua``)."""

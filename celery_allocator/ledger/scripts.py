@@ -25,6 +25,9 @@ _STRATEGIES = "-- strategies\n"
 #: The strategy of an allocation whose own is not known here.
 _USUAL = "best_fit"
 
+#: The name of a strategy and its Lua source.
+Fragment = tuple[str, str]
+
 #: What every operation's header must say, besides one sentence of purpose.
 HEADER = ("-- uses:", "-- KEYS:", "Reply:", "Touches:")
 
@@ -60,16 +63,39 @@ def strategies() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def places(name: str) -> bool:
+    """Whether an operation comes to place anything, so that it takes the strategies in."""
+    return "local function strategy_of(" in load(name).source
+
+
 def _joined(strategies: dict[str, str]) -> str:
     """The strategies as Lua functions, one for each, and ``strategy_of``. One that is not known is ``best_fit``."""
-    functions = [f"local function strategy_{name}()\n{indent(text, '  ')}end\n" for name, text in strategies.items()]
-    cases = [f'  if name == "{name}" then return strategy_{name}() end\n' for name in strategies]
-    return f"{''.join(functions)}local function strategy_of(name)\n{''.join(cases)}  return strategy_{_USUAL}()\nend\n"
+    functions, cases = [], []
+    for name, text in strategies.items():
+        functions.append(f"local function strategy_{name}()\n{indent(text, '  ').rstrip()}\nend\n")
+        cases.append(f'  {"else" * bool(cases)}if name == "{name}" then made = strategy_{name}()\n')
+    return "".join(
+        (
+            *functions,
+            "local STRATEGIES = {}\n",
+            "local function strategy_of(name)\n",
+            "  local made = STRATEGIES[name]\n",
+            "  if made then return made end\n",
+            *cases,
+            f"  else made = strategy_{_USUAL}()\n",
+            "  end\n",
+            "  STRATEGIES[name] = made\n",
+            "  return made\n",
+            "end\n",
+        )
+    )
 
 
 @cache
-def load(name: str) -> Script:
+def load(name: str, registered: tuple[Fragment, ...] = ()) -> Script:
     """An operation joined with the libraries its header names (in that order), keys rendered.
+
+    ``registered``: the strategies that it knows besides the package's.
 
     Functions that it does not come to call are left out: the server makes every function of a script anew at each call.
     The first line tells the server (Redis 7.0, Valkey 7.2) the script's flags; without one it would let scripts write
@@ -79,7 +105,8 @@ def load(name: str) -> Script:
     uses = _USES.search(body)
     if uses is None:
         raise ValueError(f"{name}.lua lacks a '-- uses:' line")
-    parts = [read(f"_{library}").replace(_STRATEGIES, _joined(strategies())) for library in uses.group(1).split()]
+    joined = {**strategies(), **dict(registered)}
+    parts = [read(f"_{library}").replace(_STRATEGIES, _joined(joined)) for library in uses.group(1).split()]
     flags = _FLAGS.search(body)
     first = f"#!lua flags={flags.group(1)}\n" if flags else "#!lua\n"
     source = first + keys.render(_reached("\n".join(parts), body) + body)
@@ -100,12 +127,12 @@ def _reached(library: str, body: str) -> str:
     return _FUNCTION.sub(lambda match: match.group() if match.group(1) in kept else "", library)
 
 
-def run(client: redis.Redis, name: str, prefix: str, *args: Any) -> Any:
+def run(client: redis.Redis, name: str, prefix: str, *args: Any, registered: tuple[Fragment, ...] = ()) -> Any:
     """Run an operation. A server that does not know the script (restart, ``SCRIPT FLUSH``, failover) is told it.
 
     It is told by running its source, which it keeps: a right to load scripts is not needed.
     """
-    script = load(name)
+    script = load(name, registered)
     by_hash, by_source = ("EVALSHA_RO", "EVAL_RO") if script.reads else ("EVALSHA", "EVAL")
     try:
         return client.execute_command(by_hash, script.sha, 1, prefix, *args)

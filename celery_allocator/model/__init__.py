@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_utc
+from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_utc, known_strategy
 from celery_allocator.model.cluster import (
     CPU_DEVICE,
     ClusterState,
@@ -44,5 +44,6 @@ __all__ = [
     "WorkerState",
     "WorkerUse",
     "iso_utc",
+    "known_strategy",
     "label",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
@@ -29,12 +30,38 @@ class Kind(str, Enum):
     MANUAL = "manual"  #: whoever asked for it; lives until its TTL
 
 
+#: How a strategy's name is written.
+STRATEGY_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
 class Strategy(str, Enum):
-    """Rules that pick the device."""
+    """Rules that pick the device.
+
+    Those that a user registers (setting ``allocator_strategies``) are values of this type as well, and no members:
+    ``Strategy("mine")``. Whether a name is registered is :func:`known_strategy`'s to say.
+    """
 
     FIRST_FIT = "first_fit"  #: the first device, in the order of registration, that fits
     BEST_FIT = "best_fit"  #: the device with the least GPU memory left, then the fewest free cores
     PRIORITY = "priority"  #: best_fit's device, in strict order of priority, then arrival
+    SPREAD = "spread"  #: the device with the most GPU memory left, then the most free cores
+    FGD = "fgd"  #: the device where it adds least to what lately asked-for shapes cannot use
+
+    @classmethod
+    def _missing_(cls, value: object) -> Strategy | None:
+        if not isinstance(value, str) or not STRATEGY_NAME.fullmatch(value):
+            return None
+        made = str.__new__(cls, value)
+        made._name_ = made._value_ = str(value)
+        return made
+
+
+def known_strategy(value: Any, registered: Iterable[str] = ()) -> Strategy:
+    """A strategy by its name, of the package's or those ``registered``. ``ValueError`` tells which there are."""
+    names = [*(strategy.value for strategy in Strategy), *registered]
+    if not isinstance(value, str) or str(getattr(value, "value", value)) not in names:
+        raise ValueError(f"must be one of {', '.join(names)}")
+    return Strategy(value)
 
 
 @dataclass(frozen=True)

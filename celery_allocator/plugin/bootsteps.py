@@ -178,6 +178,7 @@ class AllocatorStep(bootsteps.StartStopStep):
 
 def _check_server(current: Session) -> None:
     check_schema(current.ledger)
+    current.ledger.try_strategies()
     for warning in durability_warnings(current.ledger):
         logger.warning(warning)
     if current.is_embedded:

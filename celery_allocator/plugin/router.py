@@ -7,14 +7,14 @@ user's routes go on working, in whatever order they are set, and may carry ``res
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from celery import Celery
 from celery.app.routes import Router
 
 from celery_allocator.errors import RequirementsError
-from celery_allocator.model import Requirements, Strategy
+from celery_allocator.model import Requirements, Strategy, known_strategy
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.session import session
 
@@ -61,16 +61,16 @@ class AllocatorRouter(Router):
             or session(self.app).settings.strategy
         )
         routed[RESOURCES] = Requirements.parse(default, *layers)
-        routed[STRATEGY] = parse_strategy(strategy)
+        routed[STRATEGY] = parse_strategy(strategy, session(self.app).settings.strategies)
         return routed
 
 
-def parse_strategy(value: Any) -> Strategy:
+def parse_strategy(value: Any, registered: Iterable[str] = ()) -> Strategy:
     """A strategy by its name. Raises :class:`RequirementsError` naming those that exist."""
     try:
-        return Strategy(value)
+        return known_strategy(value, registered)
     except ValueError:
-        names = ", ".join(strategy.value for strategy in Strategy)
+        names = ", ".join([*(strategy.value for strategy in Strategy), *registered])
         raise RequirementsError(STRATEGY, value, f"unknown strategy; known are {names}") from None
 
 

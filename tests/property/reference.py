@@ -7,6 +7,7 @@ were checked): which of several equally good cores it takes is its own affair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -102,6 +103,8 @@ class Reference:
     spent: list[tuple[str, int]] = field(default_factory=list)  # id and token of grants that are over
     seq: int = 0
     stopped: bool = False  # by an operator
+    demand: dict[str, float] = field(default_factory=dict)  # shapes asked for under fgd
+    unit: float = 1.0  # how much the next of them counts
 
     # --- sums
 
@@ -152,6 +155,14 @@ class Reference:
 
     def choice(self, claim: Claim) -> Device | None:
         fitting = [d for d in self.devices.values() if self.fits(claim, d)]
+        if claim.strategy is Strategy.SPREAD:
+            return max(
+                fitting,
+                key=lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), -d.order),
+                default=None,
+            )
+        if claim.strategy is Strategy.FGD:
+            return max(fitting, key=lambda d: (self.gradient(claim, d), -d.order), default=None)
         if claim.strategy is Strategy.FIRST_FIT:
             return min(fitting, key=lambda d: d.order, default=None)
         return min(
@@ -159,6 +170,40 @@ class Reference:
             key=lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), d.order),
             default=None,
         )
+
+    def gradient(self, claim: Claim, device: Device) -> int:
+        """Weng et al., ATC 2023: how little the node's fragmentation grows, from 0 to 100."""
+        node = self.nodes[device.node]
+        gpus = [d for d in self.devices.values() if d.node == node.name and d.is_gpu and d.live and d.state == "ready"]
+        cores = self.cores_free(node)
+        idle = {d.key: self.memory_free(d) for d in gpus}
+        before = self.fragmentation(cores, idle)
+        if device.is_gpu:
+            idle[device.key] -= claim.req.gpu_memory_mb
+        after = self.fragmentation(cores - claim.req.cpu_cores, idle)
+        return int(100 / (1 + math.exp((after - before) / 1000)) + 1e-6)
+
+    def fragmentation(self, cores: int, idle: dict[str, int]) -> float:
+        """Thousandths of GPUs that what is popular could not use, on a node with this much free."""
+        part = {key: 1000 * max(0, free) / self.devices[key].memory for key, free in idle.items()}
+        total, covered, found = sum(self.demand.values()), 0.0, 0.0
+        for shape in sorted(self.demand, key=lambda s: (self.demand[s], s), reverse=True):
+            if covered >= 0.95 * total:
+                break
+            covered += self.demand[shape]
+            memory, wanted, gpus = map(int, shape.split(":"))
+            enough = [key for key, free in idle.items() if free >= memory]
+            hosts = memory > 0 and cores >= wanted and len(enough) >= gpus
+            lost = [key for key in idle if not (hosts and key in enough)]
+            found += self.demand[shape] / total * sum(part[key] for key in lost)
+        return found
+
+    def learn(self, claim: Claim) -> None:
+        """A submission under fgd: the latest count most."""
+        if claim.strategy is Strategy.FGD:
+            shape = f"{claim.req.gpu_memory_mb}:{claim.req.cpu_cores}:{claim.req.gpu_count}"
+            self.demand[shape] = self.demand.get(shape, 0.0) + self.unit
+            self.unit *= 1 + 1 / 2000
 
     def never(self, req: Requirements) -> tuple[str, int] | None:
         """The dimension no known device could ever meet, and the largest that exists."""
@@ -200,8 +245,11 @@ class Reference:
         self.claims[claim.id] = claim
         if claim.eta is not None and claim.eta > self.now:
             claim.state = "delayed"
+            self.learn(claim)
             return []
-        return self.arrive(claim)
+        granted = self.arrive(claim)
+        self.learn(claim)
+        return granted
 
     def arrive(self, claim: Claim) -> list[Claim]:
         if claim.kind is Kind.MANUAL:

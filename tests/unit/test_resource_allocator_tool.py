@@ -22,7 +22,7 @@ from celery_allocator.resource_allocator import (
     renew_resources,
     tool_schema,
 )
-from celery_allocator.settings import Settings
+from celery_allocator.settings import STRATEGIES, Settings
 from tests.support import by_hand
 
 
@@ -184,7 +184,7 @@ def test_only_a_collection_with_the_permission_permits(permissions: Any) -> None
 
 
 def test_the_schema_is_the_functions_signature_and_the_requirements_table() -> None:
-    schema = tool_schema(Session(Settings(task_types={"embedding": {"cpu_cores": 3}})))
+    schema = tool_schema(Session(Settings(task_types={"embedding": {"cpu_cores": 3}}, strategies={"mine": "mine.lua"})))
 
     assert schema["name"] == "resource_allocator"
     assert schema["permission"] == PERMISSION
@@ -202,7 +202,7 @@ def test_the_schema_is_the_functions_signature_and_the_requirements_table() -> N
         "ttl_s": ["number", "null"],
     }
     assert parameters["properties"]["task_type"]["enum"] == [*TASK_TYPES, "embedding"]
-    assert parameters["properties"]["allocation_strategy"]["enum"] == ["first_fit", "best_fit", "priority"]
+    assert parameters["properties"]["allocation_strategy"]["enum"] == [*STRATEGIES, "mine"]
     assert parameters["properties"]["allocation_strategy"]["default"] == "best_fit"
     needs = parameters["properties"]["resource_requirements"]
     assert list(needs["properties"]) == [*FIELDS, *LABELS]

@@ -13,7 +13,9 @@ local function audit_node(node, seen)
     check(false, "the record of node ", node, " is not whole")
     return
   end
-  local ram, cores, fleet = 0, {}, fleet_of(load_node(node))
+  local loaded = load_node(node)
+  local ram, cores, fleet = 0, {}, fleet_of(loaded)
+  local sized, mems = pcall(cmsgpack.unpack, loaded.mems or "")
   for _, device in ipairs(split(n[6])) do
     local dkey = node .. "/" .. device
     local at = find_in(fleet, dkey)
@@ -41,6 +43,7 @@ local function audit_node(node, seen)
     if d then
       eq(dkey .. " free memory", d.free, d.mem - mem)
       eq(dkey .. " free slots", d.sfree, d.slots - slots)
+      eq(dkey .. " memory as its node has it", sized and type(mems) == "table" and mems[(at + 3) / 4], d.mem)
       if d.worker ~= "" then
         eq("incarnation of " .. d.worker .. ", which serves " .. dkey, call("HGET", K.worker .. d.worker, "inc"), d.inc)
         check(call("ZSCORE", K.workers, d.worker), d.worker, ", which serves ", dkey, ", has no lease")

@@ -18,8 +18,9 @@ local function bucket(kind, free)
 end
 
 local function load_node(node)
-  local v = call("HMGET", K.node .. node, "cfree", "rfree", "map", "own", "fleet")
-  return v[1] and { name = node, key = K.node .. node, c = tonumber(v[1]), r = tonumber(v[2]), map = v[3], own = v[4], packed = v[5] }
+  local v = call("HMGET", K.node .. node, "cfree", "rfree", "map", "own", "fleet", "mems")
+  return v[1] and { name = node, key = K.node .. node, c = tonumber(v[1]), r = tonumber(v[2]), map = v[3], own = v[4],
+    packed = v[5], mems = v[6] }
 end
 
 -- What changes with every claim on a node's devices stands in one field of the node, as a packed list of four for each
@@ -112,6 +113,13 @@ local function store_device(dkey, d)
   call("HSET", n.key, "fleet", cmsgpack.pack(fleet))
   call("HSET", K.dev .. dkey, "worker", d.worker, "st", d.st, "live", d.live, "slots", d.slots, "inc", d.inc,
     "queue", d.queue, "open", d.open, "box", d.box, "head", d.head)
+end
+
+-- Write down what memory the devices of a node have in all, in the order of its fleet, for those who look at many nodes.
+local function store_capacities(node)
+  local fleet, mems = fleet_of(load_node(node)), {}
+  for at = 1, #fleet, 4 do mems[#mems + 1] = tonumber(call("HGET", K.dev .. string.sub(fleet[at], 10), "mem")) end
+  call("HSET", K.node .. node, "mems", cmsgpack.pack(mems))
 end
 
 -- Call `visit(dkey)` for every device there is.

@@ -23,7 +23,7 @@ end
 local function fits_view(view, need)
   if view.c < need.c or view.r < need.r then return false end
   if need.g > 0 then return view.most[need.kind] >= need.g end
-  return view.cpu ~= nil and (view.cpu.slot or need.kind == "m")
+  return view.cpu ~= nil and (view.cpu_slot or need.kind == "m")
 end
 
 -- Lanes of a tenant as their turns come, when its first one does not fit: list of { lane, shape, point of priority, pace, score }.
@@ -86,8 +86,8 @@ local function pass_one(n, out)
   local view, shapes, needs, cache = nil, call("ZRANGE", K.shapes, 0, -1), {}, { [n.name] = n }
   local function could(shape) return needs[shape] or nil end
   local function find(need, strategy)
-    local device = choose_in_view(view, need, strategy_of(strategy), cache)
-    return device and device.dkey, n
+    local at = choose_in_view(view, need, strategy_of(strategy), cache)
+    return at and string.sub(fleet_of(n)[at], 10), n
   end
   while #shapes > 0 do
     local some = false

@@ -66,6 +66,28 @@ local function first_in(ix, need, cache)
   return best, best_ord
 end
 
+-- The other way round: walk the index downwards. Of those with the same score the first registered. Returns the device, its
+-- member and its score.
+local function emptiest_in(ix, need, cache)
+  local low, high = range_of(need)
+  local offset, chunk = 0, 1
+  while true do
+    local found = call("ZREVRANGEBYSCORE", K.index .. ix, high, low, "WITHSCORES", "LIMIT", offset, chunk)
+    for i = 1, #found, 2 do
+      if has_room(cache, string.sub(found[i], 10), need) then
+        local score = found[i + 1]
+        for _, member in ipairs(call("ZRANGEBYSCORE", K.index .. ix, score, score)) do
+          local dkey = string.sub(member, 10)
+          if has_room(cache, dkey, need) then return dkey, member, tonumber(score) end
+        end
+      end
+    end
+    if #found < 2 * chunk then return nil end
+    offset = offset + chunk
+    chunk = chunk == 1 and 16 or 256
+  end
+end
+
 -- The device with the least memory left, then the fewest free cores beside it, then the first; nil if none will do.
 local function find_best(need, cache)
   local dkey, member = best_in("sched", need, cache)
@@ -85,21 +107,43 @@ local function find_first(need, cache)
   return (other and (not dkey or other_ord < ord)) and other or dkey
 end
 
--- What one node has free: c (cores), r (RAM MB), gpus: those that take work, in order of registration, each with dkey,
--- member, free (MB) and slot (whether a task may go there); cpu: the pseudo-device, likewise, or nil.
+-- The device with the most memory left, then the most free cores beside it, then the first; nil if none will do.
+local function find_emptiest(need, cache)
+  local dkey, member, score = emptiest_in("sched", need, cache)
+  if need.kind ~= "m" then return dkey end
+  local other, other_member, other_score = emptiest_in("idle", need, cache)
+  if not (other and dkey) then return dkey or other end
+  return (other_score > score or (other_score == score and other_member < member)) and other or dkey
+end
+
+-- Capacities as a node has them written down, by that text: many nodes are alike.
+local UNPACKED = {}
+
+-- What one node (of which c, r, fleet and mems are read) has free. c: cores, r: RAM (MB). Of its GPUs that take work, in order
+-- of registration: free and mem (MB each has left, and has in all), slot (whether a task may go there), at (where it stands
+-- in the fleet). cpu: where the pseudo-device stands, if it takes work, cpu_slot. most: the largest free amount by kind.
 local function node_view(n)
-  local view = { n = n, c = n.c, r = n.r, gpus = {}, most = { t = -1, m = -1 } }
-  local fleet = fleet_of(n)
-  for i = 1, #fleet, 4 do
-    local ix = index_of(fleet[i + 1], fleet[i + 3])
-    local dkey, free, slot = string.sub(fleet[i], 10), fleet[i + 2], ix == "sched"
+  local view = { n = n, c = n.c, r = n.r, free = {}, mem = {}, slot = {}, at = {}, most = { t = -1, m = -1 } }
+  local fleet, packed = fleet_of(n), n.mems or ""
+  local mems = UNPACKED[packed]
+  if not mems then
+    local ok, list = pcall(cmsgpack.unpack, packed)
+    mems = ok and type(list) == "table" and list or {}
+    UNPACKED[packed] = mems
+  end
+  local most, count = view.most, 0
+  for at = 1, #fleet, 4 do
+    local ix = index_of(fleet[at + 1], fleet[at + 3])
     if ix == "" then -- takes nothing
-    elseif kind_of(dkey) == "cpu" then
-      view.cpu = { dkey = dkey, member = fleet[i], free = 0, slot = slot }
+    elseif kind_of(fleet[at]) == "cpu" then
+      view.cpu, view.cpu_slot = at, ix == "sched"
     else
-      view.gpus[#view.gpus + 1] = { dkey = dkey, member = fleet[i], free = free, slot = slot }
-      if slot and free > view.most.t then view.most.t = free end
-      if free > view.most.m then view.most.m = free end
+      local free, slot = fleet[at + 2], ix == "sched"
+      count = count + 1
+      view.free[count], view.slot[count], view.at[count] = free, slot, at
+      view.mem[count] = mems[(at + 3) / 4] or tonumber(call("HGET", K.dev .. string.sub(fleet[at], 10), "mem")) or 0
+      if slot and free > most.t then most.t = free end
+      if free > most.m then most.m = free end
     end
   end
   return view
@@ -107,45 +151,96 @@ end
 
 -- Here the strategies come in (see scripts.py): each file of strategies/ as the body of a function that returns it, and
 -- `strategy_of(name)`. A strategy is a table with
---   score(view, devices, need): how good it is to place `need` on these devices of one node (`view`: the node before that,
---     see `node_view`); the largest wins, of equals the device that was registered first. It decides within a node, and
---     over all of them where there is no `find`.
+--   score(view, taken, need): how good it is to place `need` on these of a node's GPUs (`view`: the node before that, see
+--     `node_view`; `taken`: places in its lists, none for CPU-only work). The largest wins, of equals what was registered
+--     first. It depends on amounts alone, so that of equal GPUs one is asked about. It decides within a node, and over all of
+--     them where there is no `find`.
 --   find(need, cache), optional: the device it would take of all, found by an index; nil if none will do. Every device
 --     that it comes to think of must have passed `has_room`.
--- It writes nothing.
+--   blind, optional: true if the score does not depend on RAM, so that nodes which differ in that alone are worked out once.
+--   learn(need), optional: called once for each submission under this strategy that is taken.
+-- Both others write nothing.
 -- strategies
 
--- Of one node's devices the one with the best score, of several the first: returns it and its score, or nil.
-local function choose_in_view(view, need, strategy, cache)
-  local best, most
-  for _, device in ipairs(need.g > 0 and view.gpus or { view.cpu }) do
-    if device.free >= need.g and (device.slot or need.kind == "m") and has_room(cache, device.dkey, need) then
-      local score = strategy.score(view, { device }, need)
-      if not best or score > most then best, most = device, score end
+-- Of one node's devices the one with the best score, of several the first: returns where it stands in the fleet, and its
+-- score; nil if none has room. most, member: only what is better than that, or as good and registered earlier. cache: nil
+-- leaves the gate to the caller.
+local function choose_in_view(view, need, strategy, cache, most, member)
+  local fleet = fleet_of(view.n)
+  local function better(score, at) return not most or score > most or (score == most and fleet[at] < member) end
+  local function room(at) return not cache or has_room(cache, string.sub(fleet[at], 10), need) end
+  if need.g == 0 then
+    if not view.cpu or not (view.cpu_slot or need.kind == "m") then return nil end
+    local score = strategy.score(view, {}, need)
+    if better(score, view.cpu) and room(view.cpu) then return view.cpu, score end
+    return nil
+  end
+  local best, one, last = nil, {}, nil
+  for i, free in ipairs(view.free) do
+    if free >= need.g and (view.slot[i] or need.kind == "m") and not (last and free == view.free[last] and view.mem[i] == view.mem[last]) then
+      one[1], last = i, i
+      local score = strategy.score(view, one, need)
+      if better(score, view.at[i]) then
+        if room(view.at[i]) then best, most, member = view.at[i], score, fleet[view.at[i]] else last = nil end
+      end
     end
   end
-  return best, most
+  return best, best and most
 end
 
--- For a strategy without an index: score every device that could have room. Costs as much as there are such devices.
-local function find_by_score(need, strategy, cache)
+-- A node without what only a claim needs.
+local function glance_at(node)
+  local v = call("HMGET", K.node .. node, "cfree", "rfree", "fleet", "mems")
+  return v[1] and { name = node, c = tonumber(v[1]), r = tonumber(v[2]), packed = v[3], mems = v[4] }
+end
+
+-- The nodes where devices could have enough memory: those of such devices where they are few, else all there are.
+local function nodes_for(need)
   local low, high = range_of(need)
-  local best, most
-  local looked = {}
+  local few, nodes, seen = 2 * call("SCARD", K.known), {}, {}
   for _, ix in ipairs(need.kind == "m" and { "sched", "idle" } or { "sched" }) do
-    for _, member in ipairs(call("ZRANGEBYSCORE", K.index .. ix, low, high)) do
-      local dkey = string.sub(member, 10)
-      local node = node_of(dkey)
-      if not looked[node] and has_room(cache, dkey, need) then
-        looked[node] = true
-        local device, score = choose_in_view(node_view(cache[node]), need, strategy, cache)
-        if device and (not best or score > most or (score == most and device.member < best.member)) then
-          best, most = device, score
+    local found = call("ZRANGEBYSCORE", K.index .. ix, low, high, "LIMIT", 0, few)
+    if #found == few then return call("SMEMBERS", K.known) end
+    for _, member in ipairs(found) do
+      local node = string.match(member, "|([^/]+)/")
+      if not seen[node] then
+        seen[node] = true
+        nodes[#nodes + 1] = node
+      end
+    end
+  end
+  return nodes
+end
+
+-- For a strategy without an index: the best score of all devices. Costs as much as there are nodes that could do; of those in
+-- the same state one is worked out.
+local function find_by_score(need, strategy, cache)
+  local dkey, most, member
+  local known = {}
+  for _, node in ipairs(nodes_for(need)) do
+    local n = glance_at(node)
+    if n and n.c >= need.c and n.r >= need.r then
+      -- What the fleet says, but for the node's name and when its devices were registered.
+      local state = string.gsub(n.packed, "%d%d%d%d%d%d%d%d|[^/]+/", "")
+      local key = table.concat({ n.c, strategy.blind and "" or n.r, n.mems or n.name, state }, "|")
+      local choice = known[key]
+      if choice == nil then
+        local view = node_view(n)
+        local at, score = choose_in_view(view, need, strategy)
+        choice = at and { at = at, score = score } or false
+        known[key] = choice
+      end
+      local first = choice and choice.score == most and string.match(n.packed, "%d%d%d%d%d%d%d%d|")
+      if choice and (not most or choice.score > most or (first and first < member)) then
+        local at, score = choose_in_view(node_view(n), need, strategy, cache, most, member)
+        if at then
+          most, member = score, fleet_of(n)[at]
+          dkey = string.sub(member, 10)
         end
       end
     end
   end
-  return best and best.dkey
+  return dkey
 end
 
 -- Returns the device and its node as `load_node` read it, or nil.

@@ -77,6 +77,7 @@ for _, device in ipairs(split(old[5])) do
 end
 call("HSET", K.node .. node, "devs", table.concat(names, " "))
 if changed then count_node(node) end
+store_capacities(node)
 local grants = {}
 if changed then
   event("node", node, "", "cores", count_free(own), "ram_mb", ram, "devices", #names - 1,

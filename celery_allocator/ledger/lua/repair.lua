@@ -157,6 +157,7 @@ for node, n in pairs(nodes) do
   end
   if #n.map > #n.own then call("HSET", K.node .. node, "own", n.own .. string.rep("-", #n.map - #n.own)) end
   call("HSET", K.node .. node, "map", n.map, "cfree", cfree, "rfree", n.r, "fleet", cmsgpack.pack(fleet))
+  store_capacities(node)
 end
 -- 5. What tenants use of what there is. Those without a name count once others do.
 call("HDEL", K.meta, "all_g", "all_c", "all_r")

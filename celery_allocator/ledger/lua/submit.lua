@@ -94,6 +94,8 @@ end
 
 local seq = (tonumber(last[1] or nil) or 0) + 1
 call("HSET", K.meta, "seq", seq, "arr", arr)
+local learn = strategy_of(strategy).learn
+if learn then learn(need) end
 
 if delayed then
   call("HSET", K.alloc .. id, "state", "delayed", "tok", 0, "eta", eta, fields())
