@@ -70,7 +70,8 @@ def places(name: str) -> bool:
 
 def _joined(strategies: dict[str, str]) -> str:
     """The strategies as Lua functions, one for each, and ``strategy_of``. One that is not known is ``best_fit``."""
-    functions, cases = [], []
+    functions: list[str] = []
+    cases: list[str] = []
     for name, text in strategies.items():
         functions.append(f"local function strategy_{name}()\n{indent(text, '  ').rstrip()}\nend\n")
         cases.append(f'  {"else" * bool(cases)}if name == "{name}" then made = strategy_{name}()\n')

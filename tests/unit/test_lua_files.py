@@ -23,7 +23,7 @@ KEYWORDS = (
 #: Globals that the server offers and the scripts use.
 OFFERED = (
     "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "pcall", "pairs", "unpack", "KEYS", "ARGV",
-    "cmsgpack", "cjson", "type",
+    "cmsgpack", "cjson", "type", "error",
 )  # fmt: skip
 
 
