@@ -32,17 +32,29 @@ def is_here(since: str | None) -> bool:
 
 
 def is_gone(pid: int, since: str | None) -> bool:
-    """Whether the process that was born as ``since`` has ended; a zombie has given its memory back."""
+    """Whether the process that was born as ``since`` has ended; a zombie has given its memory back.
+
+    But not one of whose threads some live on: the kernel shows a process as a zombie as soon as its first thread has
+    ended, while the others keep its memory, on the GPU, too, and may still be computing.
+    """
     if since and not is_here(since):
         return False
     now = born(pid)
     if now is None or (since and now != since):
         return True
     try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE) and not _has_threads(pid)
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:
+        return False
+
+
+def _has_threads(zombie: int) -> bool:
+    """Whether threads beside the first are left of it. Only Linux tells of a zombie's; elsewhere it has none."""
+    try:
+        return len(list(Path(f"/proc/{zombie}/task").iterdir())) > 1
+    except OSError:
         return False
 
 
