@@ -1,4 +1,4 @@
-"""What to do when a server that a test needs is not installed."""
+"""What to do when a server, or the hardware, that a test needs is not there."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def missing(what: str, remedy: str) -> NoReturn:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
+
+
+def no_device(what: str) -> NoReturn:
+    """Skip, in CI too: no command installs a GPU. For tests marked ``device``, which no other test may need."""
+    pytest.skip(f"{what}; tests/device runs on a machine with an NVIDIA GPU")

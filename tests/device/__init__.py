@@ -1,0 +1,1 @@
+"""Tests on a real NVIDIA GPU, skipped on machines without one; ``facts`` writes down what is so on the one here."""
