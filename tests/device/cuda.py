@@ -63,6 +63,11 @@ class Cuda:
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), device)
         self.call("cuCtxSetCurrent", self._context)
 
+    def forget(self) -> None:
+        """The context is gone, and with it the kernels that were loaded."""
+        self._context = ctypes.c_void_p()
+        self._functions.clear()
+
     def allocate(self, mb: int) -> int:
         """Take so many MB of device memory, and write to all of it; returns the address."""
         address = ctypes.c_uint64()

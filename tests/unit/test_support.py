@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.availability import missing
+from tests.support.availability import missing, no_device
 from tests.support.processes import OwnedProcess, clean_environment, free_port
 from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.waiting import wait_until
@@ -41,6 +41,13 @@ def test_a_missing_server_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match="install it"):
         missing("a server", "install it")
+
+
+def test_a_missing_gpu_skips_in_ci_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No command installs one."""
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.skip.Exception, match="no GPU here"):
+        no_device("no GPU here")
 
 
 def test_killing_takes_the_children_too(tmp_path: Path) -> None:

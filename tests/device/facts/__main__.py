@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.device.facts import driver, forking, frameworks, living
+from tests.device.facts import driver, forking, frameworks, limits, living, mishaps
 from tests.support.processes import ROOT
 
-SECTIONS = {**driver.SECTIONS, **living.SECTIONS, **forking.SECTIONS, **frameworks.SECTIONS}
-_LONGEST_S = 60
+MODULES = (driver, living, mishaps, forking, limits, frameworks)
+SECTIONS = {name: section for module in MODULES for name, section in module.SECTIONS.items()}
+_LONGEST_S = 90
 _MARK = "--- facts: "
 
 

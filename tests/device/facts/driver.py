@@ -16,7 +16,7 @@ from celery_allocator.inventory import nvml, read_use
 
 def plain(value: Any) -> Any:
     """Structures of the binding as plain data."""
-    if isinstance(value, (ctypes.Structure, pynvml._PrintableStructure)):
+    if isinstance(value, (ctypes.Structure, ctypes.Union)):
         return {field[0]: plain(getattr(value, field[0])) for field in value._fields_}
     if isinstance(value, ctypes.Array):
         return [plain(item) for item in value]
@@ -72,6 +72,7 @@ def queries() -> dict[str, Any]:
         "NvLinkState 0": ("NvLinkState", (0,)),
         "NvLinkState 17": ("NvLinkState", (17,)),
         "MigDeviceHandleByIndex 0": ("MigDeviceHandleByIndex", (0,)),
+        "recovery action": ("FieldValues", ([pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION],)),
     }
     for name, (ask, args) in further.items():
         told[name] = attempt(getattr(pynvml, f"nvmlDeviceGet{ask}"), device, *args)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from tests.support.processes import ROOT
 
 #: What a parent may have done before it forks.
-_TOUCHES = {
+TOUCHES = {
     "driver: loaded": "from tests.device.cuda import Cuda; cuda = Cuda()",
     "driver: cuInit": "from tests.device.cuda import Cuda; cuda = Cuda(); cuda.initialise()",
     "driver: context": "from tests.device.cuda import Cuda; cuda = Cuda(); cuda.initialise(); cuda.open()",
@@ -78,29 +79,31 @@ os.waitpid(child, 0)
 
 def fork() -> dict[str, Any]:
     """For each touch: what the parent looks like, and what its child can still do."""
-    there = {name: touch for name, touch in _TOUCHES.items() if _library(name) == "driver" or find_spec(_library(name))}
+    there = [name for name in TOUCHES if library_of(name) == "driver" or find_spec(library_of(name))]
     with ThreadPoolExecutor(4) as threads:
-        uses = [_USES[_library(name)] for name in there]
-        return dict(zip(there, threads.map(_fork, there.values(), uses), strict=True))
+        return dict(zip(there, threads.map(fork_after, there), strict=True))
 
 
-def _library(name: str) -> str:
-    library = name.partition(":")[0]
+def library_of(touch: str) -> str:
+    """The library whose touch it is: ``driver`` for NVML, too."""
+    library = touch.partition(":")[0]
     return library if library in _USES else "driver"
 
 
-def _fork(touch: str, use: str) -> Any:
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    command = [sys.executable, "-c", _PROGRAM, touch, use]
+def fork_after(touch: str, env: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """What a process looks like after that touch, and under ``child`` what its child says of using the GPU."""
+    command = [sys.executable, "-c", _PROGRAM, TOUCHES[touch], _USES[library_of(touch)]]
+    env = {**env, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=40, cwd=ROOT, env=env, check=False)
     except subprocess.TimeoutExpired as late:
         output = (late.stdout or b"").decode().splitlines()
         return {**(json.loads(output[0]) if output else {}), "child": "no answer within 40 s"}
-    lines = [line for line in run.stdout.splitlines() if line.startswith(("{", '"'))]
-    if len(lines) < 2:
-        return {"ended with": run.returncode, "said": run.stderr[-300:], "lines": lines}
-    return {**json.loads(lines[0]), "child": json.loads(lines[1])}
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith(("{", '"'))]
+    if not lines:
+        return {"ended with": run.returncode, "said": run.stderr[:600]}
+    # A library may end the child without an exception.
+    return {**lines[0], "child": lines[1] if len(lines) > 1 else f"ended: {run.stderr[:600]}"}
 
 
 SECTIONS = {"fork": fork}

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import pynvml
-
 from celery_allocator.inventory import nvml, read_use
-from tests.device.facts.living import holder, started
-from tests.support.processes import ROOT
+from tests.device.facts.living import started
 
 
 def raised(what: Callable[[], Any]) -> Any:
@@ -21,11 +16,16 @@ def raised(what: Callable[[], Any]) -> Any:
         what()
     except Exception as error:  # noqa: BLE001  # the error is the fact
         bases = [f"{base.__module__}.{base.__qualname__}" for base in type(error).__mro__]
-        return {"class": bases[0], "bases": bases[1:-2], "text": str(error)[:1500]}
+        return {
+            "class": bases[0],
+            "bases": bases[1:-2],
+            "text": str(error)[:1500],
+            "code": str(getattr(error, "error_code", None)),
+        }
     return "nothing"
 
 
-def _mine_mb() -> dict[str, int | None]:
+def mine_mb() -> dict[str, int | None]:
     use = read_use(nvml.all_devices()[0].uuid)
     return {"device": use.used_mb, "this process": (use.processes or {}).get(os.getpid())}
 
@@ -34,17 +34,17 @@ def torch_memory() -> dict[str, Any]:
     """PyTorch: what its context takes, its cache, its cap, its errors."""
     import torch
 
-    told: dict[str, Any] = {"version": torch.__version__, "imported": _mine_mb()}
+    told: dict[str, Any] = {"version": torch.__version__, "imported": mine_mb()}
     kept = torch.ones(1, device="cuda")
-    told["one number"] = _mine_mb()
+    told["one number"] = mine_mb()
     (torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum().item()
-    told["a product"] = _mine_mb()
+    told["a product"] = mine_mb()
     large = torch.ones(2**31, dtype=torch.uint8, device="cuda")
-    told["2048 MB"] = _mine_mb()
+    told["2048 MB"] = mine_mb()
     del large
-    told["deleted"] = _mine_mb()
+    told["deleted"] = mine_mb()
     torch.cuda.empty_cache()
-    told["cache emptied"] = _mine_mb()
+    told["cache emptied"] = mine_mb()
     total = torch.cuda.get_device_properties(0).total_memory
     told["total_memory"] = total
     told["mem_get_info"] = torch.cuda.mem_get_info()
@@ -62,52 +62,18 @@ def torch_memory() -> dict[str, Any]:
 
     told["cap of 1024 MB: by 100"] = raised(fill)
     told["parts of 100 MB"] = len(parts)
-    told["at the cap"] = _mine_mb()
+    told["at the cap"] = mine_mb()
     del kept
     return told
-
-
-_ASKS_TWICE = """
-import json, torch
-from tests.device.facts.frameworks import raised
-def ask():
-    torch.ones(1, device="cuda")
-    torch.empty(8 * 2**30, dtype=torch.uint8, device="cuda")
-print(json.dumps(raised(ask)))
-"""
-
-
-def torch_full() -> dict[str, Any]:
-    """PyTorch where another process has taken nearly everything: no room for a tensor, then none for a context."""
-    free = _free_mb()
-    told: dict[str, Any] = {"free_mb": free}
-    for left in (3000, 100):
-        with holder(max(free - left - 700, 1)) as process:
-            run = subprocess.run(
-                [sys.executable, "-c", _ASKS_TWICE], capture_output=True, text=True, cwd=ROOT, timeout=40, check=False
-            )
-            told[f"about {left} MB left"] = {
-                "holder lives": process.poll() is None,
-                "free_mb": _free_mb(),
-                "raised": run.stdout[-1500:] or run.stderr[-800:],
-            }
-    return told
-
-
-def _free_mb() -> int:
-    pynvml.nvmlInit()
-    free = int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free) // 2**20
-    pynvml.nvmlShutdown()
-    return free
 
 
 def cupy_memory() -> dict[str, Any]:
     """CuPy: its context, its pool's limit, its errors."""
     import cupy
 
-    told: dict[str, Any] = {"version": cupy.__version__, "imported": _mine_mb()}
+    told: dict[str, Any] = {"version": cupy.__version__, "imported": mine_mb()}
     kept = cupy.zeros(1)
-    told["one number"] = _mine_mb()
+    told["one number"] = mine_mb()
     told["too large"] = raised(lambda: cupy.zeros(2**44, dtype=cupy.uint8))
     cupy.get_default_memory_pool().set_limit(size=2**30)
     told["limit of 1024 MB: 1100"] = raised(lambda: cupy.zeros(1100 * 2**20, dtype=cupy.uint8))
@@ -135,10 +101,10 @@ def jax_on_demand() -> dict[str, Any]:
 def _jax() -> dict[str, Any]:
     import jax
 
-    told: dict[str, Any] = {"version": jax.__version__, "imported": _mine_mb(), "devices": str(jax.devices())}
+    told: dict[str, Any] = {"version": jax.__version__, "imported": mine_mb(), "devices": str(jax.devices())}
     kept = jax.numpy.zeros(1).block_until_ready()
-    told["one number"] = _mine_mb()
-    for gb in (2, 20, 2**14):
+    told["one number"] = mine_mb()
+    for gb in (2, 20):
         size = (gb, 2**30)
         told[f"{gb} GB"] = raised(lambda size=size: jax.numpy.zeros(size, dtype="uint8").block_until_ready())
     del kept
@@ -152,14 +118,14 @@ def numba_memory() -> dict[str, Any]:
 
     told: dict[str, Any] = {"version": numba.__version__}
     kept = cuda.device_array(1)
-    told["one number"] = _mine_mb()
+    told["one number"] = mine_mb()
     told["too large"] = raised(lambda: cuda.device_array(2**44, dtype="uint8"))
     del kept
     return told
 
 
-def forked_pool() -> Any:
-    """Whether two processes that PyTorch's ``spawn`` starts share the device and are listed one by one."""
+def two_processes() -> Any:
+    """Whether two PyTorch processes on one device are listed one by one."""
     uuid = nvml.all_devices()[0].uuid
     program = (
         "import os, sys, torch; kept = torch.ones(2**28, dtype=torch.uint8, device='cuda'); "
@@ -171,7 +137,7 @@ def forked_pool() -> Any:
 
 
 SECTIONS = {
-    "torch": torch_memory, "torch, device full": torch_full, "cupy": cupy_memory, "jax": jax_memory,
-    "jax, fraction .05": jax_fraction, "jax, on demand": jax_on_demand, "numba": numba_memory,
-    "two processes": forked_pool,
+    "torch": torch_memory, "cupy": cupy_memory, "numba": numba_memory,
+    "two processes": two_processes, "jax": jax_memory, "jax, fraction .05": jax_fraction,
+    "jax, on demand": jax_on_demand,
 }  # fmt: skip

@@ -1,10 +1,9 @@
-"""What can be seen of processes that use the GPU: their memory, their end, their work, their mistakes."""
+"""What can be seen of processes that use the GPU: their memory, their work, what they are shown."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,22 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pynvml
 
 from celery_allocator.inventory import nvml, read_use
 from tests.device.cuda import Cuda, CudaError
 from tests.device.facts.driver import attempt
 from tests.support.processes import ROOT
-
-#: Frameworks take a moment to load.
-_TORCH_HOLDS = """
-import os, sys, torch
-kept = torch.ones(int(sys.argv[1]) * 2**20, dtype=torch.uint8, device="cuda")
-torch.cuda.synchronize()
-print("held", os.getpid(), flush=True)
-sys.stdin.read()
-"""
-_MB = 2**20
 
 
 @contextlib.contextmanager
@@ -73,53 +63,55 @@ def listing() -> dict[str, Any]:
         }
 
 
+def several() -> list[dict[str, Any]]:
+    """What is in use of the device beside what its processes hold, with none to three of them."""
+    uuid, told = nvml.all_devices()[0].uuid, []
+    with contextlib.ExitStack() as stack:
+        for number in range(4):
+            use = read_use(uuid)
+            held = sum(mb or 0 for mb in (use.processes or {}).values())
+            told.append({"processes": number, "used_mb": use.used_mb, "theirs_mb": held})
+            stack.enter_context(holder(100))
+    return told
+
+
+_LOOKS = """
+import json, os, psutil
+from celery_allocator.inventory import nvml, read_use
+from celery_allocator.plugin.holdings import Holdings
+from celery_allocator.plugin.meter import Meter
+device = nvml.all_devices()[0]
+use = Meter(device, Holdings().all, 1.0).measure()
+print(json.dumps({"pids here": psutil.pids(), "processes": read_use(device.uuid).processes, "meter": use.to_wire()}))
+"""
+
+
+def across() -> dict[str, Any]:
+    """What one sees from inside a namespace of pids of a process outside, and the other way round."""
+    apart = ["unshare", "--pid", "--fork", "--mount-proc"]
+    with holder(1000) as process:
+        run = subprocess.run(
+            [*apart, sys.executable, "-c", _LOOKS], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False
+        )
+        told: dict[str, Any] = {"pid outside": process.pid, "seen inside": run.stdout.strip() or run.stderr[-500:]}
+    inside = subprocess.Popen(
+        [*apart, "--kill-child", sys.executable, "-m", "tests.device.holder", "1000"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert inside.stdout is not None
+    told["pid inside"] = inside.stdout.readline().split()
+    told["pid outside of it"] = [child.pid for child in psutil.Process(inside.pid).children()]
+    told["seen outside"] = read_use(nvml.all_devices()[0].uuid).processes
+    inside.communicate()
+    return told
+
+
 def listing_apart() -> Any:
     """The same from inside a namespace of pids of its own, as in most containers. Only root may make one."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m", "tests.device.facts"]
     command += ["--section", "listing"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=50, check=False)
     return run.stdout.splitlines()[-1:] or run.stderr[-500:]
-
-
-def killed(command: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Milliseconds from SIGKILL until each thing is seen, three times."""
-    pynvml.nvmlInit()
-    device = pynvml.nvmlDeviceGetHandleByIndex(0)
-    rounds = []
-    for _ in range(3):
-        before = pynvml.nvmlDeviceGetMemoryInfo(device).used
-        with started(*command) as process:
-            threads = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
-            held = pynvml.nvmlDeviceGetMemoryInfo(device).used - before
-            seen: dict[str, float] = {}
-            begun = time.perf_counter()
-            process.send_signal(signal.SIGKILL)
-            while time.perf_counter() - begun < 10 and len(seen) < 4:
-                state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-                left = len(list(Path(f"/proc/{process.pid}/task").iterdir()))
-                used = pynvml.nvmlDeviceGetMemoryInfo(device).used - before
-                pids = {each.pid for each in pynvml.nvmlDeviceGetComputeRunningProcesses(device)}
-                now = round((time.perf_counter() - begun) * 1000, 1)
-                for name, so in (
-                    ("first thread a zombie", state == "Z"),
-                    ("no other thread", left <= 1),
-                    ("memory free", used < 64 * _MB),
-                    ("not listed", process.pid not in pids),
-                ):
-                    if so:
-                        seen.setdefault(name, now)
-            rounds.append({"threads": threads, "held_mb": held // _MB, **seen})
-    return rounds
-
-
-def killed_driver() -> Any:
-    """Of a process with 8 GB by the driver alone."""
-    return killed(("-m", "tests.device.holder", "8192"))
-
-
-def killed_torch() -> Any:
-    """Of a PyTorch process with 16 GB."""
-    return killed(("-c", _TORCH_HOLDS, "16384"))
 
 
 def working() -> dict[str, Any]:
@@ -143,42 +135,6 @@ def working() -> dict[str, Any]:
                 told["per process"] = attempt(pynvml.nvmlDeviceGetProcessUtilization, device, 0)
                 pynvml.nvmlShutdown()
                 process.communicate()
-    return told
-
-
-_STRAYS = """
-from tests.device.cuda import Cuda
-cuda = Cuda()
-cuda.initialise()
-cuda.open()
-cuda.launch("stray", 16)
-"""
-
-
-def faults() -> dict[str, Any]:
-    """What a kernel that writes where nothing is looks like: to itself, to who listens for Xids, to who comes next."""
-    pynvml.nvmlInit()
-    device = pynvml.nvmlDeviceGetHandleByIndex(0)
-    types = attempt(pynvml.nvmlDeviceGetSupportedEventTypes, device)
-    told: dict[str, Any] = {"supported": types, "xid bit": pynvml.nvmlEventTypeXidCriticalError}
-    listener = pynvml.nvmlEventSetCreate()
-    told["registered"] = attempt(
-        pynvml.nvmlDeviceRegisterEvents, device, pynvml.nvmlEventTypeXidCriticalError, listener
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", _STRAYS], capture_output=True, text=True, cwd=ROOT, timeout=30, check=False
-    )
-    told["to itself"] = run.stderr.strip().splitlines()[-1:]
-    begun = time.perf_counter()
-    try:
-        event = pynvml.nvmlEventSetWait_v2(listener, 5000)
-        told["heard"] = {"type": event.eventType, "data": event.eventData}
-    except pynvml.NVMLError as error:
-        told["heard"] = str(error)
-    told["heard after_s"] = round(time.perf_counter() - begun, 3)
-    with holder(16) as process:
-        told["next one lives"] = process.poll() is None
-    told["still readable"] = attempt(pynvml.nvmlDeviceGetMemoryInfo, device)
     return told
 
 
@@ -232,6 +188,6 @@ def full() -> dict[str, Any]:
 
 
 SECTIONS = {
-    "listing": listing, "listing apart": listing_apart, "killed (driver)": killed_driver,
-    "killed (torch)": killed_torch, "working": working, "visible": visible, "full": full, "faults": faults,
+    "listing": listing, "several": several, "listing apart": listing_apart, "across": across, "working": working,
+    "visible": visible, "full": full,
 }  # fmt: skip
