@@ -45,6 +45,8 @@ class Meter:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._complaint = ""
+        #: Whether the driver has ever listed a process of ours: then its process ids are ours, and it keeps no secrets.
+        self._told = False
 
     def start(self) -> None:
         """Begin to measure. A second call changes nothing."""
@@ -78,7 +80,8 @@ class Meter:
         gpu = self._gpu()
         table = _Table()
         ours = table.family(os.getpid())
-        seen = gpu.processes if gpu is not None and table.knows(gpu) else None
+        seen = gpu.processes if gpu is not None and table.knows(gpu, told=self._told) else None
+        self._told = self._told or any(process.pid in (seen or ()) for process in ours)
         return WorkerUse(
             at=0.0,
             gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
@@ -132,13 +135,15 @@ class _Table:
                 pids += self._children.get(one, ())
         return found
 
-    def knows(self, gpu: GpuUse) -> bool:
+    def knows(self, gpu: GpuUse, *, told: bool) -> bool:
         """Whether the driver's process ids mean something here: in a container they may be those of the host.
 
-        Where much is used and nobody uses it, the driver keeps them to itself.
+        Where much is used and nobody uses it, the driver keeps them to itself; or those who use it are outside of this
+        container, and a driver that translates ids (seen with 580) leaves them out. ``told``: that it lists ours has
+        been seen, so it is the latter.
         """
         if not gpu.processes:
-            return gpu.processes is not None and (gpu.used_mb or 0) <= _NOBODYS_MB
+            return gpu.processes is not None and (told or (gpu.used_mb or 0) <= _NOBODYS_MB)
         return gpu.processes.keys() <= self._processes.keys()
 
 

@@ -76,6 +76,24 @@ def test_where_process_ids_mean_nothing_the_total_is_told(
     host.cluster.settle()
 
 
+def test_a_driver_that_lists_what_is_in_this_container_and_nobody_else(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml
+) -> None:
+    """Nobody can be told from hidden ones until it has listed a process of ours; from then on it is foreign use."""
+    host = Host(new_cluster, fake_nvml)
+    cluster, key = host.cluster, host.cluster.key()
+    cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 2048})
+    child = cluster.held_in(key)
+    host.becomes(used_mb=5000)
+    host.wait_for(Bar(8192, 2048, 5000, None))
+    host.becomes((child, 1500), used_mb=6500)
+    host.wait_for(Bar(8192, 2048, 1500, 5000))
+    host.becomes(used_mb=5000)
+    host.wait_for(Bar(8192, 2048, 0, 5000))
+    cluster.let_go(key)
+    cluster.settle()
+
+
 def test_a_gpu_that_cannot_be_read_costs_nothing_but_the_figures(
     new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml
 ) -> None:
