@@ -17,6 +17,8 @@
     ├── AllocationTimeout            not granted within the time given (also a TimeoutError)
     ├── GateConfigError              a quality gate's file cannot be used (also a ValueError)
     ├── GateRuleError                a rule of a quality gate broke down while it measured
+    ├── TraceError                   a table of a simulation cannot be used; says the line (also a ValueError)
+    ├── PlotExtraMissing             the library that draws plots is not installed
     ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
     ├── ActionRefused                an operator's action, an undo or a redo cannot be taken; the text says why
@@ -228,6 +230,30 @@ class GateRuleError(AllocatorError):
         self.kind = kind
         self.what = what
         super().__init__(f"rule {rule!r} ({kind}) broke down: {what}")
+
+
+class TraceError(AllocatorError, ValueError):
+    """A table of a simulation cannot be used; names the file, the line (0: none), the column, the value and the rule."""
+
+    code = "bad_trace"
+    given = ("file", "line", "column", "value", "rule")
+    told = ("file", "line", "column", "rule")
+
+    def __init__(self, file: str, line: int, column: str, value: object, rule: str) -> None:
+        self.file = file
+        self.line = line
+        self.column = column
+        self.value = value
+        self.rule = rule
+        where = f"{file}, line {line}" if line else file
+        what = f"{column}={_shorten(value)}: " if column else ""
+        super().__init__(f"{where}: {what}{rule}")
+
+
+class PlotExtraMissing(AllocatorError):
+    """The library that draws plots is not installed."""
+
+    code = "no_plot_extra"
 
 
 class DeviceBusyError(AllocatorError):

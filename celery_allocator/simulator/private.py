@@ -1,0 +1,30 @@
+"""The server of one simulation: its own, in a folder of its own, gone afterwards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import redis
+
+from celery_allocator.embedded import EmbeddedServer
+
+
+@contextmanager
+def private_server(binary: Path | None = None) -> Iterator[redis.Redis]:
+    """A client of an embedded server that lives as long as the block; the user's own is left alone.
+
+    Nothing of it is kept, so that it need not write to the disk. Raises
+    :class:`~celery_allocator.errors.EmbeddedServerError`.
+    """
+    with tempfile.TemporaryDirectory(prefix="allocator-simulation-") as folder:
+        server = EmbeddedServer(Path(folder), binary)
+        url = server.ensure()
+        try:
+            with redis.Redis.from_url(url) as client:
+                client.config_set("appendonly", "no")
+                yield client
+        finally:
+            server.stop()
