@@ -233,7 +233,7 @@ class GateRuleError(AllocatorError):
 
 
 class TraceError(AllocatorError, ValueError):
-    """A table of a simulation cannot be used; names the file, the line (0: none), the column, the value and the rule."""
+    """A table of a simulation cannot be used; says file, line (0: none), column, value and rule."""
 
     code = "bad_trace"
     given = ("file", "line", "column", "value", "rule")

@@ -72,7 +72,7 @@ class Cluster:
         return max(asked / total if total else 0.0 for asked, total in pairs)
 
     def fragmentation(self, classes: Iterable[tuple[Requirements, float]]) -> float | None:
-        """Share of the free GPU memory (of the free cores, without GPUs) that an average task could not use where it is.
+        """Share of the free GPU memory (without GPUs: of the free cores) that an average task could not use.
 
         ``classes``: shapes and their shares of all tasks. Memory counts as unusable for a shape where its device has
         too little, or its node too few cores or too little RAM. After Weng et al., "Beware of Fragmentation", USENIX

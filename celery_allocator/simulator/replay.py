@@ -65,7 +65,7 @@ class Moment:
 
 @dataclass
 class Replayed:
-    """A trace that has been replayed: the tasks in order of submission, the cluster over time, fragmentation looked at."""
+    """A trace that has been replayed: its tasks in order of submission, the cluster over time, fragmentation seen."""
 
     cluster: Cluster
     runs: list[TaskRun] = field(default_factory=list)
@@ -129,9 +129,7 @@ class Replay:
         looks.reverse()
         arrived = done = 0
         while arrived < len(tasks) or self._endings or self._tick_until(self.now_s + _PATIENCE * self._tick_s):
-            arrives = arrived < len(tasks) and (
-                not self._endings or tasks[arrived].submit_s <= self._endings[0][0]
-            )
+            arrives = arrived < len(tasks) and (not self._endings or tasks[arrived].submit_s <= self._endings[0][0])
             at = tasks[arrived].submit_s if arrives else self._endings[0][0]
             while looks and looks[-1] <= at:
                 looks.pop()
@@ -147,9 +145,7 @@ class Replay:
             else:
                 self._end(heapq.heappop(self._endings)[2])
             done += 1
-            found.moments.append(
-                Moment(self.now_s, self._waiting, self.cluster.gpu_used_mb, self.cluster.cores_used)
-            )
+            found.moments.append(Moment(self.now_s, self._waiting, self.cluster.gpu_used_mb, self.cluster.cores_used))
             self._told(done, 2 * len(tasks))
         self._told(2 * len(tasks), 2 * len(tasks))
         return found
@@ -233,7 +229,7 @@ class Replay:
 
     @staticmethod
     def _trace_time(at: float | None) -> float | None:
-        return None if at is None else at - EPOCH_S
+        return None if at is None else round(at - EPOCH_S, 3)
 
 
 def _name(i: int) -> str:

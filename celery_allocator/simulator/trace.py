@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from celery_allocator.errors import AllocatorError, TraceError
 from celery_allocator.model import FIELDS, DeviceInventory, NodeInventory, Requirements, label
@@ -85,9 +85,9 @@ class _Row:
     def text(self, column: str, default: str = "") -> str:
         return self._cells.get(column) or default
 
-    def number(self, column: str, default: int = 0, minimum: int = 0) -> int:
-        value = self._read(column, int, default, "must be a whole number")
-        if value < minimum:
+    def number(self, column: str, default: int = 0, minimum: int | None = 0) -> int:
+        value: int = self._read(column, int, default, "must be a whole number")
+        if minimum is not None and value < minimum:
             raise self.error(column, value, f"must be at least {minimum}")
         return value
 
@@ -115,9 +115,9 @@ class _Row:
 def _task(row: _Row) -> TraceTask:
     submit_s, duration_s = row.seconds("submit_s"), row.seconds("duration_s")
     asked: dict[str, Any] = {}
-    for name, spec in FIELDS.items():
+    for name in FIELDS:
         if row.given(name):
-            asked[name] = row.number(name, minimum=spec.minimum)
+            asked[name] = row.number(name, minimum=None)
     for name in _TEXTS:
         if row.given(name):
             asked[name] = row.text(name)
@@ -152,11 +152,16 @@ def _nodes(row: _Row) -> Iterator[NodeInventory]:
         yield NodeInventory(name, tuple(range(cores)), ram_mb, devices)
 
 
+def _opened(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
+
+
 def _rows(path: Path, known: tuple[str, ...], required: tuple[str, ...]) -> Iterator[_Row]:
     """The rows of a table whose head has been checked; empty lines are skipped."""
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else None
-        with opened or path.open(encoding="utf-8-sig", newline="") as file:
+        with _opened(path) as file:
             reader = csv.reader(file)
             head = [cell.strip() for cell in next(reader, [])]
             for column in head:

@@ -13,7 +13,14 @@ from celery.app.utils import find_app
 
 from celery_allocator.allocating import Session
 from celery_allocator.allocating.command import json_text
-from celery_allocator.errors import AllocatorError, HistoryQueryError, LabelError, RequirementsError, SettingsError
+from celery_allocator.errors import (
+    AllocatorError,
+    HistoryQueryError,
+    LabelError,
+    RequirementsError,
+    SettingsError,
+    TraceError,
+)
 from celery_allocator.ledger import Grant, Ledger, Obituary, connect
 from celery_allocator.operations import Actor, Effect, Operator
 from celery_allocator.plugin import is_installed
@@ -50,7 +57,7 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except AllocatorError as error:
-            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError, HistoryQueryError))
+            misuse = isinstance(error, (SettingsError, RequirementsError, LabelError, TraceError, HistoryQueryError))
             raise (Misuse if misuse else Failure)(error) from error
 
 

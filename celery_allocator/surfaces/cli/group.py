@@ -25,6 +25,7 @@ from celery_allocator.surfaces.cli import (
     remembering,
     reporting,
     restoring,
+    simulating,
     updating,
     verifying,
     viewing,
@@ -68,6 +69,7 @@ for _command in (
     *remembering.COMMANDS,
     *reporting.COMMANDS,
     *restoring.COMMANDS,
+    *simulating.COMMANDS,
     demo,
 ):
     allocator.add_command(_command)

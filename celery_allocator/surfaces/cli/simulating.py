@@ -1,0 +1,167 @@
+"""The command that replays a trace: simulate."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from celery_allocator.model import Strategy
+from celery_allocator.simulator import (
+    OPTIONS,
+    Figures,
+    Replay,
+    Waits,
+    drawing,
+    figures,
+    private_server,
+    read_nodes,
+    read_trace,
+)
+from celery_allocator.surfaces.cli import text
+from celery_allocator.surfaces.cli.console import json_option, print_json
+
+#: Events between two looks at the progress bar.
+_STEP = 250
+_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+class _Speed(click.ParamType[Any]):
+    """``max``, or how many virtual seconds pass in one."""
+
+    name = "speed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value is None or value == "max":
+            return None
+        try:
+            factor = float(value)
+        except ValueError:
+            factor = 0.0
+        if not 0 < factor < float("inf"):
+            self.fail(f"{value!r} is neither max nor a number above 0", param, ctx)
+        return factor
+
+
+@click.command()
+@click.argument("trace", type=_FILE)
+@click.option("--nodes", type=_FILE, required=True, help="CSV of the nodes.")
+@click.option(
+    "--strategy",
+    type=click.Choice([strategy.value for strategy in Strategy]),
+    default=Strategy.BEST_FIT.value,
+    show_default=True,
+    help="The rule that picks the device.",
+)
+@click.option(
+    "--speed",
+    type=_Speed(),
+    default="max",
+    metavar="max|FACTOR",
+    help="Virtual seconds per second; max: as fast as it can.  [default: max]",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N tasks.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Orders tasks submitted, and endings, at the same time; 0: as in the trace.",
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw use and waiting there (.png, .svg)."
+)
+@json_option
+def simulate(
+    trace: Path,
+    nodes: Path,
+    strategy: str,
+    speed: float | None,
+    limit: int | None,
+    seed: int,
+    plot: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Replay TRACE, a CSV of tasks, on simulated nodes: waits, slowdown, use, fragmentation, how true the dates were.
+
+    Tasks go through the ledger's own scripts, on a private server and a clock that jumps from event to event; nothing
+    of yours is touched. The same tables, options and seed give the same figures. Columns: docs/howto/simulate.md.
+    """
+    if plot is not None and plot.suffix.lstrip(".") not in drawing.formats():
+        raise click.BadParameter(f"{plot.name!r} must end in .png or .svg", param_hint="--plot")
+    there, tasks = read_nodes(nodes), read_trace(trace, limit)
+    with (
+        private_server() as client,
+        click.progressbar(length=2 * len(tasks), label="simulating", file=sys.stderr) as bar,
+    ):
+
+        def progress(done: int, total: int) -> None:
+            if done % _STEP == 0 or done == total:
+                bar.update(done - bar.pos)
+
+        options = replace(OPTIONS, max_waiting=max(OPTIONS.max_waiting, len(tasks)))
+        replay = Replay(
+            client,
+            there,
+            strategy=Strategy(strategy),
+            options=options,
+            seed=seed,
+            speed=speed,
+            on_progress=progress,
+        )
+        replayed = replay.run(tasks)
+    found = figures(replayed)
+    if plot is not None:
+        _drawn(replayed, plot, f"{trace.name}, {strategy}")
+    if as_json:
+        print_json({"success": True, "trace": trace.name, "strategy": strategy, "seed": seed, **found.as_dict()})
+    else:
+        click.echo(_told(found))
+
+
+def _drawn(replayed: Any, plot: Path, title: str) -> None:
+    try:
+        drawing.draw(replayed, plot, title)
+    except OSError as error:
+        raise click.ClickException(f"{str(plot)!r} cannot be written: {error.strerror or error}") from error
+    click.echo(f"wrote {plot}", err=True)
+
+
+def _told(found: Figures) -> str:
+    dates = found.dates
+    rows: list[tuple[str, Any]] = [
+        ("tasks", found.tasks),
+        ("could never fit", found.never or None),
+        ("still waiting at the end", found.unstarted or None),
+        ("waited", f"{found.waited} ({_percent(found.waited / found.tasks)})"),
+        ("wait", _waits(found.waits)),
+        ("wait of the largest 5 %", _waits(found.waits_largest)),
+        ("mean bounded slowdown", None if found.slowdown is None else f"{found.slowdown:.2f}"),
+        ("makespan", text.span(found.makespan_s)),
+        ("GPU memory in use", _percent(found.gpu_memory_utilisation)),
+        ("cores in use", _percent(found.cpu_utilisation)),
+        ("fragmentation", _percent(found.fragmentation)),
+        ("dates scored", dates.scored or None),
+        ("started by their p90", _percent(dates.p90_coverage)),
+        ("median error of dates", None if dates.median_error_s is None else text.span(dates.median_error_s)),
+        ("by the naive rule", None if dates.naive_median_error_s is None else text.span(dates.naive_median_error_s)),
+    ]
+    return text.pairs((name, value) for name, value in rows if value is not None)
+
+
+def _waits(waits: Waits | None) -> str | None:
+    if waits is None:
+        return None
+    named = (("mean", waits.mean_s), ("p50", waits.p50_s), ("p95", waits.p95_s), ("max", waits.max_s))
+    return ", ".join(f"{name} {text.span(seconds)}" for name, seconds in named)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f} %"
+
+
+COMMANDS: tuple[click.Command, ...] = (simulate,)
