@@ -54,8 +54,8 @@ class Figures:
 
     ``never``: tasks no node could hold; ``unstarted``: tasks that still wait at the end. ``slowdown``: mean bounded
     slowdown, max(1, (wait + run) / max(run, 10 s)). ``makespan_s``: first submission to last ending. Utilisation and
-    fragmentation: means over time. ``waits_largest``: waits of the largest 5 % of the tasks, by the largest of their
-    shares of the cluster's GPU memory, cores and RAM.
+    fragmentation: means over time. ``waits_largest``: of the largest 5 % of the tasks and those
+    as large as the smallest of these, by the largest of their shares of the cluster's GPU memory, cores and RAM.
     """
 
     tasks: int
@@ -133,8 +133,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def _largest(replayed: Replayed, started: Sequence[TaskRun]) -> list[TaskRun]:
-    by_size = sorted(started, key=lambda run: -replayed.cluster.share(run.task.requirements))
-    return by_size[: math.ceil(LARGEST * len(by_size))]
+    sizes = {id(run): replayed.cluster.share(run.task.requirements) for run in started}
+    descending = sorted(sizes.values(), reverse=True)
+    least = descending[math.ceil(LARGEST * len(descending)) - 1] if descending else 0.0
+    return [run for run in started if sizes[id(run)] >= least]
 
 
 def _waits(runs: Sequence[TaskRun]) -> Waits | None:

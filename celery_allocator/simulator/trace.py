@@ -122,7 +122,7 @@ def _task(row: _Row) -> TraceTask:
         if row.given(name):
             asked[name] = row.text(name)
     try:
-        name = label("task name", row.text("name", "task"))
+        name = label("name", row.text("name", "task"))
         return TraceTask(submit_s, duration_s, Requirements(**asked), name)
     except AllocatorError as error:
         column = str(getattr(error, "key", "") or "name")

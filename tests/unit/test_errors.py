@@ -32,6 +32,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),
     "HistoryQueryError": ("outcome", "sucess", "no allocation has ended so"),
+    "TraceError": ("trace.csv", 7, "cpu_cores", "x", "must be a whole number"),
     "DeviceBusyError": ("host/gpu_0", "worker@host", "abc", 3.25),
 }
 
