@@ -1,18 +1,21 @@
-"""Reference schedulers in plain Python, for jobs of processors on one machine: FCFS, and EASY backfilling.
+"""Reference schedulers in plain Python, for jobs of processors: FCFS, and EASY backfilling.
 
 EASY as Lifka (1995) and Feitelson & Weil describe it: jobs start in order of arrival; the first that does not fit gets
 a reservation at the earliest time at which enough processors are free by the estimates of what runs; any later job may
 start now if it ends before that time by its own estimate, or uses only processors that are left over then. Details as
 in the simulator behind the published figures (Gaussier et al., SC'15): events one by one, submissions before endings;
 a job whose estimate has expired counts as free. Run times are clipped to their estimates.
+
+With several nodes a job runs on one of them: the one with the fewest processors left over, of these the first. The
+reservation is on the node that is the first to have enough; the other nodes are open to all.
 """
 
 from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 #: The bound of the bounded slowdown, in seconds.
 BOUND_S = 10.0
@@ -39,13 +42,15 @@ def avebsld(jobs: Sequence[Job], starts: Sequence[float]) -> float:
     return sum(slowdowns) / len(jobs)
 
 
-def schedule(jobs: Sequence[Job], procs: int, *, backfill: bool = True, shortest_first: bool = False) -> list[float]:
-    """When each job starts on ``procs`` processors. ``shortest_first``: the order in which jobs are tried for backfill.
+def schedule(
+    jobs: Sequence[Job], nodes: Sequence[int], *, backfill: bool = True, shortest_first: bool = False
+) -> list[float]:
+    """When each job starts on ``nodes`` of so many processors. ``shortest_first``: jobs are tried for backfill so.
 
     ``jobs`` are in order of arrival.
     """
     starts = [0.0] * len(jobs)
-    machine = _Machine(jobs, procs, starts, backfill, shortest_first)
+    machine = _Machine(jobs, [_Node(procs) for procs in nodes], backfill, shortest_first)
     # A stable order: at one time, submissions come before endings.
     endings: list[tuple[float, int]] = []
     arrived = 0
@@ -58,75 +63,86 @@ def schedule(jobs: Sequence[Job], procs: int, *, backfill: bool = True, shortest
             now, ended = heapq.heappop(endings)
             machine.end(ended)
         for started in machine.start(now):
+            starts[started] = now
             heapq.heappush(endings, (now + jobs[started].run_s, started))
     return starts
 
 
-class _Machine:
-    """What runs, by the time at which it is expected to end, and what waits."""
+@dataclass
+class _Node:
+    """What runs on one node, by the time at which it is expected to end: (expected end, job, processors)."""
 
-    def __init__(
-        self, jobs: Sequence[Job], procs: int, starts: list[float], backfill: bool, shortest_first: bool
-    ) -> None:
+    procs: int
+    running: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def free(self, now: float) -> int:
+        return self.procs - sum(procs for end, _, procs in self.running if end > now)
+
+    def enough(self, now: float, needed: int) -> tuple[float, int]:
+        """When so many processors are free by the estimates, and how many are left over then."""
+        free, at = self.free(now), now
+        expected = [(end, procs) for end, _, procs in self.running if end > now]
+        for i, (end, procs) in enumerate(expected):
+            if free >= needed and (i == 0 or expected[i - 1][0] != end):
+                break
+            free, at = free + procs, end
+        return at, free - needed
+
+
+class _Machine:
+    """The nodes, and what waits."""
+
+    def __init__(self, jobs: Sequence[Job], nodes: list[_Node], backfill: bool, shortest_first: bool) -> None:
         self.waiting: list[int] = []
         self._jobs = jobs
-        self._procs = procs
-        self._starts = starts
+        self._nodes = nodes
         self._backfill = backfill
         self._shortest_first = shortest_first
-        #: (expected end, job), in that order.
-        self._running: list[tuple[float, int]] = []
+        self._where: dict[int, tuple[_Node, tuple[float, int, int]]] = {}
 
     def end(self, job: int) -> None:
-        self._running.remove((self._starts[job] + self._jobs[job].estimate_s, job))
+        node, entry = self._where.pop(job)
+        node.running.remove(entry)
 
     def start(self, now: float) -> list[int]:
         """Start what may start; these jobs."""
         jobs, started = self._jobs, []
-        free = self._procs - sum(jobs[i].procs for end, i in self._running if end > now)
-        while self.waiting and jobs[self.waiting[0]].procs <= free:
-            first = self.waiting.pop(0)
-            self._begin(first, now)
-            started.append(first)
-            free -= jobs[first].procs
-        if not self.waiting or not self._backfill or free <= 0:
+        free = [node.free(now) for node in self._nodes]
+        while self.waiting and (at := _tightest(free, range(len(free)), jobs[self.waiting[0]].procs)) is not None:
+            started.append(self.waiting.pop(0))
+            self._begin(started[-1], at, now, free)
+        if not self.waiting or not self._backfill or not any(free):
             return started
-        shadow, extra = self._reservation(now, free, jobs[self.waiting[0]].procs)
+        needed = jobs[self.waiting[0]].procs
+        able = [i for i, node in enumerate(self._nodes) if node.procs >= needed]
+        (shadow, extra), reserved = min(
+            ((self._nodes[i].enough(now, needed), i) for i in able), key=lambda found: (found[0][0], found[1])
+        )
         others = self.waiting[1:]
         if self._shortest_first:
             others.sort(key=lambda i: (jobs[i].estimate_s, i))
         passed = set()
         for i in others:
-            in_time = now + jobs[i].estimate_s <= shadow
-            if jobs[i].procs <= free and (in_time or jobs[i].procs <= extra):
-                self._begin(i, now)
+            job = jobs[i]
+            in_time = now + job.estimate_s <= shadow
+            open_to_it = (n for n in range(len(free)) if n != reserved or in_time or job.procs <= extra)
+            at = _tightest(free, open_to_it, job.procs)
+            if at is not None:
+                self._begin(i, at, now, free)
                 passed.add(i)
-                free -= jobs[i].procs
-                extra -= 0 if in_time else jobs[i].procs
-                if free <= 0:
+                extra -= job.procs if at == reserved and not in_time else 0
+                if not any(free):
                     break
-        if passed:
-            self.waiting = [i for i in self.waiting if i not in passed]
+        self.waiting = [i for i in self.waiting if i not in passed] if passed else self.waiting
         return [*started, *sorted(passed)]
 
-    def _begin(self, job: int, now: float) -> None:
-        self._starts[job] = now
-        bisect.insort(self._running, (now + self._jobs[job].estimate_s, job))
+    def _begin(self, job: int, at: int, now: float, free: list[int]) -> None:
+        entry = (now + self._jobs[job].estimate_s, job, self._jobs[job].procs)
+        bisect.insort(self._nodes[at].running, entry)
+        self._where[job] = self._nodes[at], entry
+        free[at] -= self._jobs[job].procs
 
-    def _reservation(self, now: float, free: int, needed: int) -> tuple[float, int]:
-        """When so many processors are free by the estimates, and how many are left over then."""
-        at, running = now, iter(self._running)
-        entry = next(running, None)
-        while entry is not None:
-            end = entry[0]
-            released = 0
-            while entry is not None and entry[0] == end:
-                released += self._jobs[entry[1]].procs
-                entry = next(running, None)
-            if end <= now:
-                continue
-            free += released
-            at = end
-            if free >= needed:
-                break
-        return at, free - needed
+
+def _tightest(free: Sequence[int], among: Iterable[int], needed: int) -> int | None:
+    """Of the nodes with enough free processors the one with the fewest; ``None``: there is none."""
+    return min((i for i in among if free[i] >= needed), key=lambda i: (free[i], i), default=None)

@@ -17,6 +17,8 @@ growth_waiting          the pair on 8 GPUs with the longest line over the same w
 growth_waiting_granting the other line: 8 GPUs, each held whole; a pair is a submit that goes to the end of the line and
                         a release that grants the first in it, with the longest line over an otherwise empty one (the
                         release then grants the task just submitted). The line: 50 shapes that take a whole GPU.
+growth_waiting_tenants, growth_waiting_granting_tenants
+                        the two before, with a line of 20 tenants that take turns, each with all shapes
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from celery_allocator.model import DeviceInventory, NodeInventory, Requirements,
 
 GPU_MB, GPUS_PER_NODE, SLOTS = 81_920, 8, 4
 NODE_CORES, NODE_RAM_MB = 64, 512_000
-SHAPES = 50
+SHAPES, TENANTS = 50, 20
 LEASE_S = 24 * 3600.0
 MESSAGE = b"m" * 600
 PAIR = Requirements(2_048, 2, 4_096)
@@ -112,19 +114,25 @@ def occupy(ledger: Ledger, gpus: int, whole: bool = False) -> list[str]:
     return ids
 
 
-def line(ledger: Ledger, count: int, shape: Callable[[int], Requirements]) -> None:
-    """So many waiting tasks of 50 shapes."""
+def line(ledger: Ledger, count: int, shape: Callable[[int], Requirements], tenants: int = 0) -> None:
+    """So many waiting tasks of 50 shapes; of nobody in particular, or of so many tenants."""
     progress = Progress(f"line of {count:,}", max(1, count))
     for first in range(0, count, 1_000):
         pipeline = ledger.client.pipeline(transaction=False)
         for i in range(first, min(first + 1_000, count)):
             name = new_allocation_id()
-            req = shape(i % SHAPES)
+            req = asked(shape, i, tenants)
             args = arguments(lambda to: to.submit(name, name, "bench.wait", req, message=MESSAGE), ledger.pool)  # noqa: B023
             pipeline.execute_command(*args)
         replies = pipeline.execute()
         assert {reply[0] for reply in replies} == {b"waiting"}, replies[0]
         progress.at(min(first + 1_000, count))
+
+
+def asked(shape: Callable[[int], Requirements], i: int, tenants: int) -> Requirements:
+    """What the ``i``-th in line asks for: every tenant comes to have every shape."""
+    req = shape(i % SHAPES)
+    return replace(req, tenant=f"tenant-{i // SHAPES % tenants}") if tenants else req
 
 
 # --- sides: each does one thing and returns its seconds
@@ -170,14 +178,14 @@ def granted_pair(ledger: Ledger) -> Side:
     return side
 
 
-def granting_pair(ledger: Ledger, held: list[str]) -> Side:
+def granting_pair(ledger: Ledger, held: list[str], tenants: int = 0) -> Side:
     """A submit that waits at the end of the line, and a release that grants the first in it."""
     holders = deque(held)
     numbers = itertools.count()
 
     def side() -> float:
         name = new_allocation_id()
-        req = whole_gpu(next(numbers) % SHAPES)
+        req = asked(whole_gpu, next(numbers), tenants)
         holder = holders.popleft()
         began = time.perf_counter()
         submitted = ledger.submit(name, name, "bench.pair", req, message=MESSAGE)
@@ -247,26 +255,42 @@ def measure(client: redis.Redis, effort: Effort) -> dict[str, Ratio]:
         print(f"  {name:>10}: {PIPELINED / sorted(seconds)[len(seconds) // 2]:8.0f} pairs/s")
     found["pairs_over_empty"] = ratio(times["empty"], times["pairs"])
 
-    sides = {}
+    return {**found, **measure_lines(client, effort, empty), **measure_lines(client, effort, empty, TENANTS)}
+
+
+def measure_lines(client: redis.Redis, effort: Effort, empty: Side, tenants: int = 0) -> dict[str, Ratio]:
+    """The ratios of lines, of nobody in particular or of so many tenants."""
+    found: dict[str, Ratio] = {}
+    suffix, who = ("_tenants", f" of {tenants} tenants") if tenants else ("", "")
+
+    sides: dict[str, Side] = {}
     for count in effort.waiting:
-        ledger = cluster(client, f"waiting-{count}", 8)
+        ledger = cluster(client, f"waiting{suffix}-{count}", 8)
         occupy(ledger, 8)
-        line(ledger, count, too_large)
+        line(ledger, count, too_large, tenants)
         sides[f"{count}"] = granted_pair(ledger)
-    times = interleave({"empty": empty, **sides}, effort.rounds, label="lines that do not fit", warmup=50)
-    show(times, "waiting, none fits")
-    found["growth_waiting"] = ratio(times[str(effort.waiting[-1])], times[str(effort.waiting[0])])
+    times = interleave({"empty": empty, **sides}, effort.rounds, label=f"lines{who} that do not fit", warmup=50)
+    show(times, f"waiting{who}, none fits")
+    found[f"growth_waiting{suffix}"] = ratio(times[str(effort.waiting[-1])], times[str(effort.waiting[0])])
 
     sides = {}
     for count in effort.waiting:
-        ledger = cluster(client, f"granting-{count}", 8)
+        ledger = cluster(client, f"granting{suffix}-{count}", 8)
         held = occupy(ledger, 8, whole=True)
-        line(ledger, count, whole_gpu)
-        sides[f"{count}"] = granting_pair(ledger, held)
-    times = interleave({"empty": empty, **sides}, effort.rounds, label="lines that are granted", warmup=50)
-    show(times, "waiting, one granted")
-    found["growth_waiting_granting"] = ratio(times[str(effort.waiting[-1])], times[str(effort.waiting[0])])
+        line(ledger, count, whole_gpu, tenants)
+        sides[f"{count}"] = granting_pair(ledger, held, tenants)
+    times = interleave({"empty": empty, **sides}, effort.rounds, label=f"lines{who} that are granted", warmup=50)
+    show(times, f"waiting{who}, one granted")
+    found[f"growth_waiting_granting{suffix}"] = ratio(times[str(effort.waiting[-1])], times[str(effort.waiting[0])])
     return found
+
+
+def measure_tenants(client: redis.Redis, effort: Effort) -> dict[str, float]:
+    """The ratios of lines of tenants alone, for another benchmark's report."""
+    found = measure_lines(client, effort, empty_pair(client, client.script_load("return 1")), TENANTS)
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    return {name: round(value.value, 3) for name, value in found.items()}
 
 
 def show(times: dict[str, list[float]], what: str) -> None:
