@@ -174,17 +174,16 @@ def _granted(reply: Sequence[Any]) -> bool:
 
 
 def curve(stream: Sequence[Pod], placed: Sequence[bool], gpus: int) -> dict[int, float]:
-    """GPUs allocated, in % of all, at 100 and 130 % requested."""
-    sums = {at: [0.0, 0] for at in READ_AT}
+    """GPUs allocated, in % of all, at each whole % requested."""
+    sums: dict[int, tuple[float, int]] = {}
     asked = held = 0.0
     for pod, found in zip(stream, placed, strict=True):
         asked += pod.gpus
         held += pod.gpus if found else 0.0
         at = round(100 * asked / gpus)
-        if at in sums:
-            sums[at][0] += 100 * held / gpus
-            sums[at][1] += 1
-    return {at: total / count for at, (total, count) in sums.items() if count}
+        total, count = sums.get(at, (0.0, 0))
+        sums[at] = total + 100 * held / gpus, count + 1
+    return {at: total / count for at, (total, count) in sums.items()}
 
 
 def run(

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import drawing
 import ledger
 import packing
 import redis
@@ -42,7 +43,7 @@ def strategies() -> list[Any]:
     return [strategy for strategy in Strategy if strategy is not Strategy.PRIORITY]
 
 
-def measure_packing(client: redis.Redis, seeds: int, quick: bool) -> Found:
+def measure_packing(client: redis.Redis, seeds: int, quick: bool, plots: Path | None) -> Found:
     """GPU allocation of every strategy beside the reference."""
     orders = list(packing.ORDERS)[:1] if quick else list(packing.ORDERS)
     curves = packing.run(client, strategies(), range(1, (1 if quick else seeds) + 1), orders)
@@ -50,6 +51,9 @@ def measure_packing(client: redis.Redis, seeds: int, quick: bool) -> Found:
         key: {at: statistics.fmean(curve[at] for curve in found) for at in packing.READ_AT}
         for key, found in curves.items()
     }
+    if plots:
+        of_all = {name: found for (name, order), found in curves.items() if order == orders[0]}
+        drawing.packing(of_all, packing.REFERENCE, plots)
     print(f"{'GPU allocated, %':36}" + "".join(f"{at:>8} %" for at in packing.READ_AT) + "   worst order (seed 1)")
     found: Found = {f"openb_{at}": {} for at in packing.READ_AT}
     for name in dict.fromkeys(key[0] for key in means):
@@ -80,9 +84,10 @@ class Runs:
         return self._made[key]
 
 
-def measure_waiting(traces: list[Trace], runs: Runs) -> Found:
+def measure_waiting(traces: list[Trace], runs: Runs, plots: Path | None) -> Found:
     """Bounded slowdown and waits of all schedulers."""
     found: Found = {}
+    drawn: dict[str, dict[str, Score]] = {}
     for trace in traces:
         print(f"\n{trace.name}: {len(trace.jobs):,} jobs on {trace.nodes} cores")
         print(f"{'':36}{'slowdown':>10}{'p95 wait':>12}{'longest':>12}{'of largest 5 %':>16}")
@@ -95,6 +100,7 @@ def measure_waiting(traces: list[Trace], runs: Runs) -> Found:
             for stated in (True, False):
                 label = f"ours, {how}, {'stated' if stated else 'learned'}"
                 scores[label] = runs(trace, how, stated=stated)[0]
+        drawn[trace.name] = scores
         for name, score in scores.items():
             print(
                 f"{name:36}{score.slowdown:10.2f}{score.p95_s:10,.0f} s{score.longest_s:10,.0f} s"
@@ -113,10 +119,12 @@ def measure_waiting(traces: list[Trace], runs: Runs) -> Found:
         if trace.name == "kth" and len(trace.jobs) > _QUICK_JOBS:
             for name, published in _PUBLISHED.items():
                 print(f"  published: {name:25}{published:10.2f}")
+    if plots:
+        drawing.waiting(drawn, plots)
     return found
 
 
-def measure_dates(traces: list[Trace], runs: Runs) -> Found:
+def measure_dates(traces: list[Trace], runs: Runs, plots: Path | None) -> Found:
     """How true the dates were."""
     found: Found = {}
     how = next(iter(waiting.backfills()))
@@ -137,6 +145,8 @@ def measure_dates(traces: list[Trace], runs: Runs) -> Found:
         print(f"{trace.name:36}{dated.scored:8,}{coverage:>9}{error:>15}{naive:>12}{ratio:>8}")
         found[f"{trace.name}_p90_coverage"] = _rounded(dated.coverage)
         found[f"{trace.name}_date_error_over_naive"] = _rounded(dated.over_naive)
+    if plots:
+        drawing.dates({trace.name: waiting.second_half(runs(trace, how, stated=False)[1]) for trace in traces}, plots)
     main = scored[0]
     return {**found, "p90_coverage": _rounded(main.coverage), "date_error_over_naive": _rounded(main.over_naive)}
 
@@ -166,6 +176,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed and order; the first 2,000 jobs of each trace")
     parser.add_argument("--seeds", type=int, default=10, help="orders of arrival in packing (default: 10)")
     parser.add_argument("--kth", type=Path, help="CSV of the KTH-SP2 trace (see data/README.md); without: left out")
+    parser.add_argument("--plots", type=Path, help="folder for pictures (needs the extra plot)")
     args = parser.parse_args()
     parts = args.part or list(PARTS)
     limit = _QUICK_JOBS if args.quick else None
@@ -176,9 +187,9 @@ def main() -> None:
     with private_server() as client:
         runs = Runs(client)
         steps: dict[str, Callable[[], Found]] = {
-            "packing": lambda: measure_packing(client, args.seeds, args.quick),
-            "waiting": lambda: measure_waiting(traces, runs),
-            "dates": lambda: measure_dates(traces, runs),
+            "packing": lambda: measure_packing(client, args.seeds, args.quick, args.plots),
+            "waiting": lambda: measure_waiting(traces, runs, args.plots),
+            "dates": lambda: measure_dates(traces, runs, args.plots),
             "adversarial": lambda: measure_adversarial(client),
             "cost": lambda: ledger.measure_tenants(client, ledger.QUICK if args.quick else ledger.FULL),
         }

@@ -172,9 +172,14 @@ class Dated:
         return self.error_s / self.naive_s if self.error_s is not None and self.naive_s else None
 
 
+def second_half(runs: Sequence[TaskRun]) -> Sequence[TaskRun]:
+    """The part that is scored."""
+    return runs[int(TRAINS * len(runs)) :]
+
+
 def held_out(runs: Sequence[TaskRun]) -> Dated:
     """Dates of the tasks after the first half of the trace."""
-    found = dates(runs[int(TRAINS * len(runs)) :])
+    found = dates(second_half(runs))
     return Dated(found.scored, found.p90_coverage, found.median_error_s, found.naive_median_error_s)
 
 
