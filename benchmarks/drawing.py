@@ -55,7 +55,9 @@ def waiting(scores: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         colours = [_COLOURS[1] if name.startswith("ours") else _COLOURS[0] for name in names]
         bars = axes.barh(names, values, color=colours, log=True)
         axes.bar_label(bars, [f"{value:,.1f}" for value in values], padding=3, fontsize=8)
-        axes.set_xlim(right=max(values) * 4)
+        axes.set_xlim(1, max(values) * 5)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_title(trace, loc="left")
         axes.set_xlabel("mean bounded slowdown")
     picture.savefig(folder / "scheduling-waiting.png")

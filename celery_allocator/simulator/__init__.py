@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_allocator.simulator.figures import Dates, Figures, Waits, figures
+from celery_allocator.simulator.figures import Dates, Figures, OfTenant, Waits, figures
 from celery_allocator.simulator.private import private_server
 from celery_allocator.simulator.replay import OPTIONS, Moment, Replay, Replayed, TaskRun
 from celery_allocator.simulator.trace import NODE_COLUMNS, TRACE_COLUMNS, TraceTask, read_nodes, read_trace
@@ -14,6 +14,7 @@ __all__ = [
     "Dates",
     "Figures",
     "Moment",
+    "OfTenant",
     "Replay",
     "Replayed",
     "TaskRun",

@@ -27,6 +27,15 @@ class Waits:
 
 
 @dataclass(frozen=True)
+class OfTenant:
+    """What the tasks of one tenant came to."""
+
+    tasks: int
+    waits: Waits | None
+    slowdown: float | None
+
+
+@dataclass(frozen=True)
 class Dates:
     """How true the dates were that waiting tasks were told at submission.
 
@@ -54,8 +63,9 @@ class Figures:
 
     ``never``: tasks no node could hold; ``unstarted``: tasks that still wait at the end. ``slowdown``: mean bounded
     slowdown, max(1, (wait + run) / max(run, 10 s)). ``makespan_s``: first submission to last ending. Utilisation and
-    fragmentation: means over time. ``waits_largest``: of the largest 5 % of the tasks and those
-    as large as the smallest of these, by the largest of their shares of the cluster's GPU memory, cores and RAM.
+    fragmentation: means over time. ``waits_largest``: of the largest 5 % of the tasks and those as large as the smallest
+    of these, by the largest of their shares of the cluster's GPU memory, cores and RAM. ``tenants``: empty where no task
+    has one.
     """
 
     tasks: int
@@ -70,6 +80,7 @@ class Figures:
     cpu_utilisation: float
     fragmentation: float | None
     dates: Dates
+    tenants: dict[str, OfTenant]
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON-ready data."""
@@ -95,12 +106,13 @@ def figures(replayed: Replayed) -> Figures:
         waited=sum((run.wait_s or 0.0) > 0 for run in started),
         waits=_waits(started),
         waits_largest=_waits(largest),
-        slowdown=statistics.fmean(bounded_slowdown(run) for run in started) if started else None,
+        slowdown=_slowdown(started),
         makespan_s=max(0.0, makespan),
         gpu_memory_utilisation=_share(gpu_mb_s, cluster.gpu_memory_mb * makespan) if cluster.gpu_memory_mb else None,
         cpu_utilisation=_share(core_s, cluster.cpu_cores * makespan),
         fragmentation=statistics.fmean(replayed.fragmentation) if replayed.fragmentation else None,
         dates=dates(runs),
+        tenants=_tenants(runs),
     )
 
 
@@ -130,6 +142,22 @@ def dates(runs: Sequence[TaskRun]) -> Dates:
 def quantile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that at least ``share`` of ``ordered`` (ascending, not empty) do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _slowdown(started: Sequence[TaskRun]) -> float | None:
+    return statistics.fmean(bounded_slowdown(run) for run in started) if started else None
+
+
+def _tenants(runs: Sequence[TaskRun]) -> dict[str, OfTenant]:
+    names = sorted({run.task.requirements.tenant for run in runs})
+    if names in ([], [""]):
+        return {}
+    found = {}
+    for name in names:
+        theirs = [run for run in runs if run.task.requirements.tenant == name]
+        started = [run for run in theirs if run.start_s is not None]
+        found[name] = OfTenant(len(theirs), _waits(started), _slowdown(started))
+    return found
 
 
 def _largest(replayed: Replayed, started: Sequence[TaskRun]) -> list[TaskRun]:

@@ -91,6 +91,20 @@ def test_what_can_never_fit_is_counted_and_nothing_more(simulate: Simulate) -> N
     assert figures(replayed).never == 1
 
 
+def test_tenants_are_told_apart(simulate: Simulate) -> None:
+    trace = [
+        TraceTask(at, length, Requirements(8_000, tenant=tenant))
+        for at, length, tenant in ((0, 100, "a"), (0, 100, "b"), (0, 100, "a"), (0, 50, ""))
+    ]
+    found = figures(simulate(trace))
+    assert list(found.tenants) == ["", "a", "b"]
+    assert sum(of.tasks for of in found.tenants.values()) == 4
+    assert found.tenants["a"].tasks == 2
+    waits = [of.waits for of in found.tenants.values()]
+    assert all(of is not None for of in waits)
+    assert figures(simulate(tasks((0, 1, 1_000)))).tenants == {}
+
+
 def test_strategies_differ_as_they_should(simulate: Simulate) -> None:
     """By best fit the third task takes what the second leaves, so that the fourth has room beside the first."""
     trace = tasks((0, 100, 4_000), (1, 200, 7_000), (2, 300, 3_000), (3, 10, 6_000))

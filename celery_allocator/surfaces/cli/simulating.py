@@ -150,7 +150,23 @@ def _told(found: Figures) -> str:
         ("median error of dates", None if dates.median_error_s is None else text.span(dates.median_error_s)),
         ("by the naive rule", None if dates.naive_median_error_s is None else text.span(dates.naive_median_error_s)),
     ]
-    return text.pairs((name, value) for name, value in rows if value is not None)
+    told = text.pairs((name, value) for name, value in rows if value is not None)
+    return f"{told}\n\n{_tenants(found)}" if found.tenants else told
+
+
+def _tenants(found: Figures) -> str:
+    heads = ("TENANT", "TASKS", "MEAN WAIT", "P95 WAIT", "LONGEST", "SLOWDOWN")
+    rows = [
+        (
+            name or "-",
+            of.tasks,
+            *(text.span(s) for s in (of.waits.mean_s, of.waits.p95_s, of.waits.max_s)),
+            f"{of.slowdown:.2f}",
+        )
+        for name, of in found.tenants.items()
+        if of.waits is not None
+    ]
+    return text.table(heads, rows)
 
 
 def _waits(waits: Waits | None) -> str | None:
