@@ -63,9 +63,9 @@ class Figures:
 
     ``never``: tasks no node could hold; ``unstarted``: tasks that still wait at the end. ``slowdown``: mean bounded
     slowdown, max(1, (wait + run) / max(run, 10 s)). ``makespan_s``: first submission to last ending. Utilisation and
-    fragmentation: means over time. ``waits_largest``: of the largest 5 % of the tasks and those as large as the smallest
-    of these, by the largest of their shares of the cluster's GPU memory, cores and RAM. ``tenants``: empty where no task
-    has one.
+    fragmentation: means over time. ``waits_largest``: of the largest 5 % of the tasks, and those as large as the
+    smallest of these, by the largest of their shares of the cluster's GPU memory, cores and RAM. ``tenants``: empty
+    where no task has one.
     """
 
     tasks: int
