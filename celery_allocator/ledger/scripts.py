@@ -69,27 +69,32 @@ def places(name: str) -> bool:
 
 
 def _joined(strategies: dict[str, str]) -> str:
-    """The strategies as Lua functions, one for each, and ``strategy_of``. One that is not known is ``best_fit``."""
-    functions: list[str] = []
-    cases: list[str] = []
-    for name, text in strategies.items():
-        functions.append(f"local function strategy_{name}()\n{indent(text, '  ').rstrip()}\nend\n")
-        cases.append(f'  {"else" * bool(cases)}if name == "{name}" then made = strategy_{name}()\n')
+    """The strategies as Lua functions in one table, and ``strategy_of``. One that is not known is ``best_fit``.
+
+    In a table, as a function of Lua has room for 200 local names, whoever registers how many.
+    """
+    makers = [f"  {start_of(name)}\n{indent(text, '  ').rstrip()}\n  end,\n" for name, text in strategies.items()]
     return "".join(
         (
-            *functions,
-            "local STRATEGIES = {}\n",
+            "local MAKERS, STRATEGIES = nil, {}\n",
+            "local function strategy_makers()\n  return {\n",
+            *makers,
+            "  }\nend\n",
             "local function strategy_of(name)\n",
             "  local made = STRATEGIES[name]\n",
             "  if made then return made end\n",
-            *cases,
-            f"  else made = strategy_{_USUAL}()\n",
-            "  end\n",
+            "  MAKERS = MAKERS or strategy_makers()\n",
+            f'  made = (MAKERS[name] or MAKERS["{_USUAL}"])()\n',
             "  STRATEGIES[name] = made\n",
             "  return made\n",
             "end\n",
         )
     )
+
+
+def start_of(strategy: str) -> str:
+    """The line of a script before the first one of a strategy."""
+    return f'["{strategy}"] = function()'
 
 
 @cache
@@ -110,7 +115,9 @@ def load(name: str, registered: tuple[Fragment, ...] = ()) -> Script:
     parts = [read(f"_{library}").replace(_STRATEGIES, _joined(joined)) for library in uses.group(1).split()]
     flags = _FLAGS.search(body)
     first = f"#!lua flags={flags.group(1)}\n" if flags else "#!lua\n"
-    source = first + keys.render(_reached("\n".join(parts), body) + body)
+    # A function has room for 200 local names: the operation's own are in another one than those of its libraries.
+    library = _reached("\n".join(parts), body)
+    source = first + keys.render(f"{library}local function main()\n{body}end\nreturn main()\n")
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, sha, flags is not None and "no-writes" in flags.group(1).split(","))
 

@@ -42,6 +42,14 @@ def test_an_operation_compiles_and_its_hash_is_the_servers(name: str, ledger_cli
     assert ledger_client.script_load(script.source) == script.sha
 
 
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if scripts.places(name)])
+def test_an_operation_has_room_for_any_number_of_strategies(name: str, ledger_client: redis.Redis) -> None:
+    """A Lua function has room for 200 local names."""
+    registered = tuple((f"mine_{i}", "return { score = function() return 0 end }\n") for i in range(200))
+    script = scripts.load(name, registered)
+    assert ledger_client.script_load(script.source) == script.sha
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_opens_with_its_header(name: str) -> None:
     text = scripts.read(name)

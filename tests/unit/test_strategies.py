@@ -52,6 +52,6 @@ def test_scripts_that_place_take_registered_ones_in_and_others_do_not() -> None:
     fragment = ("mine", "return {}\n")
     assert scripts.places("submit")
     assert not scripts.places("snapshot")
-    assert "strategy_mine()" in scripts.load("submit", (fragment,)).source
+    assert scripts.start_of("mine") in scripts.load("submit", (fragment,)).source
     assert "strategy_mine" not in scripts.load("submit").source
     assert scripts.load("snapshot", (fragment,)).source == scripts.load("snapshot").source
