@@ -27,11 +27,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "turn": ("turn:", "zset family", "lanes of a tenant that have waiters; score = that of the first in it"),
     "shapes": ("shapes", "zset", "shapes that have waiters; score = number of their lanes"),
     "queued": ("queued", "set", "tenants that have waiters"),
-    "used": (
-        "used",
-        "hash",
-        "tenant → what it holds: GPU MB, cores, RAM MB, allocations; once a tenant has been named",
-    ),
+    "used": ("used", "hash", "tenant → what it holds: GPU MB, cores, RAM MB, allocations"),
     "quotas": ("quotas", "hash", "tenant → its weight and caps, JSON"),
     "forecast": ("forecast", "string", "the last forecast of what waits, for a second"),
     "dates": ("dates", "hash", "how good the dates were that were given to what waits, by length of the wait"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
@@ -20,3 +22,17 @@ def cluster(ledger_client: redis.Redis, pool: str) -> Iterator[LedgerPool]:
     cluster = LedgerPool(ledger_client, pool, OPTIONS)
     yield cluster
     assert_right(cluster.ledger)
+
+
+@pytest.fixture
+def pools(ledger_client: redis.Redis, pool: str) -> Iterator[Callable[..., LedgerPool]]:
+    """Makes empty pools with the given options (see :class:`Options`); the invariant holds in each at the end."""
+    made: list[LedgerPool] = []
+
+    def make(**options: Any) -> LedgerPool:
+        made.append(LedgerPool(ledger_client, f"{pool}-{len(made)}", replace(OPTIONS, **options)))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        assert_right(cluster.ledger)

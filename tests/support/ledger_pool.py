@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import redis
 
-from celery_allocator.ledger import Grant, Ledger, Options, Submitted
+from celery_allocator.ledger import Grant, Ledger, Options, Submitted, keys
 from celery_allocator.model import Allocation, DeviceInventory, DeviceState, Kind, NodeInventory, Requirements
 
 LEASE_S = 60.0
@@ -58,7 +59,8 @@ class LedgerPool:
         name = options.pop("id", None) or f"a{next(self._names)}"
         options.setdefault("message", f"message of {name}".encode())
         task_id = options.pop("task_id", f"task of {name}")
-        requirements = Requirements(gpu, cores, ram, priority)
+        labels = {name: options.pop(name) for name in ("tenant", "size", "expected_runtime_s") if name in options}
+        requirements = Requirements(gpu, cores, ram, priority, **labels)
         return self.ledger.submit(name, task_id, options.pop("task_name", "work"), requirements, **options)
 
     def by_hand(self, gpu: int = 0, cores: int = 1, ram: int = 0, ttl_s: float = 30.0, **options: Any) -> Submitted:
@@ -71,6 +73,37 @@ class LedgerPool:
         """Start a granted task on the worker of the device it was granted."""
         worker = self.device(f"{allocation.node}/{allocation.device_id}").worker or ""
         return self.ledger.start(allocation.allocation_id, allocation.token, worker, incarnation, nonce, repeatable)
+
+    def ran(self, task_name: str, *seconds: float, size: str = "") -> None:
+        """Let tasks of a name run for so long each, one after the other, on room that is there for them."""
+        for length in seconds:
+            running = self.running(task_name=task_name, size=size)
+            self.at += length
+            self.ledger.release(running.allocation_id, running.token, "success")
+
+    def ends(self, allocation_id: str, outcome: str = "success") -> list[str]:
+        """Release what holds; returns what was granted by that, in order."""
+        reply = self.ledger.release(allocation_id, None, outcome)
+        assert reply.done, reply
+        return [grant.allocation_id for grant in reply.grants]
+
+    def ticks(self, seconds: float = 0.0) -> list[str]:
+        """So much time passes, then a tick; returns what was granted by that, in order."""
+        self.at += seconds
+        return [grant.allocation_id for grant in self.ledger.tick().grants]
+
+    def state(self, allocation_id: str) -> str:
+        """What an allocation is in now."""
+        return self.ledger.get(allocation_id).state.value
+
+    def quota(self, tenant: str, **quota: float) -> None:
+        """A tenant's weight and caps, as they are recorded."""
+        self.ledger.client.hset(keys.key(self.ledger.pool, "quotas"), tenant, json.dumps(quota))
+
+    def reserved(self) -> dict[str, str]:
+        """The reservation as it is recorded; without ``id``: there is none."""
+        found = self.ledger.client.hgetall(keys.key(self.ledger.pool, "reserved"))
+        return {name.decode(): value.decode() for name, value in found.items()}
 
     def device(self, key: str) -> DeviceState:
         """One device of the snapshot."""

@@ -54,23 +54,18 @@ end
 
 local function load_alloc(id)
   local v = call("HMGET", K.alloc .. id, "state", "tok", "shape", "dev", "cores", "tid", "name", "s_ms", "score", "strat",
-    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt", "cnt")
+    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt")
   if not v[1] then return nil end
   return { state = v[1], tok = v[2], shape = v[3], dev = v[4], cores = v[5], tid = v[6], name = v[7], s_ms = v[8],
     score = v[9], strat = v[10], late = v[11], loss = tonumber(v[12] or "0"), exp = v[13], ttl = v[14], eta = v[15],
     nonce = v[16], worker = v[17], queue = v[18], tenant = v[19] or "", pace = v[20] or "", size = v[21] or "",
-    xrt = v[22], counted = v[23] }
-end
-
--- Count a claim just taken in what its tenant uses.
-local function count_in(id, a, need)
-  if charge(a.tenant or "", need, 1) then call("HSET", K.alloc .. id, "cnt", 1) end
+    xrt = v[22] }
 end
 
 -- Record a claim just taken, with any more fields of its allocation. A task's allocation is granted until its worker
 -- starts it; one made by hand runs at once.
 local function record_grant(id, a, dkey, need, token, cores, d, ...)
-  count_in(id, a, need)
+  charge(a.tenant or "", need, 1)
   if need.kind == "m" then
     score_date(id)
     call("ZADD", K.manual, now + a.ttl, id)
@@ -89,10 +84,7 @@ end
 local function withdraw(id, a)
   local need = need_of(a.shape)
   local n = unclaim(id, a.dev, need, a.cores)
-  if a.counted then
-    charge(a.tenant, need, -1)
-    call("HDEL", K.alloc .. id, "cnt")
-  end
+  charge(a.tenant, need, -1)
   if need.kind == "m" then
     call("ZREM", K.manual, id)
   elseif a.state == "granted" then

@@ -1,28 +1,27 @@
 -- Library: tenants, what they use and may use, and whose turn it is. Touches: used, quotas (read), queued, turn, meta (read).
 -- A tenant's dominant share is the largest of the shares it has of all GPU memory, cores and RAM, divided by its weight. The
 -- tenant whose is smallest comes first: dominant resource fairness (Ghodsi et al.: NSDI 2011). "" stands for all that name
--- none. What those hold is counted from the moment on at which a first tenant has something: pools without tenants pay nothing.
+-- none.
+
+-- What tenants used before they gave something back in this script.
+local eased = {}
 
 local function use_of(text)
   local g, c, r, n = string.match(text or "", "^(%-?%d+) (%-?%d+) (%-?%d+) (%-?%d+)$")
   return { g = tonumber(g or 0), c = tonumber(c or 0), r = tonumber(r or 0), n = tonumber(n or 0) }
 end
 
--- Add what an allocation takes (sign 1) to what its tenant uses, or take it off (−1). Returns whether it was counted.
+-- Add what an allocation takes (sign 1) to what its tenant uses, or take it off (−1).
 local function charge(tenant, need, sign)
   local text = call("HGET", K.used, tenant)
-  if not text then
-    if tenant == "" or sign < 0 then return false end
-    call("HSETNX", K.used, "", "0 0 0 0")
-  end
   local u, k = use_of(text), sign * (need.k or 1)
+  if sign < 0 and not eased[tenant] then eased[tenant] = use_of(text) end
   u.g, u.c, u.r, u.n = u.g + k * need.g, u.c + sign * need.c, u.r + sign * need.r, u.n + sign
-  if u.n <= 0 and tenant ~= "" then
+  if u.n <= 0 then
     call("HDEL", K.used, tenant)
   else
     call("HSET", K.used, tenant, string.format("%.0f %.0f %.0f %.0f", u.g, u.c, u.r, u.n))
   end
-  return true
 end
 
 -- What an operator or the settings say of it: weight, gpu_memory_mb, cpu_cores, ram_mb, tasks. {} where nothing is.
@@ -35,11 +34,15 @@ local function quota_of(tenant)
   return quotas_read[tenant]
 end
 
+local function has_caps(tenant)
+  local q = tenant ~= "" and quota_of(tenant)
+  return q and (q.gpu_memory_mb or q.cpu_cores or q.ram_mb or q.tasks) and true or false
+end
+
 -- The first dimension in which a tenant would be above its cap with `need` more, and the cap; nil if none is.
 local function capped(tenant, need, u)
-  if tenant == "" then return nil end
+  if not has_caps(tenant) then return nil end
   local q = quota_of(tenant)
-  if not (q.gpu_memory_mb or q.cpu_cores or q.ram_mb or q.tasks) then return nil end
   u = u or use_of(call("HGET", K.used, tenant))
   if q.gpu_memory_mb and u.g + need.g * (need.k or 1) > q.gpu_memory_mb then return "gpu_memory_mb", q.gpu_memory_mb end
   if q.cpu_cores and u.c + need.c > q.cpu_cores then return "cpu_cores", q.cpu_cores end
@@ -57,17 +60,20 @@ local function share_of(u, q, all)
   return math.max(u.g / all.g, u.c / all.c, u.r / all.r) / (weight > 0 and weight or 1)
 end
 
--- Tenants that wait, in the order of their turns: by share, then by who came first.
+-- Tenants that wait, in the order of their turns: by share; of equals those first that have not just given something back
+-- (else who floods a single device would get it again each time that it is free); then by who came first.
 local function turns()
   local names = call("SMEMBERS", K.queued)
   if #names < 2 then return names end
-  local all, shares, firsts = totals(), {}, {}
+  local all, shares, before, firsts = totals(), {}, {}, {}
   for from = 1, #names, 500 do
     local some = { unpack(names, from, math.min(#names, from + 499)) }
     local used, quotas = call("HMGET", K.used, unpack(some)), call("HMGET", K.quotas, unpack(some))
     for i, name in ipairs(some) do
       local ok, q = pcall(cjson.decode, quotas[i] or "{}")
-      shares[name] = share_of(use_of(used[i]), ok and type(q) == "table" and q or {}, all)
+      q = ok and type(q) == "table" and q or {}
+      shares[name] = share_of(use_of(used[i]), q, all)
+      before[name] = eased[name] and share_of(eased[name], q, all) or shares[name]
     end
   end
   local function first(name)
@@ -76,6 +82,7 @@ local function turns()
   end
   table.sort(names, function(x, y)
     if shares[x] ~= shares[y] then return shares[x] < shares[y] end
+    if before[x] ~= before[y] then return before[x] < before[y] end
     local a, b = first(x), first(y)
     if a ~= b then return a < b end
     return x < y

@@ -74,7 +74,7 @@ end
 if token > tonumber(call("HGET", K.meta, "seq") or 0) then call("HSET", K.meta, "seq", token) end
 local _, _, d = claim(id, dkey, need, n, token, cores)
 if not a then record() end
-count_in(id, a or { tenant = "" }, need)
+charge(a and a.tenant or "", need, 1)
 if holder == "" then
   call("HSET", K.dev .. dkey, "worker", worker, "inc", RECLAIMING)
   call("HSET", K.worker .. worker, "inc", RECLAIMING, "dkey", dkey)

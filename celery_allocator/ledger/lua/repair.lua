@@ -159,20 +159,15 @@ for node, n in pairs(nodes) do
   call("HSET", K.node .. node, "map", n.map, "cfree", cfree, "rfree", n.r, "fleet", cmsgpack.pack(fleet))
   store_capacities(node)
 end
--- 5. What tenants use of what there is. Those without a name count once others do.
+-- 5. What tenants use of what there is.
 call("HDEL", K.meta, "all_g", "all_c", "all_r")
 for _, node in ipairs(call("SMEMBERS", K.known)) do
   call("HDEL", K.node .. node, "counted")
   count_node(node)
 end
-for _, named in ipairs({ true, false }) do
-  for _, id in ipairs(held) do
-    local a = known[id]
-    if (a.tenant ~= "") == named then
-      call("HDEL", K.alloc .. id, "cnt")
-      if a.state == "granted" or a.state == "running" then count_in(id, a, need_of(a.shape)) end
-    end
-  end
+for _, id in ipairs(held) do
+  local a = known[id]
+  if a.state == "granted" or a.state == "running" then charge(a.tenant, need_of(a.shape), 1) end
 end
 -- 6. What cannot be read of the journal is forgotten, and what stands before that cannot be undone any more.
 for _, number in ipairs(damaged_entries()) do drop_entry(number, true) end

@@ -14,9 +14,9 @@ end
 for _, id in ipairs(every_id(5)) do
   if call("EXISTS", K.alloc .. id) == 1 then
     audit_record(id)
-    local v = call("HMGET", K.alloc .. id, "state", "shape", "name", "pace", "tenant", "cnt")
+    local v = call("HMGET", K.alloc .. id, "state", "shape", "name", "pace", "tenant")
     local tenant, need = v[5] or "", v[2] and need_of(v[2])
-    if v[6] and need and (v[1] == "granted" or v[1] == "running") then
+    if need and (v[1] == "granted" or v[1] == "running") then
       local u = uses[tenant] or use_of("")
       u.g, u.c, u.r, u.n = u.g + need.g * (need.k or 1), u.c + need.c, u.r + need.r, u.n + 1
       uses[tenant] = u
