@@ -166,6 +166,52 @@ def test_what_is_above_its_tenants_cap_is_refused_by_name(
     assert cluster.ledger.submit("a", "a", "work", wanted, on_never="wait").allocation.state.value == "waiting"
 
 
+def test_a_cap_that_is_free_again_lets_go_on_what_fits_on_another_node_alone(pools: Pools) -> None:
+    """Room is not what it waited for: that node has not seen anything change."""
+    cluster = pools()
+    cluster.node("n1", gpus=(4_000,))
+    cluster.quota("t", tasks=1)
+    cluster.submit(4_000, id="small", tenant="t")
+    cluster.node("n2", gpus=(16_000,))
+    assert cluster.submit(16_000, id="large", tenant="t").allocation.state.value == "waiting"
+    assert cluster.ends("small") == ["large"]
+
+
+@pytest.mark.parametrize("way", ["cancel", "expiry", "ttl", "worker", "park"])
+def test_a_cap_is_free_again_however_what_filled_it_ends(pools: Pools, way: str) -> None:
+    cluster = pools()
+    cluster.node("n1", gpus=(4_000,), lease_s=30)
+    cluster.quota("t", tasks=1)
+    if way == "ttl":
+        cluster.by_hand(4_000, id="small", tenant="t", ttl_s=5)
+    else:
+        cluster.submit(4_000, id="small", tenant="t", expires_at=cluster.at + 5 if way == "expiry" else None)
+    cluster.node("n2", gpus=(16_000,), lease_s=1_000)
+    cluster.submit(16_000, id="large", tenant="t")
+    assert cluster.state("large") == "waiting"
+    if way == "cancel":
+        cluster.ledger.cancel("small")
+    elif way == "park":
+        cluster.ledger.park("small", "cannot be read")
+    elif way == "worker":
+        cluster.start(cluster.ledger.get("small"))
+        cluster.ledger.unregister_worker("w.n1.gpu_0", "one")
+    else:
+        cluster.ticks(5)
+    assert cluster.state("large") == "granted"
+
+
+def test_who_waits_for_its_own_cap_is_not_the_first_in_line(pools: Pools) -> None:
+    """Not for others, whom nobody may pass (``none``): one is held up by itself."""
+    cluster = pools(backfill="none")
+    cluster.node()
+    cluster.quota("t", tasks=1)
+    for name in ("one", "two"):
+        cluster.submit(1_000, id=name, tenant="t")
+    assert cluster.submit(1_000, id="others", tenant="u").allocation.state.value == "granted"
+    assert cluster.ends("one") == ["two"]
+
+
 # --- who passes whom
 
 

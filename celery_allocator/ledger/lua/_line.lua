@@ -16,8 +16,11 @@ local function line_score(priority, arr) return arr - priority * POINT end
 
 local function lane_of(a) return a.shape .. "/" .. (a.pace or "") .. "/" .. (a.tenant or "") end
 
--- Shape, pace, tenant.
-local function lane_parts(lane) return string.match(lane, "^([^/]*)/([^/]*)/(.*)$") end
+-- Shape, pace, tenant; "" for what is no lane.
+local function lane_parts(lane)
+  local shape, pace, tenant = string.match(lane, "^([^/]*)/([^/]*)/(.*)$")
+  return shape or "", pace or "", tenant or ""
+end
 
 -- The one reservation there is (see _reserve), or false.
 local seat

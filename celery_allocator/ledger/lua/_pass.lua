@@ -46,20 +46,20 @@ local function backfilling(tenant)
 end
 
 -- Grant one that fits, if any does. could(shape): its need where there is room for it, else nil. find(need, strategy):
--- device and node. Returns whether something was granted.
-local function grant_next(could, find, out)
-  local tenants, first = turns(), true
+-- device and node. only: a tenant, where no other's can have become fit. Returns whether something was granted.
+local function grant_next(could, find, out, only)
+  local tenants, first = only and { only } or turns(), not only
   local function try(lane, shape, tenant, is_first)
     local need = could(shape)
     if not need or capped(tenant, need) then return false end
     local id, a = head_of(lane)
     if not id then return false end
-    need.id, need.run, need.tenant = id, run_ms(a.name, a.size, a.xrt), tenant
+    need.id, need.run, need.tenant, need.score = id, run_ms(a.name, a.size, a.xrt), tenant, tonumber(a.score)
     if not is_first then guard() end
     local dkey, n = find(need, a.strat)
     if not dkey then return false end
     grant_head(need, dkey, id, a, n, out)
-    if not is_first then passed(id) end
+    if not is_first or debut == id then passed(id) end
     return true
   end
   for _, tenant in ipairs(tenants) do
@@ -102,28 +102,8 @@ local function pass_one(n, out)
   end
 end
 
--- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits; and the
--- nodes where something was kept back until now.
-local function pass_node(n, out)
-  if n then pass_one(n, out) end
-  while #unkept > 0 do
-    call("HDEL", K.reserved, "freed")
-    local other = load_node(table.remove(unkept))
-    if other then pass_one(other, out) end
-  end
-end
-
--- Once per tick: what may pass changes with time, and with what is learned.
-local function pass_kept(out)
-  review()
-  local freed = call("HGET", K.reserved, "freed")
-  if freed then unkept[#unkept + 1] = freed end
-  local r = reservation()
-  pass_node(r and r.dkey and load_node(node_of(r.dkey)) or nil, out)
-end
-
--- Capacity may have changed anywhere: ask the whole index for each shape.
-local function pass_all(out)
+-- Ask the whole index for each shape. only: as in `grant_next`.
+local function pass_everywhere(out, only)
   local full = {} -- shapes that fit nowhere: room only shrinks
   local function could(shape)
     local need = not full[shape] and need_of(shape) or nil
@@ -135,19 +115,69 @@ local function pass_all(out)
     if not dkey and not (reservation() and reservation().dkey) then full[need.shape] = true end
     return dkey, n
   end
-  while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out) do end
-  pass_node(nil, out)
+  while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out, only) do end
+end
+
+-- Whether a tenant that has given something back was held up by its cap alone, and is not any more.
+local function below_cap(tenant, before)
+  if not has_caps(tenant) then return false end
+  for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do
+    local need = need_of(lane_parts(lane))
+    if need and capped(tenant, need, before) and not capped(tenant, need) then return true end
+  end
+  return false
+end
+
+local function pass_unkept(out)
+  while #unkept > 0 do
+    call("HDEL", K.reserved, "freed")
+    local other = load_node(table.remove(unkept))
+    if other then pass_one(other, out) end
+  end
+end
+
+-- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits; and the
+-- nodes where something was kept back until now. But what has waited for its tenant's cap may fit anywhere.
+local function pass_node(n, out)
+  if n then pass_one(n, out) end
+  for tenant, before in pairs(eased) do
+    if below_cap(tenant, before) then pass_everywhere(out, tenant) end
+  end
+  pass_unkept(out)
+end
+
+-- Once per tick: what may pass changes with time, and with what is learned.
+local function pass_kept(out)
+  review()
+  local freed = call("HGET", K.reserved, "freed")
+  if freed then unkept[#unkept + 1] = freed end
+  local r = reservation()
+  pass_node(r and r.dkey and load_node(node_of(r.dkey)) or nil, out)
+end
+
+-- Capacity may have changed anywhere.
+local function pass_all(out)
+  pass_everywhere(out)
+  pass_unkept(out)
+end
+
+-- Whether one of this tenant that has just come has others before it. Who waits for its own tenant's cap is in nobody else's way.
+local function somebody_before(tenant)
+  for _, other in ipairs(call("SMEMBERS", K.queued)) do
+    local need = need_of(lane_parts(call("ZRANGE", K.turn .. other, 0, 0)[1] or ""))
+    if other == tenant or not (need and capped(other, need)) then return true end
+  end
+  return false
 end
 
 -- A device for one that has just come (id, a; not in line yet), or nil: it has to wait. need: as need_of made it.
 local function find_room(id, a, need)
-  need.id, need.tenant = id, a.tenant
+  need.id, need.tenant, need.score = id, a.tenant, tonumber(a.score)
   if capped(a.tenant, need) then return nil end
   if call("EXISTS", K.shapes) == 1 then
     -- Who is behind others of its own lane does not fit either, or may not pass.
-    if BACKFILL == "none" or call("EXISTS", K.line .. lane_of(a)) == 1 then return nil end
+    if BACKFILL == "none" and somebody_before(a.tenant) or call("EXISTS", K.line .. lane_of(a)) == 1 then return nil end
     need.run = run_ms(a.name, a.size, a.xrt)
-    unseat(a.tenant, a.score)
     guard()
   end
   return place(need, a.strat)
