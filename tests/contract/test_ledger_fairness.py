@@ -99,6 +99,27 @@ def test_weights_share_in_proportion(pools: Pools) -> None:
     assert Counter(g.allocation_id.split("_")[0] for g in grants) == {"heavy": 6, "light": 3}
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_flood_delays_another_tenants_first_task_by_one_task_length_at_most(pools: Pools, devices: int) -> None:
+    """Each runs 10 seconds; whoever comes into a flooded pool starts with the next that ends."""
+    cluster = pools()
+    cluster.node(gpus=(10_000,) * devices, cores=16, slots=1, lease_s=AGES)
+    for i in range(60):
+        cluster.at += 10 / devices
+        if i >= devices:
+            oldest = cluster.ledger.held()[0].allocation_id
+            cluster.ends(oldest)
+        for _ in range(3):
+            cluster.submit(10_000, tenant="flood", expected_runtime_s=10)
+    assert len(cluster.ledger.queue(1000)) > 100
+    came = cluster.at
+    cluster.submit(10_000, id="first", tenant="late", expected_runtime_s=10)
+    while cluster.state("first") == "waiting":
+        cluster.at += 10 / devices
+        cluster.ends(cluster.ledger.held()[0].allocation_id)
+    assert cluster.at - came <= 10
+
+
 def test_those_that_name_no_tenant_are_one_together(pools: Pools) -> None:
     cluster = pools()
     for i in range(4):

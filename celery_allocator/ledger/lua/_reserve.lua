@@ -8,6 +8,7 @@
 -- same tenant comes before it (see unseat). So each that becomes first starts, and the next one becomes first.
 local MOST_SEATS = 32 -- devices looked at, of each index, those with most free memory first
 local MOST_HEADS = 16 -- heads of lanes looked at for one that any device could hold
+local debut -- id of one that goes before the holder because its tenant holds nothing
 
 -- The first of a lane, with its record. A name without one that waits here is damage: it is taken out, so that those behind
 -- it are not held up, and no script stops halfway.
@@ -125,12 +126,15 @@ local function reserve()
   end
 end
 
+-- Whether it has been passed as often, or for as long, as may be.
+local function overdue(r) return r.by >= MAX_BYPASS or now - r.since >= MAX_BYPASS_MS end
+
 -- Called before anybody passes the first in line: it has a reservation then, and a device if that is due.
 local function guard()
   if BACKFILL ~= "easy" then return end
   if not reservation() then reserve() end
   local r = reservation()
-  if r and not r.dkey and (r.by >= MAX_BYPASS or now - r.since >= MAX_BYPASS_MS) then
+  if r and not r.dkey and overdue(r) then
     local dkey, left = seat_for(need_of(r.shape))
     if dkey then take_seat(r, dkey, left.at < math.huge and left.at or nil) end
   end
@@ -139,17 +143,27 @@ end
 -- Somebody has passed the first in line.
 local function passed(id)
   local r = reservation()
-  if r and not r.dkey and r.id ~= id then r.by = call("HINCRBY", K.reserved, "by", 1) end
+  if r and r.id ~= id and (not r.dkey or debut == id) then r.by = call("HINCRBY", K.reserved, "by", 1) end
+end
+
+-- Whether the tenant of one that wants it holds nothing, and the holder's does: then it goes first, so that who floods a pool
+-- delays another tenant's first task by one of its own at most. That counts as passing, and is bounded like that.
+local function debuts(need, r)
+  if need.tenant == r.tenant or eased[need.tenant] or overdue(r) then return false end
+  local used = call("HMGET", K.used, need.tenant, r.tenant)
+  return not used[1] and (used[2] or eased[r.tenant]) and true or false
 end
 
 -- Something was granted: what was read of its node has changed.
 local function changed_on(dkey) holders_read[node_of(dkey)] = nil end
 
--- Whether a claim must leave a device alone, for what is kept there. need: with run (ms, nil: nobody knows) and id of who
--- wants it. n: the device's node as it is.
+-- Whether a claim must leave a device alone, for what is kept there. need: with run (ms, nil: nobody knows), id, tenant and
+-- place in line of who wants it. n: the device's node as it is.
 local function kept_from(dkey, n, need)
   local r = BACKFILL == "easy" and reservation()
   if not r or not r.dkey or r.id == need.id then return false end
+  -- Who is before the holder in its own tenant's line passes nobody.
+  if need.tenant == r.tenant and need.score and need.score < r.score then return false end
   local node = node_of(r.dkey)
   if node_of(dkey) ~= node then return false end
   local head = need_of(r.shape)
@@ -159,8 +173,12 @@ local function kept_from(dkey, n, need)
   local left = shadow(head, r.dkey, n)
   if not left then return false end
   if need.run and now + need.run <= left.at and left.at < math.huge then return false end
-  if need.c > left.c or need.r > left.r then return true end
-  return dkey == r.dkey and (need.g > left.g or (need.kind == "t" and left.s < 1))
+  local fits_beside = need.c <= left.c and need.r <= left.r
+    and (dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1)))
+  if fits_beside then return false end
+  if not debuts(need, r) then return true end
+  debut = need.id
+  return false
 end
 
 -- Look once more where the holder of the reservation will fit first: its device may have been closed, or what runs there
