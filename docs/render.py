@@ -48,6 +48,8 @@ EVENTS = {
     "unheld": "No longer on hold. `to`: delayed again, or in line (and granted at once, perhaps).",
     "breaker": "The circuit breaker of a task name (`id`) is `open`, `half-open` or `closed`.",
     "priority": "Has another priority, and its place in line with it.",
+    "moved": "Moved before the first in line, or back. `from`: its number in line before (0: not in line); "
+    "`position`: after.",
     "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had, "
     "or `waiting` where its place is taken.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",

@@ -85,7 +85,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...] | None]]] = {
                     "Hold",
                     "Unhold",
                 ),
-                *("Priority", "Cancel", "Release", "OpenBreaker", "CloseBreaker", "digest"),
+                *("Priority", "Front", "Cancel", "Release", "OpenBreaker", "CloseBreaker", "digest"),
             ),
             "celery_allocator.updates": ("watch", "Watch", "Change"),
             "celery_allocator.history": ("open_history", "History", "allocations", "Filter", "Recorder"),

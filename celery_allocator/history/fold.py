@@ -258,6 +258,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "unheld": _back,
     "restored": _back,
     "priority": _prioritised,
+    "moved": _unchanged,
 }
 
 #: Events that make no row.

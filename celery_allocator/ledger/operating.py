@@ -70,16 +70,35 @@ class Operating(Access):
     # --- allocations
 
     @wire.reads("the allocation")
-    def prioritize(self, allocation_id: str, priority: int, *, note: Note | None = None) -> Operated:
+    def prioritize(
+        self, allocation_id: str, priority: int, *, place: Mapping[str, Any] | None = None, note: Note | None = None
+    ) -> Operated:
         """Give what has not been granted another priority; its place in line follows.
 
-        Raises :class:`AllocationNotFound`, :class:`ActionRefused` once it is granted.
+        ``place``: what a journal entry says of the place it had, to put it back there. Raises
+        :class:`AllocationNotFound`, :class:`ActionRefused` once it is granted.
         """
-        reply = self._noted(note, "prioritize", allocation_id, priority, self._pack(note))
+        reply = self._noted(note, "prioritize", allocation_id, priority, self._pack(note), _score(place))
         self._found(allocation_id, reply)
         if reply[0] == b"granted":
             raise ActionRefused(f"{allocation_id} is {reply[1].decode()}: its priority has no effect any more")
         return Operated(journal.number(reply[2]), was=str(int(reply[1])), becomes=str(priority))
+
+    @wire.reads("the allocation")
+    def front(
+        self, allocation_id: str, *, place: Mapping[str, Any] | None = None, note: Note | None = None
+    ) -> tuple[Operated, int, int]:
+        """Move what has not been granted before the first in line. What comes later with a larger priority passes it.
+
+        ``place``: as in :meth:`prioritize`. Returns its number in line before and after, too; 0: it is not in line (on
+        hold, delayed). Raises :class:`AllocationNotFound`, :class:`ActionRefused` once it is granted.
+        """
+        reply = self._noted(note, "front", allocation_id, _score(place), self._pack(note))
+        self._found(allocation_id, reply)
+        if reply[0] == b"granted":
+            raise ActionRefused(f"{allocation_id} is {reply[1].decode()}: it is not in line any more")
+        state, was, becomes, entry = reply[1:]
+        return Operated(journal.number(entry), was=state.decode(), becomes=state.decode()), int(was), int(becomes)
 
     def hold(
         self, allocation_id: str, *, by: str = "operator", publishes: bool = True, note: Note | None = None
@@ -190,6 +209,11 @@ class Operating(Access):
     def _found(allocation_id: str, reply: Any) -> None:
         if reply[0] == b"gone":
             raise AllocationNotFound(f"no live allocation {allocation_id!r}: it has ended or never was")
+
+
+def _score(place: Mapping[str, Any] | None) -> str:
+    """Score of a place in line, as the journal keeps it; empty where that is not said."""
+    return "" if place is None else str(place.get("score", ""))
 
 
 _IN_THE_WAY = {

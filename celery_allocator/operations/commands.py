@@ -139,8 +139,36 @@ class Priority(Command):
         return Effect(done.entry, f"{self.allocation_id} has priority {done.becomes}; it was {done.was}")
 
     def undo(self, at: Step) -> Effect:
-        done = at.ledger.prioritize(self.allocation_id, int(at.before["priority"]), note=at.note)
+        done = at.ledger.prioritize(self.allocation_id, int(at.before["priority"]), place=at.before, note=at.note)
         return Effect(done.entry, f"{self.allocation_id} has priority {done.becomes} again")
+
+
+@dataclass(frozen=True)
+class Front(Command):
+    """Move an allocation that has not been granted before the first in line."""
+
+    action = "front"
+    allocation_id: str
+
+    def do(self, at: Step) -> Effect:
+        return self._move(at, None)
+
+    def undo(self, at: Step) -> Effect:
+        return self._move(at, at.before)
+
+    def redo(self, at: Step) -> Effect:
+        assert at.entry is not None
+        return self._move(at, at.entry.after)
+
+    def _move(self, at: Step, place: Mapping[str, Any] | None) -> Effect:
+        done, was, becomes = at.ledger.front(self.allocation_id, place=place, note=at.note)
+        if not becomes:
+            told = f"is {done.becomes.replace('_', ' ')}; its place in line is another"
+        elif was == becomes:
+            told = f"is number {becomes} in line as before"
+        else:
+            told = f"is number {becomes} in line; it was number {was}"
+        return Effect(done.entry, f"{self.allocation_id} {told}")
 
 
 def _held(done: Operated, *, hold: bool) -> str:

@@ -14,6 +14,7 @@ from celery_allocator.operations.commands import (
     Command,
     Cordon,
     Drain,
+    Front,
     Hold,
     Pause,
     Priority,
@@ -25,7 +26,7 @@ from celery_allocator.operations.commands import (
 
 _ALL: tuple[type[Command], ...] = (
     *(Cordon, Drain, Uncordon, Pause, Resume),
-    *(Priority, Hold, Unhold, Cancel, Release, Allocate),
+    *(Priority, Front, Hold, Unhold, Cancel, Release, Allocate),
     *(OpenBreaker, CloseBreaker),
 )
 #: Every command by the name of its action.

@@ -28,6 +28,7 @@ from celery_allocator.operations import (
     Cordon,
     Drain,
     Effect,
+    Front,
     Hold,
     Operator,
     Pause,
@@ -122,10 +123,16 @@ def allocator_priority(state: Any, which: str = "", priority: int = 0, **told: A
     )
 
 
+@control_command(args=[_WHICH, *_WHY], signature="<task or allocation id> [reason]")
+def allocator_front(state: Any, which: str = "", **told: Any) -> dict[str, Any]:
+    """Move what has not been granted before the first in line."""
+    return _on_pool(state, lambda ledger: [Front(found.allocation_id) for found in ledger.named(which)], told)
+
+
 #: Commands that change something.
 CONTROLS = (
     *("allocator_cordon", "allocator_uncordon", "allocator_drain", "allocator_pause", "allocator_resume"),
-    *("allocator_hold", "allocator_unhold", "allocator_priority"),
+    *("allocator_hold", "allocator_unhold", "allocator_priority", "allocator_front"),
 )
 
 

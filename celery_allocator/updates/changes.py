@@ -145,6 +145,7 @@ RULES: dict[str, Rule] = {
     "held": _live("on_hold", "by", *_FIRST),
     "unheld": Rule("allocation", {"by": None}, ("name", "to")),
     "priority": Rule("allocation", {}, ("name", "priority")),
+    "moved": Rule("allocation", {}, ("name", "position")),
     "restored": Rule("allocation", {}, ("name", "to", *_FIRST)),
     "renewed": Rule("allocation", {}, ("ttl_ms",)),
     "released": _ended(None, "outcome", "held_ms", *_ON),

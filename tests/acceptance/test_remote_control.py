@@ -152,8 +152,10 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
     assert pool.only(task.id).state is State.ON_HOLD
     ask(pool, "control", "allocator_priority", waiting.allocation_id, "7", "it is urgent")
     assert pool.only(task.id).priority == 7
+    replies = ask(pool, "control", "allocator_front", waiting.allocation_id)
+    assert len([reply for reply in replies.values() if "its place in line" in reply["ok"]]) == 1
     told = [(one.action, one.reason) for one in pool.ledger.journal()]
-    assert told == [("priority", "it is urgent"), ("hold", ""), ("pause", "")]
+    assert told == [("front", ""), ("priority", "it is urgent"), ("hold", ""), ("pause", "")]
     ask(pool, "control", "allocator_resume")
     assert pool.only(task.id).state is State.ON_HOLD
     ask(pool, "control", "allocator_unhold", task.id)
@@ -166,7 +168,7 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
 
     missing = f"task-{uuid.uuid4().hex}"
     replies = ask(pool, "control", "allocator_hold", missing)
-    assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 6
+    assert all(missing in reply["error"] for reply in replies.values()) and len(pool.ledger.journal()) == 7
 
 
 @ON_REDIS

@@ -383,6 +383,18 @@ def test_hold_priority_and_unhold(run: Run, session: Session) -> None:
     assert (reply["success"], reply["allocations"][0]["error"]["code"]) == (False, "action_refused")
 
 
+def test_to_the_front_and_back(run: Run, session: Session) -> None:
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    _, second = submit_task(session, "one"), submit_task(session, "two")
+    assert run("front", "two") == f"{second} is number 1 in line; it was number 2\n"
+    assert [row["task_id"] for row in run("queue", "--json")] == ["two", "one"]
+    assert "it is not in line any more" in run("front", "holder", code=1)
+    assert run("undo") == f"undone 2: {second} is number 2 in line; it was number 1\n"
+    assert run("redo", "--json")["done"] == [
+        {"entry": 2, "text": f"{second} is number 1 in line; it was number 2"}
+    ]  # fmt: skip
+
+
 def test_a_paused_pool_says_so(run: Run) -> None:
     assert run("pause", "--reason", "maintenance") == "the pool is paused\n"
     assert "an operator has paused the pool" in run("status")

@@ -9,7 +9,7 @@ import pytest
 from celery_allocator.errors import ActionRefused, AllocationNotFound, DuplicateAction, EntryNotFound, JournalMoved
 from celery_allocator.ledger import Note
 from celery_allocator.model import State
-from tests.support.ledger_checks import assert_empty
+from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
 
 
@@ -157,6 +157,55 @@ def test_priority_of_what_is_granted_is_refused(cluster: LedgerPool) -> None:
         cluster.ledger.prioritize("a", 1)
     with pytest.raises(AllocationNotFound):
         cluster.ledger.prioritize("never was", 1)
+
+
+# --- to the front
+
+
+def test_the_front_is_before_the_first_and_a_priority_counts_from_the_arrival_again(cluster: LedgerPool) -> None:
+    cluster.node()
+    first, second, third = waiting(cluster)
+    cluster.ledger.prioritize(first, 1000)
+    assert cluster.ledger.front(third)[1:] == (3, 1)
+    assert cluster.ledger.front(second)[1:] == (3, 1)
+    assert line(cluster) == [second, third, first]
+    assert cluster.ledger.front(second)[1:] == (1, 1), "it is the first already"
+    assert cluster.ledger.verify() == []
+    cluster.ledger.prioritize(first, 0)
+    cluster.ledger.prioritize(third, 0)
+    cluster.ledger.prioritize(second, 0)
+    assert line(cluster) == [first, second, third], "as they came"
+    cluster.ledger.front(third)
+    urgent = cluster.submit(10_000, priority=1).allocation.allocation_id
+    assert line(cluster) == [urgent, third, first, second], "who comes later with a larger priority passes"
+    assert [g.allocation_id for g in cluster.ledger.release("holder").grants] == [urgent]
+
+
+def test_a_moved_one_keeps_its_place_while_on_hold_and_when_its_grant_is_taken_back(cluster: LedgerPool) -> None:
+    cluster.node()
+    first, second, third = waiting(cluster)
+    cluster.ledger.hold(third)
+    assert cluster.ledger.front(third)[1:] == (0, 0)
+    cluster.submit(10_000, id="later", eta_at=cluster.at + 5)
+    cluster.ledger.front("later")
+    cluster.ledger.unhold(third)
+    assert line(cluster) == [third, first, second]
+    assert [g.allocation_id for g in cluster.ledger.release("holder").grants] == [third]
+    cluster.ledger.cordon("n1", drain=True)
+    cluster.at += 6
+    cluster.ledger.tick()
+    assert sorted(line(cluster)[:2]) == sorted(["later", third]), "both before what was the first when they were moved"
+    assert line(cluster)[2:] == [first, second]
+    assert_right(cluster.ledger)
+
+
+def test_the_front_is_refused_to_what_is_granted(cluster: LedgerPool) -> None:
+    cluster.node()
+    cluster.submit(1_000, id="a")
+    with pytest.raises(ActionRefused, match="a is granted: it is not in line any more"):
+        cluster.ledger.front("a")
+    with pytest.raises(AllocationNotFound):
+        cluster.ledger.front("never was")
 
 
 # --- pause

@@ -26,6 +26,7 @@ from celery_allocator.operations import (
     Cordon,
     Drain,
     Effect,
+    Front,
     Hold,
     Operator,
     Pause,
@@ -65,6 +66,7 @@ ACTIONS: list[Command] = [
     Hold("a"),
     Unhold("h"),
     Priority("a", 7),
+    Front("b"),
     Cancel("a"),
     Release("mine"),
 ]
@@ -210,6 +212,42 @@ def test_an_action_on_what_has_ended_by_itself_cannot_be_undone_and_says_so(busy
     busy.ledger.tick()
     with pytest.raises(AllocatorError, match="made"):
         operator(busy).undo()
+
+
+# --- places in line
+
+
+def test_a_place_comes_back_exactly_through_front_and_priority(busy: LedgerPool) -> None:
+    chief, before = operator(busy), digest(busy.ledger)
+    steps = [Front("b"), Priority("b", -5), Front("b"), Front("a"), Priority("a", 900), Front("b"), Front("h")]
+    states = [before]
+    for step in steps:
+        chief.run(step)
+        states.append(digest(busy.ledger))
+    for state in reversed(states[:-1]):
+        chief.undo()
+        assert digest(busy.ledger) == state
+    for state in states[1:]:
+        chief.redo()
+        assert digest(busy.ledger) == state
+
+
+def test_a_front_that_is_redone_takes_its_place_or_another_where_that_is_taken(busy: LedgerPool) -> None:
+    chief = operator(busy)
+    busy.submit(10_000, id="c")
+    chief.run(Front("b"))
+    chief.run(Front("c"))
+    chief.undo(1)
+    assert [a.allocation_id for a in busy.ledger.queue()] == ["c", "a", "b"]
+    chief.redo(1)
+    assert [a.allocation_id for a in busy.ledger.queue()] == ["c", "b", "a"], "as it was"
+    chief.undo(1)
+    chief.undo(2)
+    chief.run(Front("c"))  # where b was
+    chief.redo(1)
+    assert [a.allocation_id for a in busy.ledger.queue()] == ["b", "c", "a"]
+    with pytest.raises(AllocatorError, match="never was"):
+        chief.run(Front("nobody"))
 
 
 # --- nodes and devices

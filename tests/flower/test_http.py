@@ -199,6 +199,8 @@ def test_what_waits_is_held_let_go_and_given_another_priority(flower: FlowerProc
 
     assert one("priority", priority=7)["success"] is True
     assert ledger.get(WAITING).priority == 7
+    assert one("front")["success"] is True
+    assert ledger.queue(1)[0].allocation_id == WAITING
     one("hold")
     assert ledger.get(WAITING).on_hold_by == "operator"
     one("unhold")

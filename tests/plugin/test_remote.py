@@ -6,7 +6,7 @@ import redis
 from celery import Celery
 
 from celery_allocator import install
-from celery_allocator.operations import Hold, Unhold
+from celery_allocator.operations import Front, Hold, Unhold
 from celery_allocator.plugin import remote
 from tests.support.ledger_pool import LedgerPool
 from tests.support.redis_server import RedisServer
@@ -25,4 +25,8 @@ def test_what_was_done_before_a_failure_is_told(
     assert "a1 is running" in told["error"]
     assert "Done before that: a2 is on hold (entry 1 of the journal)" in told["error"]
     assert remote._act(app, lambda _: [Unhold("a2")], {}) == {"ok": "a2 goes on (entry 2 of the journal)"}
+    cluster.submit(1_000)
+    assert remote._act(app, lambda _: [Front("a3")], {}) == {
+        "ok": "a3 is number 1 in line; it was number 2 (entry 3 of the journal)"
+    }
     app.close()

@@ -40,10 +40,11 @@ class Claim:
     losses: int = 0
     ends: int | None = None  # by hand: end of TTL
     due: int = 0  # granted: when it is published again
+    front: float | None = None  # its place, if it was moved to the front
 
     @property
-    def place_in_line(self) -> tuple[int, int]:
-        return (-self.req.priority, self.seq)
+    def place_in_line(self) -> float:
+        return self.seq - self.req.priority * 2**40 if self.front is None else self.front
 
 
 @dataclass
@@ -318,7 +319,13 @@ class Reference:
         return []
 
     def prioritize(self, claim: Claim, priority: int) -> None:
-        claim.req = replace(claim.req, priority=priority)
+        claim.req, claim.front = replace(claim.req, priority=priority), None
+
+    def to_front(self, claim: Claim) -> None:
+        """Half a place before whoever is first."""
+        first = next(iter(self.line()), claim)
+        if first is not claim and first.place_in_line <= claim.place_in_line:
+            claim.front = math.floor(first.place_in_line) - 0.5
 
     def restore(self, was: Claim) -> tuple[str, list[Claim]]:
         """Bring back what an operator ended. Returns why not, or else what is granted by that."""

@@ -452,6 +452,18 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ref.prioritize(claim, priority)
         self.after([])
 
+    @precondition(lambda self: self.ref.claims)
+    @rule(data=st.data())
+    def front(self, data: st.DataObject) -> None:
+        claim = data.draw(st.sampled_from(list(self.ref.claims.values())))
+        if claim.device is not None:
+            with pytest.raises(ActionRefused, match="is not in line any more"):
+                self.ledger.front(claim.id)
+        else:
+            self.ledger.front(claim.id)
+            self.ref.to_front(claim)
+        self.after([])
+
     @rule(stop=st.sampled_from([True, False, False]), publishes=st.booleans())
     def pause(self, stop: bool, publishes: bool) -> None:
         expected = self.ref.pause(stop)

@@ -1,4 +1,4 @@
-"""Commands on what waits: hold, unhold, priority, cancel."""
+"""Commands on what waits: hold, unhold, priority, front, cancel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from celery_allocator.errors import ActionRefused, AllocationNotFound
 from celery_allocator.model import FIELDS, Allocation, Kind, State
-from celery_allocator.operations import Cancel, Command, Effect, Hold, Priority, Unhold
+from celery_allocator.operations import Cancel, Command, Effect, Front, Hold, Priority, Unhold
 from celery_allocator.surfaces.cli.completing import can_be_cancelled, completes, ids
 from celery_allocator.surfaces.cli.console import (
     EXIT_FAILED,
@@ -57,6 +57,17 @@ def unhold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -
 def priority(ctx: click.Context, console: Console, which: str, value: int, *, as_json: bool) -> None:
     """Give what has not been granted another priority: larger starts first."""
     ctx.exit(_each(console, which, lambda a: Priority(a.allocation_id, value), as_json=as_json))
+
+
+@click.command()
+@which_argument(completes(ids("queue", "delayed", "on_hold")))
+@json_option
+@acting
+@pass_console
+@click.pass_context
+def front(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
+    """Move what has not been granted before the first in line. What comes later with a larger priority passes it."""
+    ctx.exit(_each(console, which, lambda a: Front(a.allocation_id), as_json=as_json))
 
 
 @click.command()
@@ -129,4 +140,4 @@ def _told(console: Console, allocation: Allocation, state: State, *, done: bool)
     return f"{label} has ended already"
 
 
-COMMANDS: tuple[click.Command, ...] = (hold, unhold, priority, cancel)
+COMMANDS: tuple[click.Command, ...] = (hold, unhold, priority, front, cancel)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: What operators can do from here; the rest is for the command line.
-ACTIONS = ("cordon", "uncordon", "drain", "hold", "unhold", "cancel", "priority", "pause", "resume")
+ACTIONS = ("cordon", "uncordon", "drain", "hold", "unhold", "cancel", "priority", "front", "pause", "resume")
 
 
 @dataclass(frozen=True)

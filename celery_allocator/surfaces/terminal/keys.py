@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.model import FIELDS
-from celery_allocator.operations import Cancel, Command, Cordon, Drain, Hold, Priority, Uncordon, Unhold
+from celery_allocator.operations import Cancel, Command, Cordon, Drain, Front, Hold, Priority, Uncordon, Unhold
 from celery_allocator.surfaces.terminal.places import Place
 
 DEVICES, TASKS, WAITING = ("devices",), ("running", "queue"), ("queue",)
@@ -54,6 +54,7 @@ ACTS: tuple[Act, ...] = (
         f"Larger starts first: {_BOUNDS.minimum} to {_BOUNDS.maximum}.",
         number=True,
     ),
+    Act("f", "front", WAITING, lambda name, _: Front(name), "It goes before the first in line."),
 )
 
 

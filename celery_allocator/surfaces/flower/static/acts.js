@@ -11,6 +11,7 @@ const TEXTS = {
   unhold: ["Let go on", "It goes on from its place in line."],
   cancel: ["Cancel", "End it before it starts. Whoever waits for its result is told that it was revoked."],
   priority: ["Priority", "Larger starts first."],
+  front: ["To the front", "Before the first in line. What comes later with a larger priority passes it."],
   pause: ["Pause the pool", "Grant nothing in the whole pool. What runs, and what is granted, goes on."],
   resume: ["Resume the pool", "Grant again."],
 };
@@ -23,8 +24,8 @@ export const whenDone = (told) => (done = told);
 function offered(kind, row) {
   if (kind === "device" || kind === "node") return row.state === "ready" ? ["cordon", "drain"] : row.state === "offline" ? [] : ["uncordon"];
   if (kind === "pool") return [row.paused === "stopped" ? "resume" : "pause"];
-  if (kind === "on_hold") return ["unhold", "cancel"];
-  if (kind === "waiting") return ["hold", "priority", "cancel"];
+  if (kind === "on_hold") return ["unhold", "front", "cancel"];
+  if (kind === "waiting") return ["hold", "priority", "front", "cancel"];
   return row.state === "granted" || row.kind === "manual" ? ["cancel"] : [];
 }
 

@@ -1,0 +1,9 @@
+-- Library: another place in line for what has not been granted. Touches: alloc, aside and all that enqueue and dequeue touch.
+
+local function move(id, a, score)
+  if a.state == "waiting" then dequeue(id, a) end
+  a.score = score
+  call("HSET", K.alloc .. id, "score", score)
+  if a.state == "waiting" then enqueue(id, a) end
+  call("ZADD", K.aside .. a.name, "XX", score, id)
+end
