@@ -190,10 +190,20 @@ class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
 
     @wire.reads("the allocation")
     def cancel(
-        self, allocation_id: str, outcome: str = "cancelled", *, publishes: bool = True, note: Note | None = None
+        self,
+        allocation_id: str,
+        outcome: str = "cancelled",
+        *,
+        only_waiting: bool = False,
+        publishes: bool = True,
+        note: Note | None = None,
     ) -> Cancelled:
-        """End an allocation that has not started, or one made by hand. A running task is left alone."""
-        reply = self._noted(note, "cancel", allocation_id, outcome, "1" if publishes else "0", self._pack(note))
+        """End an allocation that has not started, or one made by hand. A running task is left alone.
+
+        ``only_waiting``: only if it has not been granted.
+        """
+        only, packed = "waits" if only_waiting else "", self._pack(note)
+        reply = self._noted(note, "cancel", allocation_id, outcome, "1" if publishes else "0", packed, only)
         if reply[0] != b"ok":
             return Cancelled(False, reply[0].decode())
         _, state, task_id, name, message, grants, entry = reply

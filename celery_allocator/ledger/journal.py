@@ -19,6 +19,8 @@ DONE, UNDONE = "done", "undone"
 class Note:
     """Who does what, and why: written into the journal in the same step as the action.
 
+    ``batch``: a label that actions taken together share.
+
     ``way``: ``do``, or ``undo`` or ``redo`` of entry ``of``. ``once``: an idempotency key, remembered for a week.
     ``seen``: how many actions had been taken when this one was decided on; any since then, and it is refused.
     ``keeps_place``: redone, the entry stands among the others where it stood before. ``final``: the key stands for
@@ -30,6 +32,7 @@ class Note:
     actor: str = ""
     reason: str = ""
     source: str = ""
+    batch: str = ""
     once: str = ""
     way: str = "do"
     of: int | None = None
@@ -51,7 +54,8 @@ class Entry:
 
     ``objects``: what it touched, such as ``node:n1``, ``device:n1/gpu_0``, ``allocation:alloc_…``, ``pool``. ``state``:
     ``done`` or ``undone``. ``done_op``: its place among all actions, undos and redos, which are
-    counted; ``undone_op``: that of its last undo. ``restorable``: it keeps the record of what it ended.
+    counted; ``undone_op``: that of its last undo. ``restorable``: it keeps the record of what it ended. ``batch``: a
+    label that it shares with those it was taken together with; empty: it was taken alone.
     """
 
     number: int
@@ -71,6 +75,7 @@ class Entry:
     undone_by: str = ""
     undone_reason: str = ""
     restorable: bool = False
+    batch: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON-ready data."""
@@ -146,7 +151,7 @@ def page(reply: Any) -> Page:
 
 def _entry(row: list[Any]) -> Entry:
     no, restorable, *texts = row
-    action, args, objects, actor, reason, source, at, before, after, state, done, undone, undone_at, by, why = (
+    action, args, objects, actor, reason, source, at, before, after, state, done, undone, undone_at, by, why, batch = (
         text.decode() for text in texts
     )
     if not (action and objects and state in (DONE, UNDONE)) or (state == UNDONE and not undone):
@@ -169,6 +174,7 @@ def _entry(row: list[Any]) -> Entry:
         undone_by=by,
         undone_reason=why,
         restorable=bool(restorable),
+        batch=batch,
     )
 
 

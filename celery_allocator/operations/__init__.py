@@ -22,11 +22,14 @@ from celery_allocator.operations.commands import (
 from celery_allocator.operations.digest import digest
 from celery_allocator.operations.effect import Effect
 from celery_allocator.operations.operator import Operator
+from celery_allocator.operations.outcome import Outcome
 from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo, subject
 from celery_allocator.operations.registry import COMMANDS, command
+from celery_allocator.operations.selecting import NOT_GRANTED, Selection, not_granted, select
 
 __all__ = [
     "COMMANDS",
+    "NOT_GRANTED",
     "Actor",
     "Allocate",
     "Cancel",
@@ -39,17 +42,21 @@ __all__ = [
     "Hold",
     "OpenBreaker",
     "Operator",
+    "Outcome",
     "Pause",
     "Plan",
     "Priority",
     "Release",
     "Resume",
+    "Selection",
     "Uncordon",
     "Unhold",
     "command",
     "describe",
     "digest",
+    "not_granted",
     "plan_redo",
     "plan_undo",
+    "select",
     "subject",
 ]

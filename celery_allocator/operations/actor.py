@@ -40,9 +40,9 @@ class Actor:
             user = "unknown"
         return cls(f"{user}@{socket.gethostname()}", source, reason)
 
-    def note(self, action: str, args: Mapping[str, Any]) -> Note:
-        """For doing ``action``."""
-        return Note(action, args, self.name, self.reason, self.source, self.once)
+    def note(self, action: str, args: Mapping[str, Any], batch: str = "") -> Note:
+        """For doing ``action``; with others of the same ``batch``."""
+        return Note(action, args, self.name, self.reason, self.source, batch, self.once)
 
     def note_again(self, way: str, entry: Entry, seen: int, *, last: bool, keeps_place: bool) -> Note:
         """For undoing or redoing ``entry``, decided on when ``seen`` actions had been taken.

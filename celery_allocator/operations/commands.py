@@ -215,15 +215,28 @@ class Unhold(_Holding):
 
 @dataclass(frozen=True)
 class Cancel(Command):
-    """End what has not started. Undone, it is back in its place; its caller may have been told already."""
+    """End what has not started. Undone, it is back in its place; its caller may have been told already.
+
+    ``only_waiting``: refuse what has been granted, such as what is held by hand.
+    """
 
     action = "cancel"
     allocation_id: str
+    only_waiting: bool = False
+
+    def as_args(self) -> dict[str, Any]:
+        """The values it was made from, but for what is usual."""
+        return {name: value for name, value in super().as_args().items() if value is not False}
 
     def do(self, at: Step) -> Effect:
-        reply = at.ledger.cancel(self.allocation_id, publishes=at.publishes, note=at.note)
+        only = self.only_waiting
+        reply = at.ledger.cancel(self.allocation_id, only_waiting=only, publishes=at.publishes, note=at.note)
         if not reply.done:
-            told = {"gone": "has ended or never was", "running": "runs: celery control terminate SIGTERM ends it"}
+            told = {
+                "gone": "has ended or never was",
+                "running": "runs: celery control terminate SIGTERM ends it",
+                "granted": "has been granted meanwhile, and was left alone",
+            }
             raise ActionRefused(f"{self.allocation_id} {told.get(reply.state, reply.state)}")
         obituaries = () if reply.obituary is None else (reply.obituary,)
         return Effect(reply.entry, f"{self.allocation_id} was {reply.state} and is cancelled", reply.grants, obituaries)

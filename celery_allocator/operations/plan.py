@@ -8,6 +8,7 @@ So what an undo puts back is what was there, and never the work of somebody who 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
@@ -19,14 +20,15 @@ from celery_allocator.operations.registry import COMMANDS
 
 @dataclass(frozen=True)
 class Plan:
-    """Entries to be undone or redone (``way``), in this order; the last one is the one that was asked for.
+    """Entries to be undone or redone (``way``), in this order; the last one is one that was asked for.
 
-    ``seen``: how many actions had been taken when the plan was made.
+    ``seen``: how many actions had been taken when the plan was made. ``asked``: numbers of those that were asked for.
     """
 
     way: str
     entries: tuple[Entry, ...]
     seen: int
+    asked: frozenset[int]
     #: Numbers of those which take a new place when they are redone: others were taken while they were undone.
     moved: frozenset[int] = frozenset()
 
@@ -36,8 +38,8 @@ class Plan:
 
     @property
     def others(self) -> tuple[Entry, ...]:
-        """What has to be undone or redone first."""
-        return self.entries[:-1]
+        """What has to be undone or redone first, and was not asked for."""
+        return tuple(entry for entry in self.entries if entry.number not in self.asked)
 
     def lines(self) -> list[str]:
         """The plan for people, a line for each step."""
@@ -53,99 +55,145 @@ def subject(entry: Entry) -> str:
     """What it was done to: the values that its command was made from, in the command's order."""
     kind = COMMANDS.get(entry.action)
     names = [spec.name for spec in fields(kind)] if kind is not None else sorted(entry.args)
-    return " ".join(str(value) for name in names if (value := entry.args.get(name)) is not None)
+    values = (entry.args.get(name) for name in names)
+    return " ".join(str(value) for value in values if value is not None and not isinstance(value, bool))
 
 
 def plan_undo(
-    entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False, dropped: int = 0
+    entries: Iterable[Entry],
+    number: int | None,
+    seen: int,
+    *,
+    cascade: bool = False,
+    together: bool = False,
+    dropped: int = 0,
 ) -> Plan:
     """What to do to undo entry ``number`` (``None``: the latest that is in force).
 
-    ``dropped``: the place of the last one in force that the journal does not remember any more. Raises
-    :class:`ActionRefused` if later actions depend on it and ``cascade`` is false, if one that is not remembered may, or
-    if nothing can be undone.
+    ``together``: also those it was taken together with. ``dropped``: the place of the last one in force that the
+    journal does not remember any more. Raises :class:`ActionRefused` if later actions depend on it and ``cascade`` is
+    false, if one that is not remembered may, or if nothing can be undone.
     """
-    known = sorted(entries, key=lambda entry: entry.number)
-    target = _pick(known, number, DONE, "undo")
+    known = _Known(entries)
+    targets = _pick(known, number, DONE, "undo", together=together)
     # What depends on something that has to go, has to go first.
-    needed = _closure(target, known, DONE, lambda entry, one: entry.done_op > one.done_op)
+    needed = _closure(targets, known, DONE, lambda entry, one: entry.done_op > one.done_op)
     order = sorted(needed.values(), key=lambda entry: -entry.done_op)
     _refuse_before(dropped, order, "undo")
-    plan = Plan("undo", tuple(order), seen)
+    plan = Plan("undo", tuple(order), seen, frozenset(target.number for target in targets))
     _refuse_unless(plan, cascade, "later actions depend on it")
     return plan
 
 
 def plan_redo(
-    entries: Iterable[Entry], number: int | None, seen: int, *, cascade: bool = False, dropped: int = 0
+    entries: Iterable[Entry],
+    number: int | None,
+    seen: int,
+    *,
+    cascade: bool = False,
+    together: bool = False,
+    dropped: int = 0,
 ) -> Plan:
     """What to do to redo entry ``number`` (``None``: the one that was undone last).
 
     Raises :class:`ActionRefused` if others that were taken on the same objects after it are in force; if those before
-    it have to be redone first and ``cascade`` is false; or if there is nothing to redo. ``dropped``: as in
-    :func:`plan_undo`.
+    it have to be redone first and ``cascade`` is false; or if there is nothing to redo. ``together``, ``dropped``: as
+    in :func:`plan_undo`.
     """
-    known = sorted(entries, key=lambda entry: entry.number)
-    target = _pick(known, number, UNDONE, "redo")
+    known = _Known(entries)
+    targets = _pick(known, number, UNDONE, "redo", together=together)
     # What was in force when a needed one was taken, and was undone after that, has to be in force again first.
-    needed = _closure(target, known, UNDONE, lambda entry, one: entry.done_op < one.done_op < (entry.undone_op or 0))
+    needed = _closure(targets, known, UNDONE, lambda entry, one: entry.done_op < one.done_op < (entry.undone_op or 0))
     for one in needed.values():
-        in_force = [e for e in known if e.state == DONE and _concern(e, one)]
-        since = [e for e in in_force if e.done_op > one.done_op]
+        since = [e for e in known.concerning(one) if e.state == DONE and e.done_op > one.done_op]
         if since:
             raise ActionRefused(
                 f"cannot redo {describe(one)}: {describe(since[-1])} has changed the same since; undo that first"
             )
     order = sorted(needed.values(), key=lambda entry: entry.done_op)
     _refuse_before(dropped, order, "redo")
-    moved: dict[int, Entry] = {}
+    moved: set[int] = set()
     for one in order:
-        since = [e for e in known if _concern(e, one) and e.number not in needed and e.done_op > (one.undone_op or 0)]
         # What stands on one that takes a new place comes after that one again.
-        if since or any(_concern(other, one) for other in moved.values()):
-            moved[one.number] = one
-    plan = Plan("redo", tuple(order), seen, frozenset(moved))
+        if any(
+            e.number in moved or (e.number not in needed and e.done_op > (one.undone_op or 0))
+            for e in known.concerning(one)
+        ):
+            moved.add(one.number)
+    plan = Plan("redo", tuple(order), seen, frozenset(target.number for target in targets), frozenset(moved))
     _refuse_unless(plan, cascade, "actions before it are undone, too")
     return plan
 
 
-def _pick(known: list[Entry], number: int | None, state: str, way: str) -> Entry:
+class _Known:
+    """The journal's entries by number, and by what they touched."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = sorted(entries, key=lambda entry: entry.number)
+        self._by_object: defaultdict[str, list[Entry]] = defaultdict(list)
+        self._by_node: defaultdict[tuple[str, str], list[Entry]] = defaultdict(list)
+        for entry in self.entries:
+            for name in set(entry.objects):
+                self._by_object[name].append(entry)
+            for kind in _KINDS:
+                for node in _nodes(entry, kind):
+                    self._by_node[kind, node].append(entry)
+
+    def concerning(self, one: Entry) -> list[Entry]:
+        """Those that touched the same as ``one``, by number; ``one`` is among them."""
+        found = {entry.number: entry for name in one.objects for entry in self._by_object[name]}
+        for mine, theirs in (_KINDS, _KINDS[::-1]):
+            for node in _nodes(one, mine):
+                found |= {entry.number: entry for entry in self._by_node[theirs, node]}
+        return [found[number] for number in sorted(found)]
+
+
+def _pick(known: _Known, number: int | None, state: str, way: str, *, together: bool) -> list[Entry]:
+    some = [entry for entry in known.entries if entry.state == state]
     if number is None:
-        some = [entry for entry in known if entry.state == state]
         if not some:
             raise ActionRefused(f"there is nothing to {way}")
         # The latest to be in force, or to be undone.
-        return max(some, key=lambda entry: entry.done_op if state == DONE else entry.undone_op or 0)
-    for entry in known:
-        if entry.number == number:
-            if entry.state != state:
-                told = "is undone already" if entry.state == UNDONE else "is in force"
-                raise ActionRefused(f"cannot {way} {describe(entry)}: it {told}")
-            return entry
-    raise ActionRefused(f"cannot {way} entry {number}: it is not in the journal (any more)")
+        chosen = max(some, key=lambda entry: entry.done_op if state == DONE else entry.undone_op or 0)
+    else:
+        named = [entry for entry in known.entries if entry.number == number]
+        if not named:
+            raise ActionRefused(f"cannot {way} entry {number}: it is not in the journal (any more)")
+        (chosen,) = named
+    batch = [entry for entry in some if together and chosen.batch and entry.batch == chosen.batch]
+    if not batch and chosen.state != state:
+        told = "is undone already" if chosen.state == UNDONE else "is in force"
+        others = ", and so are those it was taken together with" if together and chosen.batch else ""
+        raise ActionRefused(f"cannot {way} {describe(chosen)}: it {told}{others}")
+    return batch or [chosen]
 
 
-def _closure(target: Entry, known: list[Entry], state: str, needs: Callable[[Entry, Entry], bool]) -> dict[int, Entry]:
-    """``target`` and, by number, whatever in ``state`` concerns one of them and is needed by ``needs(entry, one)``."""
-    needed = {target.number: target}
-    grew = True
-    while grew:
-        grew = False
-        for entry in known:
-            if entry.state != state or entry.number in needed:
-                continue
-            if any(_concern(entry, one) and needs(entry, one) for one in needed.values()):
+def _closure(
+    targets: Iterable[Entry], known: _Known, state: str, needs: Callable[[Entry, Entry], bool]
+) -> dict[int, Entry]:
+    """``targets`` and, by number, whatever in ``state`` concerns one of them and is needed by ``needs(entry, one)``."""
+    needed = {target.number: target for target in targets}
+    left = list(needed.values())
+    while left:
+        one = left.pop()
+        for entry in known.concerning(one):
+            if entry.state == state and entry.number not in needed and needs(entry, one):
                 needed[entry.number] = entry
-                grew = True
+                left.append(entry)
     return needed
 
 
-def _concern(one: Entry, other: Entry) -> bool:
+def concern(one: Entry, other: Entry) -> bool:
+    """Whether they touched the same."""
     return (
         not set(one.objects).isdisjoint(other.objects)
         or not _nodes(one, "node:").isdisjoint(_nodes(other, "device:"))
         or not _nodes(one, "device:").isdisjoint(_nodes(other, "node:"))
     )
+
+
+#: Of a node as such, and of a device of it.
+_KINDS = ("node:", "device:")
 
 
 def _nodes(entry: Entry, kind: str) -> set[str]:

@@ -10,6 +10,7 @@ from celery_allocator.errors import ActionRefused, AllocationNotFound, RequestEr
 from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, Kind, State, label
 from celery_allocator.operations import (
+    NOT_GRANTED,
     Cancel,
     Command,
     Cordon,
@@ -19,15 +20,14 @@ from celery_allocator.operations import (
     Priority,
     Release,
     Resume,
+    Selection,
     Uncordon,
     Unhold,
+    select,
 )
 from celery_allocator.updates.form import Update
 
 _PLACES: dict[str, type[Command]] = {"ready": Uncordon, "cordoned": Cordon, "draining": Drain}
-_NOT_STARTED = (State.DELAYED, State.WAITING, State.ON_HOLD)
-#: Allocations per read, and how many of these are read twice: the line may move up between two reads.
-_PAGE, _OVERLAP = 500, 100
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _commands(wanted: dict[str, Any], allocation: Allocation, *, strict: bool = 
     """
     commands: list[Command] = []
     one = allocation.allocation_id
-    if strict and allocation.state not in _NOT_STARTED:
+    if strict and allocation.state not in NOT_GRANTED:
         raise ActionRefused(f"{one} is {allocation.state.value}: only what has not been granted can be changed")
     if "priority" in wanted:
         command = Priority(one, wanted["priority"])
@@ -162,19 +162,8 @@ def _commands(wanted: dict[str, Any], allocation: Allocation, *, strict: bool = 
 
 
 def _of_tenant(ledger: Ledger, tenant: str) -> Iterator[Allocation]:
-    """All of a tenant's that has not been granted. From where they come from to where they go to: none slips by."""
-    label("tenant", tenant)
-    seen: set[str] = set()
-    for read in (ledger.on_hold, ledger.delayed, ledger.queue):
-        offset = 0
-        while page := read(limit=_PAGE, offset=offset):
-            for allocation in page:
-                if allocation.requirements.tenant == tenant and allocation.allocation_id not in seen:
-                    seen.add(allocation.allocation_id)
-                    yield allocation
-            if len(page) < _PAGE:
-                break
-            offset += _PAGE - _OVERLAP
+    """All of a tenant's that has not been granted."""
+    return select(ledger, Selection(tenant=label("tenant", tenant)))
 
 
 def _fields(update: Update, *names: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,53 +16,14 @@ from click.testing import CliRunner
 
 from celery_allocator import install
 from celery_allocator.allocating import Session
-from celery_allocator.ledger import keys, new_allocation_id
-from celery_allocator.model import Kind, Requirements, State
+from celery_allocator.ledger import keys
+from celery_allocator.model import Requirements, State
 from celery_allocator.surfaces.cli import allocator
 from tests.support import by_hand
+from tests.support.command_line import Run, allocate, submit_task
 from tests.support.processes import ROOT, clean_environment
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
-
-
-@pytest.fixture
-def session(redis_server: RedisServer, pool: str) -> Session:
-    """The same ledger as the commands use; with its host registered."""
-    made = by_hand.session(redis_server, pool)
-    made.offer_host(600)
-    return made
-
-
-Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(redis_server: RedisServer, pool: str, session: Session) -> Run:
-    """Run a command; it must not fail unless ``code`` says so. With ``--json``, the parsed output."""
-    env = by_hand.environment(redis_server, pool)
-
-    def invoke(*args: str, code: int = 0, obj: Any = None) -> Any:
-        result = CliRunner().invoke(allocator, args, env=env, prog_name="celery-allocator", obj=obj)
-        assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
-        if "--json" in args and code != 2:
-            return json.loads(result.stdout)
-        return result.stdout if code == 0 else result.stderr
-
-    return invoke
-
-
-def allocate(run: Run, task: str = "t", *options: str) -> dict[str, Any]:
-    """One core, unless otherwise said."""
-    reply: dict[str, Any] = run(
-        "allocate", task, "--task-type=processing", "--ram=0", "--cpu-cores=1", "--json", *options
-    )
-    return reply
-
-
-def submit_task(session: Session, task: str, cores: int = 1) -> str:
-    """A Celery task's claim, as the sender would submit it (its message is not one)."""
-    name, needs = new_allocation_id(), Requirements(cpu_cores=cores)
-    return session.ledger.submit(name, task, "proj.work", needs, kind=Kind.TASK).allocation.allocation_id
 
 
 def test_an_allocation_from_the_first_to_the_last_command(run: Run, session: Session) -> None:
@@ -365,36 +325,6 @@ def test_the_commands_of_celery_itself(redis_server: RedisServer, pool: str, tmp
     assert {row["name"]: row["value"] for row in json.loads(settings.stdout)}["allocator_ttl_s"] == 1234.0
 
 
-def test_hold_priority_and_unhold(run: Run, session: Session) -> None:
-    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
-    first, second = submit_task(session, "one"), submit_task(session, "two")
-
-    assert run("hold", "one") == f"{first} is on hold\n"
-    assert "1 waiting, 0 delayed, 1 on hold" in run("status")
-    assert "on hold by" in run("show", "one")
-    assert run("priority", second, "7") == f"{second} has priority 7; it was 0\n"
-    run("priority", "one", "--", "-3")
-    assert [row["done"] for row in run("unhold", "one", "--json")["allocations"]] == [True]
-    line = run("queue", "--json")
-    assert [(row["task_id"], row["requirements"]["priority"]) for row in line] == [("two", 7), ("one", -3)]
-    assert "is not on hold" in run("unhold", "one", code=1)
-    assert "Invalid value for 'PRIORITY'" in run("priority", "one", "5000", code=2)
-    reply = run("hold", "holder", "--json", code=1)
-    assert (reply["success"], reply["allocations"][0]["error"]["code"]) == (False, "action_refused")
-
-
-def test_to_the_front_and_back(run: Run, session: Session) -> None:
-    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
-    _, second = submit_task(session, "one"), submit_task(session, "two")
-    assert run("front", "two") == f"{second} is number 1 in line; it was number 2\n"
-    assert [row["task_id"] for row in run("queue", "--json")] == ["two", "one"]
-    assert "it is not in line any more" in run("front", "holder", code=1)
-    assert run("undo") == f"undone 2: {second} is number 2 in line; it was number 1\n"
-    assert run("redo", "--json")["done"] == [
-        {"entry": 2, "text": f"{second} is number 1 in line; it was number 2"}
-    ]  # fmt: skip
-
-
 def test_a_paused_pool_says_so(run: Run) -> None:
     assert run("pause", "--reason", "maintenance") == "the pool is paused\n"
     assert "an operator has paused the pool" in run("status")
@@ -464,27 +394,6 @@ def test_a_breaker_by_hand(run: Run, session: Session) -> None:
     run("redo", "4")
     run("breaker", "close", "proj.other")
     assert run("breaker", "--json") == [], "only what is not granted freely"
-
-
-def test_what_is_on_hold_is_listed(run: Run, session: Session) -> None:
-    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
-    name = submit_task(session, "task")
-    assert run("queue", "--on-hold") == "Nothing is on hold.\n"
-    run("hold", "task")
-    assert "--on-hold" in run("queue"), "says where it went"
-    (row,) = run("queue", "--on-hold", "--json")
-    assert (row["allocation_id"], row["task_id"], row["on_hold_by"]) == (name, "task", "operator")
-    assert name in run("queue", "--on-hold")
-    assert run("queue", "--json") == []
-    assert "is on hold" in run("hold", "task", code=1)
-
-
-def test_a_negative_priority_needs_no_dashes(run: Run, session: Session) -> None:
-    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
-    name = submit_task(session, "task")
-    assert run("priority", "task", "-5", "--reason", "may wait") == f"{name} has priority -5; it was 0\n"
-    assert run("priority", "task", "--", "-15") == f"{name} has priority -15; it was -5\n"
-    assert "--bogus" in run("priority", "task", "1", "--bogus", code=2)
 
 
 def test_a_cancel_by_hand_is_undone_though_its_host_was_let_go(run: Run, session: Session) -> None:

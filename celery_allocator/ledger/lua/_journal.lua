@@ -1,6 +1,6 @@
 -- Library: the journal of operator actions. Touches: meta, journal, entry, once, answer, events.
 -- A note says who acts and why; it is a JSON object: way ("do", or "undo"|"redo" with of, the entry), action, args, actor,
--- reason, source, once (an idempotency key or ""), seen (how many actions the caller knew of when it decided; "": it does
+-- reason, source, batch (a label that actions taken together share, or ""), once (an idempotency key or ""), seen (how many actions the caller knew of when it decided; "": it does
 -- not matter), keep (entries that are kept), keeps_place (a redo after which the entry stands among the others where it
 -- stood before), final (the key stands for this step, and not for one that it needs before it), call (one per call: the
 -- same one again is a call whose reply was lost, and gets that reply). Every action, undo and redo has a number of its own, `op`: an entry carries that of when it was done, its
@@ -52,7 +52,7 @@ local function journal(note, objects, before, after, payload)
     entry = tostring(call("HINCRBY", K.meta, "entries", 1))
     call("ZADD", K.journal, entry, entry)
     call("HSET", K.entry .. entry, "action", note.action, "args", cjson.encode(note.args), "objects", table.concat(objects, "\n"),
-      "actor", note.actor, "reason", note.reason, "source", note.source, "at", NOW, "done", op)
+      "actor", note.actor, "reason", note.reason, "source", note.source, "batch", note.batch or "", "at", NOW, "done", op)
     for _, old in ipairs(call("ZRANGE", K.journal, 0, -1 - note.keep)) do drop_entry(old) end
   elseif note.way == "undo" then
     call("HSET", K.entry .. entry, "undone", op, "undone_at", NOW, "undone_by", note.actor, "undone_reason", note.reason)

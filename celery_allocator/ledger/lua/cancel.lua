@@ -1,10 +1,11 @@
 -- End an allocation that has not started (delayed, waiting, on hold or granted), or one made by hand.
 -- flags: allow-oom
 -- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
--- KEYS: prefix. ARGV from 5: id, outcome ("cancelled"), publish ("1"|"0", as in release), note (see _journal) or "".
+-- KEYS: prefix. ARGV from 5: id, outcome ("cancelled"), publish ("1"|"0", as in release), note (see _journal) or "",
+--   "waits" (only if it has not been granted) or "".
 -- A task is buried: its result (REVOKED) is still to be written by the caller or the next tick, then settled.
--- Reply: {"ok", former state, task id, task name, message or "", grants, entry} | {"running"} | {"gone"} | what _journal
--- refuses with. Touches: delayed, onhold, obits, events, journal and all that claim, dequeue and pass touch.
+-- Reply: {"ok", former state, task id, task name, message or "", grants, entry} | {"running"} | {"granted"}
+--   | {"gone"} | what _journal refuses with. Touches: delayed, onhold, obits, events, journal and all that claim, dequeue and pass touch.
 local id, outcome, note = ARGV[5], ARGV[6], read_note(ARGV[8])
 local no = refused(note)
 if no then return no end
@@ -12,6 +13,7 @@ local a = load_alloc(id)
 if not a or a.state == "released" then return { "gone" } end
 local by_hand = need_of(a.shape).kind == "m"
 if a.state == "running" and not by_hand then return { "running" } end
+if ARGV[9] == "waits" and (a.state == "granted" or a.state == "running") then return { "granted" } end
 local msg = not by_hand and call("HGET", K.alloc .. id, "msg") or ""
 local grants, record = {}, note and dump(id)
 local held = a.state == "granted" or a.state == "running"

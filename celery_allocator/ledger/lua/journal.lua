@@ -7,7 +7,7 @@
 -- latest first, place of the last one in force that is not remembered any more}. Of an entry that cannot be read all fields
 -- are empty. Touches: nothing (reads meta, journal, entry).
 local FIELDS = { "action", "args", "objects", "actor", "reason", "source", "at", "before", "after", "state", "done", "undone",
-  "undone_at", "undone_by", "undone_reason" }
+  "undone_at", "undone_by", "undone_reason", "batch" }
 local numbers = {}
 if ARGV[5] == "" then
   numbers = call("ZREVRANGEBYSCORE", K.journal, ARGV[7] == "" and "+inf" or "(" .. ARGV[7], "-inf", "LIMIT", 0, ARGV[6])

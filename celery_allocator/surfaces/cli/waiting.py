@@ -1,15 +1,12 @@
-"""Commands on what waits: hold, unhold, priority, front, cancel."""
+"""Commands on what waits: hold, unhold, priority, front, cancel; on one, or on all that filters mean."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import click
 
 from celery_allocator.errors import ActionRefused, AllocationNotFound
 from celery_allocator.model import FIELDS, Allocation, Kind, State
-from celery_allocator.operations import Cancel, Command, Effect, Front, Hold, Priority, Unhold
+from celery_allocator.operations import Cancel, Front, Hold, Priority, Unhold
 from celery_allocator.surfaces.cli.completing import can_be_cancelled, completes, ids
 from celery_allocator.surfaces.cli.console import (
     EXIT_FAILED,
@@ -19,68 +16,87 @@ from celery_allocator.surfaces.cli.console import (
     pass_console,
     print_json,
 )
-from celery_allocator.surfaces.cli.named import named, which_argument
+from celery_allocator.surfaces.cli.meant import Meant, act_on, meant
+from celery_allocator.surfaces.cli.named import named
 
 _BOUNDS = FIELDS["priority"]
+_ANY = (State.WAITING, State.DELAYED, State.ON_HOLD)
+_not_granted = completes(ids("queue", "delayed", "on_hold"))
 
 
 @click.command()
-@which_argument(completes(ids("queue", "delayed")))
+@meant(completes(ids("queue", "delayed")), State.WAITING, State.DELAYED)
 @json_option
 @acting
 @pass_console
 @click.pass_context
-def hold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
+def hold(ctx: click.Context, console: Console, meant: Meant, *, as_json: bool) -> None:
     """Put what waits or is delayed on hold: it keeps its place in line, and is not granted."""
-    ctx.exit(_each(console, which, lambda a: Hold(a.allocation_id), as_json=as_json))
+    ctx.exit(act_on(console, meant, lambda a: Hold(a.allocation_id), verb="hold", as_json=as_json))
 
 
 @click.command()
-@which_argument(completes(ids("on_hold")))
+@meant(completes(ids("on_hold")), State.ON_HOLD)
 @json_option
 @acting
 @pass_console
 @click.pass_context
-def unhold(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
-    """Let what is on hold go on."""
-    ctx.exit(_each(console, which, lambda a: Unhold(a.allocation_id), as_json=as_json))
+def unhold(ctx: click.Context, console: Console, meant: Meant, *, as_json: bool) -> None:
+    """Let what is on hold go on. Filters leave what a circuit breaker has set aside."""
+    mine = meant.only(on_hold_by="operator")
+    ctx.exit(act_on(console, mine, lambda a: Unhold(a.allocation_id), verb="unhold", as_json=as_json))
 
 
 # A negative number is no option.
 @click.command(context_settings={"ignore_unknown_options": True})
-@which_argument(completes(ids("queue", "delayed", "on_hold")))
-@click.argument("value", type=click.IntRange(_BOUNDS.minimum, _BOUNDS.maximum), metavar="PRIORITY")
+@meant(_not_granted, *_ANY, before="value")
+@click.argument("value", type=click.IntRange(_BOUNDS.minimum, _BOUNDS.maximum), metavar="PRIORITY", required=False)
 @json_option
 @acting
 @pass_console
 @click.pass_context
-def priority(ctx: click.Context, console: Console, which: str, value: int, *, as_json: bool) -> None:
+def priority(ctx: click.Context, console: Console, meant: Meant, value: int, *, as_json: bool) -> None:
     """Give what has not been granted another priority: larger starts first."""
-    ctx.exit(_each(console, which, lambda a: Priority(a.allocation_id, value), as_json=as_json))
+    ctx.exit(act_on(console, meant, lambda a: Priority(a.allocation_id, value), verb="prioritise", as_json=as_json))
 
 
 @click.command()
-@which_argument(completes(ids("queue", "delayed", "on_hold")))
+@meant(_not_granted, *_ANY)
 @json_option
 @acting
 @pass_console
 @click.pass_context
-def front(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
-    """Move what has not been granted before the first in line. What comes later with a larger priority passes it."""
-    ctx.exit(_each(console, which, lambda a: Front(a.allocation_id), as_json=as_json))
+def front(ctx: click.Context, console: Console, meant: Meant, *, as_json: bool) -> None:
+    """Move what has not been granted before the first in line. What comes later with a larger priority passes it.
+
+    Several keep their order among each other.
+    """
+    verb = "move to the front"
+    ctx.exit(act_on(console, meant, lambda a: Front(a.allocation_id), verb=verb, as_json=as_json, backwards=True))
 
 
 @click.command()
-@which_argument(completes(ids("queue", "delayed", "on_hold", "held", only=can_be_cancelled)))
+@meant(completes(ids("queue", "delayed", "on_hold", "held", only=can_be_cancelled)), *_ANY)
 @json_option
 @acting
 @pass_console
 @click.pass_context
-def cancel(ctx: click.Context, console: Console, which: str, *, as_json: bool) -> None:
-    """End what has not started, or was allocated by hand.
+def cancel(ctx: click.Context, console: Console, meant: Meant, *, as_json: bool) -> None:
+    """End what has not started, or was allocated by hand. Filters mean what has not been granted.
 
     A task that runs is left alone: `celery -A proj control terminate SIGTERM TASK_ID` ends it.
     """
+    if meant.selection is None and not meant.dry_run:
+        ctx.exit(_cancel(console, meant.which or "", as_json=as_json))
+    ctx.exit(act_on(console, meant, _cancelling, verb="cancel", as_json=as_json))
+
+
+def _cancelling(allocation: Allocation) -> Cancel:
+    """Of many: what was granted since they were listed is left alone."""
+    return Cancel(allocation.allocation_id, only_waiting=True)
+
+
+def _cancel(console: Console, which: str, *, as_json: bool) -> int:
     rows = []
     for allocation in named(console.ledger, which):
         state, entry = allocation.state, None
@@ -97,28 +113,7 @@ def cancel(ctx: click.Context, console: Console, which: str, *, as_json: bool) -
     all_done = all(row["cancelled"] for row in rows)
     if as_json:
         print_json({"success": all_done, "allocations": rows})
-    ctx.exit(0 if all_done else EXIT_FAILED)
-
-
-def _each(console: Console, which: str, make: Callable[[Allocation], Command], *, as_json: bool) -> int:
-    """Run a command on every allocation that ``which`` names; returns the exit code."""
-    rows: list[dict[str, Any]] = []
-    for allocation in named(console.ledger, which):
-        row: dict[str, Any] = {"allocation_id": allocation.allocation_id}
-        try:
-            effect: Effect = console.operator.run(make(allocation))
-        except (ActionRefused, AllocationNotFound) as error:
-            rows.append({**row, "done": False, "error": error.as_dict()})
-            if not as_json:
-                click.echo(f"Error: {error}", err=True)
-        else:
-            rows.append({**row, "done": True, "entry": effect.entry})
-            if not as_json:
-                click.echo(effect.text)
-    done = all(row["done"] for row in rows)
-    if as_json:
-        print_json({"success": done, "allocations": rows})
-    return 0 if done else EXIT_FAILED
+    return 0 if all_done else EXIT_FAILED
 
 
 def _lives(console: Console, allocation: Allocation) -> bool:
