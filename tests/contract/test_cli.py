@@ -98,13 +98,20 @@ def test_the_queue_is_listed_in_its_order(run: Run) -> None:
     assert run("queue") == "Nothing waits.\n"
     allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
     allocate(run, "later")
-    allocate(run, "urgent", "--priority=5", "--cpu-cores=2")
+    allocate(run, "urgent", "--priority=5", "--cpu-cores=2", "--tenant=blue")
 
     rows = run("queue", "--json")
     assert [(row["position"], row["task_id"]) for row in rows] == [(1, "urgent"), (2, "later")]
-    assert rows[0]["requirements"] == {"gpu_memory_mb": 0, "cpu_cores": 2, "ram_mb": 0, "priority": 5}
+    assert rows[0]["requirements"] == {
+        "gpu_memory_mb": 0,
+        "cpu_cores": 2,
+        "ram_mb": 0,
+        "priority": 5,
+        "tenant": "blue",
+    }
+    assert 0 <= rows[0]["waits_s"] <= rows[1]["waits_s"]
     lines = run("queue").splitlines()
-    assert lines[1].split()[:5] == ["1", "urgent", "processing", "2", "cores"]
+    assert lines[1].split()[:7] == ["1", "urgent", "processing", "2", "cores", "blue", "5"]
     assert len(run("queue", "--limit", "1", "--json")) == 1
 
 

@@ -91,16 +91,23 @@ def _used(use: WorkerUse | None) -> tuple[int | None, int | None]:
 @json_option
 @pass_console
 def queue(console: Console, limit: int, *, on_hold: bool, as_json: bool) -> None:
-    """What waits, in its order."""
+    """What waits, in its order: since when, for whom, and when it will perhaps start."""
     console.session.upkeep()
+    now = console.ledger.server_time()
     if on_hold:
-        _on_hold(console.ledger.on_hold(limit=limit), as_json=as_json)
+        _on_hold(console.ledger.on_hold(limit=limit), now, as_json=as_json)
         return
     waiting = console.ledger.queue(limit=limit)
-    now = time.time()
     if as_json:
         print_json(
-            [{"position": a.queue_position, **_asked(a), "estimated_start_at": a.estimated_start_at} for a in waiting]
+            [
+                {
+                    "position": a.queue_position,
+                    **_asked(a, now),
+                    "estimated_start_at": a.estimated_start_at,
+                }
+                for a in waiting
+            ]
         )
         return
     if not waiting:
@@ -109,13 +116,24 @@ def queue(console: Console, limit: int, *, on_hold: bool, as_json: bool) -> None
         return
     click.echo(
         text.table(
-            ("POSITION", "TASK", "NAME", "ASKS FOR", "PRIORITY", "WAITS FOR", "ESTIMATED START", "ALLOCATION"),
+            (
+                "POSITION",
+                "TASK",
+                "NAME",
+                "ASKS FOR",
+                "TENANT",
+                "PRIORITY",
+                "WAITS FOR",
+                "ESTIMATED START",
+                "ALLOCATION",
+            ),
             (
                 (
                     a.queue_position,
                     a.task_id,
                     a.task_name,
                     text.shape(a.requirements),
+                    a.requirements.tenant,
                     a.priority,
                     text.span(now - a.submitted_at),
                     iso_utc(a.estimated_start_at) or "not known yet",
@@ -127,21 +145,22 @@ def queue(console: Console, limit: int, *, on_hold: bool, as_json: bool) -> None
     )
 
 
-def _on_hold(held: tuple[Allocation, ...], *, as_json: bool) -> None:
+def _on_hold(held: tuple[Allocation, ...], now: float, *, as_json: bool) -> None:
     if as_json:
-        print_json([{**_asked(a), "on_hold_by": a.on_hold_by} for a in held])
+        print_json([{**_asked(a, now), "on_hold_by": a.on_hold_by} for a in held])
     elif not held:
         click.echo("Nothing is on hold.")
     else:
-        heads = ("TASK", "NAME", "ASKS FOR", "PRIORITY", "ON HOLD BY", "SUBMITTED", "ALLOCATION")
+        heads = ("TASK", "NAME", "ASKS FOR", "TENANT", "PRIORITY", "ON HOLD BY", "WAITS FOR", "ALLOCATION")
         rows = (
             (
                 a.task_id,
                 a.task_name,
                 text.shape(a.requirements),
+                a.requirements.tenant,
                 a.priority,
                 a.on_hold_by,
-                iso_utc(a.submitted_at),
+                text.span(now - a.submitted_at),
                 a.allocation_id,
             )
             for a in held
@@ -149,8 +168,8 @@ def _on_hold(held: tuple[Allocation, ...], *, as_json: bool) -> None:
         click.echo(text.table(heads, rows))
 
 
-def _asked(a: Allocation) -> dict[str, Any]:
-    return {**a.asked(), "submitted_at": a.submitted_at}
+def _asked(a: Allocation, now: float) -> dict[str, Any]:
+    return {**a.asked(), "submitted_at": a.submitted_at, "waits_s": round(max(0.0, now - a.submitted_at), 3)}
 
 
 @click.command()
