@@ -119,6 +119,19 @@ def test_some_of_many_that_are_refused_are_told(run: Run, session: Session, monk
     assert session.ledger.get(second).state is State.ON_HOLD
 
 
+def test_more_than_the_journal_remembers_is_refused_before_it_is_asked_for(
+    run: Run, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLOCATOR_JOURNAL_MAXLEN", "2")
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
+    for name in ("one", "two", "three"):
+        submit_task(session, name)
+    told = run("cancel", "--all", code=1)
+    assert "would be 3 actions" in told and told.endswith("or add --no-undo\n")
+    assert run("cancel", "--all", "--yes", "--no-undo").startswith("cancel: 3 of 3 done")
+    assert len(run("undo", "--batch", "--yes").splitlines()) == 2
+
+
 def test_what_is_on_hold_is_listed(run: Run, session: Session) -> None:
     allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
     name = submit_task(session, "task")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from celery_allocator.errors import LabelError
+from celery_allocator.errors import ActionRefused, LabelError
 from celery_allocator.history.window import length
 from celery_allocator.model import Allocation, State, iso_utc
 from celery_allocator.operations import Command, Outcome, Selection, select
@@ -135,14 +135,17 @@ def act_on(
     if meant.dry_run:
         _show(found, f"would {verb}", as_json=as_json)
         return 0
+    commands = [make(allocation) for allocation in (reversed(found) if backwards else found)]
+    try:
+        outcomes = console.operator.run_each(commands, beyond_journal=meant.beyond_journal)
+    except ActionRefused as error:
+        raise ActionRefused(f"{error}. Let filters mean fewer, or add --no-undo") from None
     if meant.selection is not None and len(found) > 1 and not meant.yes:
         if as_json:
             told = f"{len(found)} are meant, and --json cannot ask: add --yes, or --dry-run to see them"
             raise click.UsageError(told)
         _show(found, verb, as_json=False, err=True)
         click.confirm(f"{verb.capitalize()} these {len(found)}?", abort=True, err=True)
-    commands = [make(allocation) for allocation in (reversed(found) if backwards else found)]
-    outcomes = console.operator.run_each(commands, beyond_journal=meant.beyond_journal)
     return _told(console, meant, _watched(outcomes, len(found), verb, as_json=as_json), verb, as_json=as_json)
 
 
