@@ -41,8 +41,8 @@ class Options:
 
     @property
     def point(self) -> int:
-        """What a point of priority is worth in line, in sixteenths of a millisecond (see ``_line.lua``)."""
-        return _EVER if self.age_weight == 0 else max(1, min(_EVER, round(60_000 * 16 / self.age_weight)))
+        """What a point of priority is worth in line, in sixteenths of a millisecond, even (see ``_line.lua``)."""
+        return _EVER if self.age_weight == 0 else max(2, min(_EVER, 2 * round(30_000 * 16 / self.age_weight)))
 
 
 @dataclass(frozen=True)

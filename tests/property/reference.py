@@ -7,7 +7,6 @@ were checked): which of several equally good cores it takes is its own affair.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -40,11 +39,11 @@ class Claim:
     losses: int = 0
     ends: int | None = None  # by hand: end of TTL
     due: int = 0  # granted: when it is published again
-    front: float | None = None  # its place, if it was moved to the front
+    front: int | None = None  # its place, if it was moved to the front
 
     @property
-    def place_in_line(self) -> float:
-        return self.seq - self.req.priority * 2**40 if self.front is None else self.front
+    def place_in_line(self) -> int:
+        return 2 * self.seq - self.req.priority * 2**43 if self.front is None else self.front
 
 
 @dataclass
@@ -322,10 +321,10 @@ class Reference:
         claim.req, claim.front = replace(claim.req, priority=priority), None
 
     def to_front(self, claim: Claim) -> None:
-        """Half a place before whoever is first."""
+        """Before whoever is first, in a place that no arrival has."""
         first = next(iter(self.line()), claim)
         if first is not claim and first.place_in_line <= claim.place_in_line:
-            claim.front = math.floor(first.place_in_line) - 0.5
+            claim.front = first.place_in_line - (2 if first.front is not None else 1)
 
     def restore(self, was: Claim) -> tuple[str, list[Claim]]:
         """Bring back what an operator ended. Returns why not, or else what is granted by that."""

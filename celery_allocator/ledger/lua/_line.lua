@@ -4,12 +4,12 @@
 -- Place in a lane: arrival − priority · POINT, smaller first. Arrival counts sixteenths of a millisecond since 2026, each one
 -- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
 -- earned by waiting; without, 2^43, which is 17 years. That key never changes, as all that wait age alike; and it is exact
--- in a double for |priority| ≤ 1000.
+-- in a double for |priority| ≤ 1000. Arrivals and POINT are even: odd places are those of what was moved to the front.
 local SINCE = 1767225600000
 
 local function arrival(ms, last)
   local at = (ms - SINCE) * 16
-  return last and at <= last and last + 1 or at
+  return last and at <= last and last + 2 or at
 end
 
 local function line_score(priority, arr) return arr - priority * POINT end

@@ -18,7 +18,7 @@ if score ~= "" and note and note.way == "redo" and call("ZRANGEBYSCORE", K.waiti
 if score == "" then
   local first = call("ZRANGE", K.waiting, 0, 0, "WITHSCORES")[2] or left
   local behind = was ~= 1 and tonumber(first) <= tonumber(left)
-  score = behind and string.format("%.0f", first - 1) or left
+  score = behind and string.format("%.0f", first - 1 - first % 2) or left
 end
 move(id, a, score)
 local is = number_in_line()
