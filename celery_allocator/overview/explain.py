@@ -52,6 +52,7 @@ class Explanation:
             "requirements": a.requirements.as_dict(),
             "position": a.queue_position or None,
             "estimated_start_at": a.estimated_start_at,
+            "estimated_start_p90_at": a.estimated_start_p90_at,
             "reason": asdict(self.reason),
             "places": [
                 {

@@ -97,7 +97,7 @@ def test_status_of_an_empty_pool_says_what_to_do(redis_server: RedisServer, pool
 def test_the_queue_is_listed_in_its_order(run: Run) -> None:
     assert run("queue") == "Nothing waits.\n"
     allocate(run, "holder", f"--cpu-cores={by_hand.CORES}")
-    allocate(run, "later")
+    allocate(run, "later", "--tenant=blue")
     allocate(run, "urgent", "--priority=5", "--cpu-cores=2", "--tenant=blue")
 
     rows = run("queue", "--json")

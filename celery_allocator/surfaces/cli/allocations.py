@@ -72,6 +72,7 @@ def _as_data(allocation: Allocation) -> dict[str, Any]:
         **allocation.to_wire(),
         "queue_position": allocation.queue_position,
         "estimated_start_at": allocation.estimated_start_at,
+        "estimated_start_p90_at": allocation.estimated_start_p90_at,
         "expires_at": allocation.expires_at,
         "eta_at": allocation.eta_at,
         "on_hold_by": allocation.on_hold_by,

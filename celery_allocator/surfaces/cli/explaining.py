@@ -42,7 +42,7 @@ def _told(one: Explanation, limit: int) -> str:
     if a.queue_position:
         head.append(
             f"It is number {a.queue_position} in line since {text.span(time.time() - a.submitted_at)}; "
-            f"estimated start: {iso_utc(a.estimated_start_at) or 'not known yet'}."
+            f"estimated start: {text.dates(a.estimated_start_at, a.estimated_start_p90_at)}."
         )
     head.append(one.reason.text)
     rows = list(_rows(one, limit))

@@ -46,6 +46,17 @@ def span(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def dates(half: float | None, most: float | None) -> str:
+    """An estimated start as its p50 and p90: ``2026-01-01T12:00:00Z … 12:05:00Z``; seconds since the epoch."""
+    if half is None:
+        return "not known yet"
+    first, last = iso_utc(half) or "", iso_utc(most) or ""
+    if not last or last == first:
+        return first
+    day, _, clock = last.partition("T")
+    return f"{first} … {clock if first.startswith(day) else last}"
+
+
 class Asked(Protocol):
     """What asks for resources: requirements, or the history's row of them."""
 
@@ -94,13 +105,17 @@ def described(allocation: Allocation) -> str:
         ("submitted", iso_utc(allocation.submitted_at)),
         ("granted", iso_utc(allocation.granted_at)),
         ("started", iso_utc(allocation.started_at)),
-        ("estimated start", iso_utc(allocation.estimated_start_at)),
+        ("estimated start", _when(allocation)),
         ("ETA", iso_utc(allocation.eta_at)),
         ("expires", iso_utc(allocation.expires_at)),
         ("workers lost", allocation.losses or None),
         ("on hold by", allocation.on_hold_by),
     ]
     return pairs((name, value) for name, value in rows if value is not None)
+
+
+def _when(a: Allocation) -> str | None:
+    return None if a.estimated_start_at is None else dates(a.estimated_start_at, a.estimated_start_p90_at)
 
 
 def _cell(value: Any) -> str:
