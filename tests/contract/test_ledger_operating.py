@@ -8,7 +8,7 @@ import pytest
 
 from celery_allocator.errors import ActionRefused, AllocationNotFound, DuplicateAction, EntryNotFound, JournalMoved
 from celery_allocator.ledger import Note
-from celery_allocator.model import State
+from celery_allocator.model import Requirements, State
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
 
@@ -197,6 +197,18 @@ def test_a_moved_one_keeps_its_place_while_on_hold_and_when_its_grant_is_taken_b
     assert sorted(line(cluster)[:2]) == sorted(["later", third]), "both before what was the first when they were moved"
     assert line(cluster)[2:] == [first, second]
     assert_right(cluster.ledger)
+
+
+def test_the_front_is_that_of_ones_tenant(cluster: LedgerPool) -> None:
+    """Blue holds a GPU, red none: red's turn comes first, whatever of blue's is moved."""
+    cluster.node(gpus=(10_000, 10_000))
+    for name, tenant in (("held", "blue"), ("free", "green"), ("b1", "blue"), ("b2", "blue"), ("r1", "red")):
+        need = Requirements(10_000, tenant=tenant)
+        cluster.ledger.submit(name, f"task of {name}", "work", need, message=b",}")
+    cluster.ledger.front("b2")
+    assert line(cluster) == ["b2", "b1", "r1"]
+    assert [g.allocation_id for g in cluster.ledger.release("free").grants] == ["r1"]
+    assert [g.allocation_id for g in cluster.ledger.release("r1").grants] == ["b2"]
 
 
 def test_the_front_is_refused_to_what_is_granted(cluster: LedgerPool) -> None:
