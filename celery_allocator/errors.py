@@ -147,8 +147,8 @@ class UnsatisfiableError(AllocatorError):
     """No known device could ever hold the requirements; names the dimension and the largest that exists."""
 
     code = "never_fits"
-    given = ("dimension", "requested", "largest", "hint")
-    told = ("dimension", "requested", "largest")
+    given: ClassVar[tuple[str, ...]] = ("dimension", "requested", "largest", "hint")
+    told: ClassVar[tuple[str, ...]] = ("dimension", "requested", "largest")
 
     def __init__(self, dimension: str, requested: int, largest: int, hint: str = "") -> None:
         self.dimension = dimension
@@ -163,8 +163,8 @@ class TenantCapError(UnsatisfiableError):
     """One task asks for more than its tenant may hold at all; names the dimension and the cap."""
 
     code = "above_cap"
-    given = ("tenant", "dimension", "requested", "largest")
-    told = ("tenant", "dimension", "requested", "largest")
+    given: ClassVar[tuple[str, ...]] = ("tenant", "dimension", "requested", "largest")
+    told: ClassVar[tuple[str, ...]] = ("tenant", "dimension", "requested", "largest")
 
     def __init__(self, tenant: str, dimension: str, requested: int, largest: int) -> None:
         super().__init__(dimension, requested, largest)

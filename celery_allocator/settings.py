@@ -94,8 +94,8 @@ class Settings:
     )
     backfill: str = _setting(
         "easy",
-        "Who may pass the first in line that does not fit: `easy` (whoever does not delay it; a device is kept for it), "
-        "`greedy` (whoever fits) or `none` (nobody). The same in all programs of a pool.",
+        "Who may pass the first in line that does not fit: `easy` (who does not delay it; a device is kept for it), "
+        "`greedy` (who fits) or `none` (nobody). The same in all programs of a pool.",
     )
     max_bypass: int = _setting(
         100,
@@ -104,8 +104,14 @@ class Settings:
     max_bypass_s: float = _setting(300.0, "Seconds after which that is done in any case.")
     age_weight: float = _setting(
         0.0,
-        "Points of priority that a waiting task earns per minute, up to 1000. 0: a larger priority goes first for good. "
+        "Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for good. "
         "The same in all programs of a pool.",
+    )
+    tenants: Mapping[str, Mapping[str, float]] = _setting(
+        {},
+        "Tenants that are not like the others: name → `weight` (1: a tenant of weight 2 gets twice the share) and caps on "
+        "what it may hold at a time: `gpu_memory_mb`, `cpu_cores`, `ram_mb`, `tasks`. Workers tell the ledger at their "
+        "start; what `celery-allocator tenant set` said of a tenant stays.",
     )
     runtime_decay: float = _setting(
         0.02, "Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
+from celery_allocator.ledger.foretelling import Accuracy, Plan, Reservation
 from celery_allocator.ledger.journal import Entry, Note, Operated, Page
 from celery_allocator.ledger.replies import (
     REFUSALS,
@@ -18,6 +19,7 @@ from celery_allocator.ledger.replies import (
     Parked,
     Released,
     Repaired,
+    Runtime,
     Submitted,
     Ticked,
 )
@@ -25,6 +27,7 @@ from celery_allocator.ledger.serving import Beat, Claim
 
 __all__ = [
     "REFUSALS",
+    "Accuracy",
     "Available",
     "Beat",
     "BreakerState",
@@ -41,8 +44,11 @@ __all__ = [
     "Options",
     "Page",
     "Parked",
+    "Plan",
     "Released",
     "Repaired",
+    "Reservation",
+    "Runtime",
     "Submitted",
     "Ticked",
     "connect",

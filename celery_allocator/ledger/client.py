@@ -22,9 +22,9 @@ from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
 from celery_allocator.ledger.announcer import SHORTEST_PAUSE_MS
 from celery_allocator.ledger.following import Following
+from celery_allocator.ledger.foretelling import Foretelling
 from celery_allocator.ledger.journal import Note, number
 from celery_allocator.ledger.mending import Mending
-from celery_allocator.ledger.operating import Operating
 from celery_allocator.ledger.owning import Owning
 from celery_allocator.ledger.replies import (
     REFUSALS,
@@ -37,6 +37,7 @@ from celery_allocator.ledger.replies import (
     Ticked,
 )
 from celery_allocator.ledger.serving import Serving
+from celery_allocator.ledger.tenancy import Tenancy
 from celery_allocator.ledger.updating import Updating, texts
 from celery_allocator.model import (
     KIND_CODES,
@@ -59,7 +60,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving, Mending, Operating, Owning, Following, Updating):
+class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot

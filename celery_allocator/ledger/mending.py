@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError
 from celery_allocator.errors import AllocationNotFound, LedgerError, LedgerUnavailable, StaleTokenError
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import Access
-from celery_allocator.ledger.replies import Grant, Parked, Repaired, Runtime
+from celery_allocator.ledger.replies import Grant, Parked, Repaired
 
 
 class Mending(Access):
@@ -88,15 +88,7 @@ class Mending(Access):
 
     def learned(self) -> dict[str, float]:
         """Mean run times in seconds, by task name; ``*``: all."""
-        return {known.name: known.mean_s for known in self.runtimes() if not known.size}
-
-    @wire.reads("what was learned about run times")
-    def runtimes(self) -> tuple[Runtime, ...]:
-        """What the ledger has learned about run times, per task name and size; name ``*``: all."""
-        return tuple(
-            Runtime(_text(name), _text(size), int(runs), *(int(ms) / 1000 for ms in (mean, half, most)))
-            for name, size, runs, mean, half, most in self._run("learned")
-        )
+        return {_text(name): int(mean) / 1000 for name, size, _runs, mean, *_ in self._run("learned") if not size}
 
     def recorded_of(self, allocation_ids: Sequence[str]) -> set[str]:
         """Which of these allocations the ledger has a record of."""

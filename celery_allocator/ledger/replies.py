@@ -9,7 +9,6 @@ from typing import Any
 from celery_allocator.ledger import wire
 from celery_allocator.model import Allocation, Shape
 
-
 #: Worth of a point of priority that no waiting makes up for: 17 years.
 _EVER = 2**43
 

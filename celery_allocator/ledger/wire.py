@@ -126,10 +126,10 @@ def _allocation(row: list[Any]) -> Allocation:
         ),
         strategy=Strategy(strat.decode()),
         submitted_at=int(c_ms) / 1000,
-        granted_at=_seconds(g_ms),
-        started_at=_seconds(s_ms),
-        expires_at=_seconds(ttl or exp),
-        eta_at=_seconds(eta),
+        granted_at=seconds(g_ms),
+        started_at=seconds(s_ms),
+        expires_at=seconds(ttl or exp),
+        eta_at=seconds(eta),
         token=int(tok),
         node=node or None,
         device_id=device or None,
@@ -138,8 +138,8 @@ def _allocation(row: list[Any]) -> Allocation:
         worker=worker.decode() or None,
         cpu_cores=core_ids(cores),
         queue_position=int(position),
-        estimated_start_at=_seconds(dates[0]),
-        estimated_start_p90_at=_seconds(dates[1]),
+        estimated_start_at=seconds(dates[0]),
+        estimated_start_p90_at=seconds(dates[1]),
         losses=int(loss or 0),
         on_hold_by=held_by.decode() or None,
     )
@@ -178,8 +178,8 @@ def submitted(
             state=State.WAITING,
             submitted_at=at,
             queue_position=int(position),
-            estimated_start_at=_seconds(p50),
-            estimated_start_p90_at=_seconds(p90),
+            estimated_start_at=seconds(p50),
+            estimated_start_p90_at=seconds(p90),
         )
         return whole(waiting, free(int(gpu_free), int(cores_free), int(ram_free)))
     if verdict == "on_hold":
@@ -277,5 +277,6 @@ def _cores(text: bytes) -> tuple[int, ...]:
     return tuple(i for i, mark in enumerate(text) if mark == 0x31)
 
 
-def _seconds(ms: Any) -> float | None:
+def seconds(ms: Any) -> float | None:
+    """Milliseconds of a reply as seconds; ``None`` for an empty one."""
     return int(float(ms)) / 1000 if ms not in (b"", "", None) else None

@@ -16,9 +16,11 @@ from celery_allocator.model.label import MAX_LABEL, label
 from celery_allocator.model.requirements import FIELDS, LABELS, SELDOM, SIZE, TENANT, Field, Requirements
 from celery_allocator.model.shape import KIND_CODES, Shape
 from celery_allocator.model.task_types import TASK_TYPES
+from celery_allocator.model.tenant import CAPS, Quota, TenantState
 from celery_allocator.model.use import TaskUse, WorkerUse
 
 __all__ = [
+    "CAPS",
     "CPU_DEVICE",
     "FIELDS",
     "KIND_CODES",
@@ -36,11 +38,13 @@ __all__ = [
     "Kind",
     "NodeInventory",
     "NodeState",
+    "Quota",
     "Requirements",
     "Shape",
     "State",
     "Strategy",
     "TaskUse",
+    "TenantState",
     "WorkerState",
     "WorkerUse",
     "iso_utc",

@@ -42,9 +42,9 @@ class Strategy(str, Enum):
     """
 
     FIRST_FIT = "first_fit"  #: the first device, in the order of registration, that fits
-    BEST_FIT = "best_fit"  #: the device with the least GPU memory left, then the fewest free cores
+    BEST_FIT = "best_fit"  #: the device with the least GPU memory left, then on the fullest node
     PRIORITY = "priority"  #: best_fit's device, in strict order of priority, then arrival
-    SPREAD = "spread"  #: the device with the most GPU memory left, then the most free cores
+    SPREAD = "spread"  #: the device with the most GPU memory left, then on the emptiest node
     FGD = "fgd"  #: the device where it adds least to what lately asked-for shapes cannot use
 
     @classmethod

@@ -39,16 +39,16 @@ def tried(ledger_client: redis.Redis, pool: str) -> Iterator[LedgerPool]:
 # --- spread
 
 
-def test_spread_takes_the_most_memory_left_then_the_most_cores_then_the_first(cluster: LedgerPool) -> None:
-    cluster.node("n1", gpus=(8_000, 8_000), cores=4)
-    cluster.node("n2", gpus=(8_000,), cores=8)
+def test_spread_takes_the_most_memory_left_then_the_emptiest_node_then_the_first(cluster: LedgerPool) -> None:
+    cluster.node("n1", gpus=(8_000,), cores=8)
+    cluster.node("n2", gpus=(8_000, 8_000), cores=8)
     assert places(cluster, 6, 2_000, Strategy.SPREAD) == [
-        "n2/gpu_0",  # 8,000 left as elsewhere, with more cores beside it
-        "n1/gpu_0",  # of two equals the first
-        "n1/gpu_1",
-        "n2/gpu_0",  # all have 6,000 left
+        "n2/gpu_0",  # 8,000 left as elsewhere, on the node with more in all; of two equals the first
+        "n2/gpu_1",  # 8,000 left as on n1, and 14,000 beside 8,000 in all
         "n1/gpu_0",
-        "n1/gpu_1",
+        "n2/gpu_0",  # all have 6,000 left
+        "n2/gpu_1",
+        "n1/gpu_0",
     ]
     assert_right(cluster.ledger)
 

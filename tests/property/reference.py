@@ -7,6 +7,7 @@ were checked): which of several equally good cores it takes is its own affair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -132,6 +133,12 @@ class Reference:
     def ram_free(self, node: Node) -> int:
         return node.ram - sum(c.req.ram_mb for c in self.on_node(node.name))
 
+    def beside(self, device: Device) -> int:
+        """What decides between devices with equally much memory free: that of all GPUs of the node, or its cores."""
+        if not device.is_gpu:
+            return self.cores_free(self.nodes[device.node])
+        return sum(self.memory_free(d) for d in self.devices.values() if d.node == device.node and d.is_gpu)
+
     def cores_free(self, node: Node) -> int:
         claims = self.on_node(node.name)
         known = frozenset().union(*(c.cores for c in claims if c.cores is not None))
@@ -158,7 +165,7 @@ class Reference:
         if claim.strategy is Strategy.SPREAD:
             return max(
                 fitting,
-                key=lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), -d.order),
+                key=lambda d: (self.memory_free(d), self.beside(d), -d.order),
                 default=None,
             )
         if claim.strategy is Strategy.FGD:
@@ -167,7 +174,7 @@ class Reference:
             return min(fitting, key=lambda d: d.order, default=None)
         return min(
             fitting,
-            key=lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), d.order),
+            key=lambda d: (self.memory_free(d), self.beside(d), d.order),
             default=None,
         )
 

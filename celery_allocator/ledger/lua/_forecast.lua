@@ -194,7 +194,7 @@ local function foresee(more)
     if node then
       local since = tonumber(v[6] or v[7] or now)
       local ran = now - since
-      local usual, promised = usual_ms(v[3], v[4], v[5], ran), run_ms(v[3], v[4], v[5])
+      local usual, promised = usual_ms(v[3], v[4], v[5], ran), run_ms(v[3], v[4], v[5], ran)
       -- Longer than any before: as a guess, a quarter of that again.
       if not usual and runs_of(v[3], v[4])[1] > 0 then usual = ran * 1.25 end
       if need.kind == "m" then usual = usual or tonumber(call("ZSCORE", K.manual, id) or now) - since end

@@ -1,15 +1,18 @@
 -- Library: the index of devices. Touches: dev, node, index, order, meta (read).
 -- A device that may take work is in exactly one of two indexes: "sched" (its worker has a free slot) or "idle" (no
 -- worker, or no free slot: only allocations made by hand may use it). Member: eight-digit registration order, "|",
--- node/device. Score of a GPU: free memory · 8192 + free cores of the node, so that a range query yields best fit: least
--- memory left, then fewest cores left, then registration order. Score of a pseudo-device cpu: free cores − 2^40, below
--- every GPU's. For first fit the same members also stand, by registration order, in one set per power of two of free
+-- node/device. Score of a GPU: free memory · 2^27 + free memory of all GPUs of its node, so that a range query yields best
+-- fit: least memory left, then the fullest node, then registration order. (Of GPUs with equally much free most are empty
+-- ones. Those of a node that is in use already are taken first, so that whole nodes stay free: 94 % of the GPUs of a real
+-- cluster can be given away so, against 85 % when of equals that with fewest free cores is taken; see docs/benchmarks.md.)
+-- Score of a pseudo-device cpu: free cores − 2^40, below every GPU's. For first fit the same members also stand, by registration order, in one set per power of two of free
 -- memory, GPUs and pseudo-devices apart.
-local CORES, CPU = 8192, 1099511627776
+local NODES, CPU = 134217728, 1099511627776
 
 local function kind_of(dkey) return string.sub(dkey, -4) == "/cpu" and "cpu" or "gpu" end
 
-local function score_of(kind, free, cfree) return kind == "cpu" and cfree - CPU or free * CORES + cfree end
+-- beside: of a GPU, what all GPUs of its node have free; of a pseudo-device cpu, the node's free cores.
+local function score_of(kind, free, beside) return kind == "cpu" and beside - CPU or free * NODES + beside end
 
 local function bucket(kind, free)
   if kind == "cpu" or free <= 0 then return 0 end
@@ -47,13 +50,21 @@ local function index_of(mode, sfree)
   return (mode == "w" and sfree > 0) and "sched" or "idle"
 end
 
--- Change a device of a fleet and put it where it belongs. cfree: the node's free cores; if `shifted`, they changed, and
--- the scores of the node's other devices are mended with it. The caller stores the fleet.
+-- What the GPUs of a fleet have free together.
+local function gpu_free(fleet)
+  local sum = 0
+  for i = 1, #fleet, 4 do if kind_of(fleet[i]) == "gpu" then sum = sum + fleet[i + 2] end end
+  return sum
+end
+
+-- Change a device of a fleet and put it where it belongs; the scores of the node's other devices are mended with it. cfree:
+-- the node's free cores, `shifted` if they changed. The caller stores the fleet.
 local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
   local member = fleet[at]
   local kind = kind_of(member)
   local old_ix, old_bk = index_of(fleet[at + 1], fleet[at + 3]), bucket(kind, fleet[at + 2])
   local ix, bk = index_of(mode, sfree), bucket(kind, free)
+  local moved = free ~= fleet[at + 2] and kind == "gpu"
   fleet[at + 1], fleet[at + 2], fleet[at + 3] = mode, free, sfree
   if old_ix ~= ix or old_bk ~= bk then
     if old_ix ~= "" then
@@ -65,16 +76,14 @@ local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
     end
   end
   local scores = { sched = {}, idle = {} }
-  if shifted then
-    for i = 1, #fleet, 4 do
-      local out = scores[index_of(fleet[i + 1], fleet[i + 3])]
-      if out then
-        local n = #out
-        out[n + 1], out[n + 2] = score_of(kind_of(fleet[i]), fleet[i + 2], cfree), fleet[i]
-      end
+  local together = kind == "gpu" and gpu_free(fleet) or 0
+  for i = 1, #fleet, 4 do
+    local theirs = kind_of(fleet[i])
+    local out = (i == at or (moved and theirs == "gpu") or (shifted and theirs == "cpu")) and scores[index_of(fleet[i + 1], fleet[i + 3])]
+    if out then
+      local n = #out
+      out[n + 1], out[n + 2] = score_of(theirs, fleet[i + 2], theirs == "gpu" and together or cfree), fleet[i]
     end
-  elseif ix ~= "" then
-    scores[ix] = { score_of(kind, free, cfree), member }
   end
   if scores.sched[1] then call("ZADD", K.index .. "sched", unpack(scores.sched)) end
   if scores.idle[1] then call("ZADD", K.index .. "idle", unpack(scores.idle)) end
@@ -107,7 +116,7 @@ local function store_device(dkey, d)
   local at = find_in(fleet, dkey)
   if not at then
     at = #fleet + 1
-    fleet[at], fleet[at + 1], fleet[at + 2], fleet[at + 3] = d.ord .. "|" .. dkey, "x", d.free, d.sfree
+    fleet[at], fleet[at + 1], fleet[at + 2], fleet[at + 3] = d.ord .. "|" .. dkey, "x", 0, d.sfree
   end
   reindex(fleet, at, mode_of(d), d.free, d.sfree, n.c, false)
   call("HSET", n.key, "fleet", cmsgpack.pack(fleet))

@@ -13,10 +13,10 @@ local function has_room(cache, dkey, need)
   return n.c >= need.c and n.r >= need.r and not kept_from(dkey, n, need)
 end
 
--- The scores in the index of what could have enough memory, and cores beside the least of it.
+-- The scores in the index of what could have enough of it.
 local function range_of(need)
   if need.g == 0 then return need.c - CPU, -CPU / 2 end
-  return need.g * CORES + need.c, "+inf"
+  return need.g * NODES, "+inf"
 end
 
 -- Best fit: walk the index upwards from the smallest score that could hold the request. The first found mostly does.
@@ -53,7 +53,7 @@ local function first_in(ix, need, cache)
         local ord = string.sub(member, 1, 8)
         if best_ord and ord >= best_ord then done = true; break end
         local dkey = string.sub(member, 10)
-        if (not scores or floor(scores[i] / CORES) >= need.g) and has_room(cache, dkey, need) then
+        if (not scores or floor(scores[i] / NODES) >= need.g) and has_room(cache, dkey, need) then
           best, best_ord, done = dkey, ord, true
           break
         end
@@ -88,7 +88,7 @@ local function emptiest_in(ix, need, cache)
   end
 end
 
--- The device with the least memory left, then the fewest free cores beside it, then the first; nil if none will do.
+-- The device with the least memory left, then the node with least free in all, then the first; nil if none will do.
 local function find_best(need, cache)
   local dkey, member = best_in("sched", need, cache)
   if need.kind ~= "m" then return dkey end
@@ -107,7 +107,7 @@ local function find_first(need, cache)
   return (other and (not dkey or other_ord < ord)) and other or dkey
 end
 
--- The device with the most memory left, then the most free cores beside it, then the first; nil if none will do.
+-- The device with the most memory left, then the node with most free in all, then the first; nil if none will do.
 local function find_emptiest(need, cache)
   local dkey, member, score = emptiest_in("sched", need, cache)
   if need.kind ~= "m" then return dkey end

@@ -27,7 +27,7 @@ local function head_of(lane)
   end
 end
 
--- What holds something of a node, by its expected end (ms; inf where nobody knows). What runs for longer than it should
+-- What holds something of a node, by its expected end (ms; inf where nobody knows). What runs for longer than was said
 -- counts as ending now.
 local holders_read = {}
 local function holders_of(node, n)
@@ -39,8 +39,9 @@ local function holders_of(node, n)
       local v = call("HMGET", K.alloc .. id, "shape", "name", "size", "xrt", "s_ms", "g_ms")
       local need = v[1] and need_of(v[1])
       if need then
-        local run = run_ms(v[2], v[3], v[4])
-        local ends = run and (v[5] or v[6] or now) + run or math.huge
+        local since = tonumber(v[5] or v[6] or now)
+        local run = run_ms(v[2], v[3], v[4], now - since)
+        local ends = run and since + run or math.huge
         if need.kind == "m" then ends = math.min(ends, tonumber(call("ZSCORE", K.manual, id) or math.huge)) end
         out[#out + 1] = { dkey = dkey, g = need.g, c = need.c, r = need.r, s = need.kind == "t" and 1 or 0,
           ends = math.max(now, ends) }

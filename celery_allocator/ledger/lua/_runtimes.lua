@@ -74,10 +74,12 @@ local function learn_run(name, size, ms, decay)
 end
 
 -- How long it holds what it is granted, at most, in ms: as was said for it (xrt), else by its name; nil if nobody knows.
-local function run_ms(name, size, xrt)
+-- ran: it has run for so long already, so that only longer ones tell. Longer than any: half of that again.
+local function run_ms(name, size, xrt, ran)
   if xrt then return tonumber(xrt) end
   local s = runs_of(name, size)
-  return s[1] >= FEWEST and quantile(s, PROMISED) or nil
+  if s[1] < FEWEST then return nil end
+  return quantile(s, PROMISED, ran) or (ran or 0) * 1.5
 end
 
 -- How long it runs as a rule; ran: it has run for so long already. nil if nobody knows.

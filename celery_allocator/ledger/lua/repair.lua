@@ -144,14 +144,15 @@ end
 -- 4. Store the nodes, and put every device where it belongs.
 for node, n in pairs(nodes) do
   table.sort(n.list, function(x, y) return n.devs[x].ord < n.devs[y].ord end)
-  local fleet, cfree = {}, count_free(n.map)
+  local fleet, cfree, together = {}, count_free(n.map), 0
+  for dkey, d in pairs(n.devs) do if kind_of(dkey) == "gpu" then together = together + d.free end end
   for _, dkey in ipairs(n.list) do
     local d = n.devs[dkey]
     local member, mode, kind = d.ord .. "|" .. dkey, mode_of(d), kind_of(dkey)
     local ix = index_of(mode, d.sfree)
     for _, value in ipairs({ member, mode, d.free, d.sfree }) do fleet[#fleet + 1] = value end
     if ix ~= "" then
-      call("ZADD", K.index .. ix, score_of(kind, d.free, cfree), member)
+      call("ZADD", K.index .. ix, score_of(kind, d.free, kind == "gpu" and together or cfree), member)
       call("ZADD", K.order .. ix .. ":" .. kind .. ":" .. bucket(kind, d.free), tonumber(d.ord), member)
     end
   end
