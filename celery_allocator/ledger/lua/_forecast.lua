@@ -5,7 +5,8 @@
 --   at most MOST_HELD of what is held, MOST_NODES nodes and MOST_WAITING of what waits are looked at, the first of every
 --   lane; after MOST_STEPS comparisons it stops. Who comes behind is put where the rate of its lane, or of all, leads.
 --   Cores are numbers, and any strategy takes the device with least memory left. Breakers, caps and holds are not foreseen.
-local MOST_HELD, MOST_NODES, MOST_WAITING, MOST_TENANTS, MOST_STEPS = 500, 200, 256, 32, 20000
+local MOST_HELD, MOST_NODES, MOST_WAITING, MOST_TENANTS, MOST_STEPS = 500, 200, 256, 32, 12000
+local SEATS = 4 -- nodes looked at for the first in line, besides the one that has room for others
 local FRESH = 1000 -- ms for which one forecast serves all that ask
 
 -- Nodes and their devices that take something: { name → { c, r, list of devices, runs: what is held there } }, and a list.
@@ -31,9 +32,31 @@ local function sim_nodes()
   return nodes, list
 end
 
+-- Most memory free on one device of a node, for tasks and by hand; −1 where none is open.
+local function sim_top(v)
+  local top = { t = -1, m = -1, cpu_t = false, cpu_m = false }
+  for _, d in ipairs(v.list) do
+    local slot = d.tasks and d.s > 0
+    if d.cpu then
+      top.cpu_t, top.cpu_m = slot, true
+    else
+      if slot and d.free > top.t then top.t = d.free end
+      if d.free > top.m then top.m = d.free end
+    end
+  end
+  v.top = top
+end
+
+-- Whether it may fit on a node, at a glance.
+local function sim_could(v, need)
+  if v.c < need.c or v.r < need.r then return false end
+  if not v.top then sim_top(v) end
+  if need.g == 0 then return v.top["cpu_" .. need.kind] end
+  return v.top[need.kind] >= need.g
+end
+
 -- The devices of a node that would hold it, those with least memory left first; nil if it does not fit.
 local function sim_fit(v, need)
-  if v.c < need.c or v.r < need.r then return nil end
   local count, best, found = need.k or 1, nil, nil
   for _, d in ipairs(v.list) do
     local open = need.kind == "m" or (d.tasks and d.s > 0)
@@ -54,7 +77,7 @@ end
 
 -- Take (sign 1) or give back (−1).
 local function sim_take(v, run, sign)
-  v.c, v.r, v.seen = v.c - sign * run.need.c, v.r - sign * run.need.r, nil
+  v.c, v.r, v.seen, v.top = v.c - sign * run.need.c, v.r - sign * run.need.r, nil, nil
   for i, d in ipairs(run.devs) do
     d.free = d.free - sign * run.need.g
     if i == 1 and run.need.kind == "t" then d.s = d.s - sign end
@@ -216,7 +239,7 @@ local function foresee(more)
   -- What is kept for whom: a lane's head, its node.
   local kept
   local real = BACKFILL == "easy" and reservation()
-  local function keep(lane, at)
+  local function keep(lane, v, at)
     if kept and kept.task == lane.head then return end
     kept = { task = lane.head, need = lane.need }
     if real and real.id == lane.head.id and real.dkey then
@@ -224,16 +247,17 @@ local function foresee(more)
       return
     end
     local best
-    for i = 1, math.min(#list, 16) do
-      local left = sim_shadow(list[i], lane.need, at)
-      steps = steps + #list[i].runs
-      if left and (not best or left.at < best) then best, kept.node = left.at, list[i] end
+    for i = 0, math.min(#list, SEATS) do
+      local node = list[i] or v
+      local left = sim_shadow(node, lane.need, at)
+      steps = steps + 2 * #node.runs + 5
+      if left and (not best or left.at < best) then best, kept.node = left.at, node end
     end
   end
   local function may_pass(v, task, need, devs, at)
     if not kept or kept.node ~= v or kept.task == task then return true end
     local left = sim_shadow(v, kept.need, at)
-    steps = steps + 5
+    steps = steps + #v.runs + 5
     if not left or at + task.promised <= left.at then return true end
     if need.c > left.c or need.r > left.r then return false end
     for _, d in ipairs(devs) do if d == left.dev and need.g > left.g then return false end end
@@ -266,7 +290,7 @@ local function foresee(more)
         return x.name < y.name
       end)
     end
-    local first = true
+    local first, blocked = true, nil
     for _, tenant in ipairs(tenants) do
       local head
       for _, lane in ipairs(tenant.lanes) do
@@ -275,17 +299,21 @@ local function foresee(more)
       end
       if head and first then
         first = false
-        local devs = sim_fit(v, head.need)
+        local devs = sim_could(v, head.need) and sim_fit(v, head.need)
         if devs and may_pass(v, head.head, head.need, devs, at) then
           start(head, v, devs, tenant, at)
           return true
         end
         if BACKFILL == "none" then return false end
-        if BACKFILL == "easy" then keep(head, at) end
+        blocked = head
       end
       for _, lane in ipairs(tenant.lanes) do
         steps = steps + 1
-        local devs = lane ~= head and sim_fit(v, lane.need)
+        local devs = lane ~= head and sim_could(v, lane.need) and sim_fit(v, lane.need)
+        if devs then
+          steps = steps + #v.list
+          if BACKFILL == "easy" then keep(blocked, v, at) end
+        end
         if devs and may_pass(v, lane.head, lane.need, devs, at) then
           start(lane, v, devs, tenant, at)
           return true
