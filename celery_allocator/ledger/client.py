@@ -92,8 +92,12 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
         :class:`PoolFullError` if it would have to wait and as many wait as may.
         """
         req = requirements
-        if req.gpu_count > 1:
-            raise RequirementsError("gpu_count", req.gpu_count, "the ledger cannot take several GPUs at once yet")
+        if req.gpu_count > 1 and kind is Kind.TASK:
+            raise RequirementsError(
+                "gpu_count",
+                req.gpu_count,
+                "a Celery task runs on one GPU: several are for what is allocated by hand (lease, allocate)",
+            )
         reply = self._noted(
             note,
             "submit",
@@ -116,6 +120,7 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
             self._pack(note),
             req.size,
             req.expected_runtime_s * 1000 or "",
+            req.gpu_count,
         )
         verdict = reply[0].decode()
         if verdict == "known":

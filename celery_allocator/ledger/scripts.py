@@ -81,6 +81,7 @@ def _joined(strategies: dict[str, str]) -> str:
             *makers,
             "  }\nend\n",
             "local function strategy_of(name)\n",
+            f'  name = name or "{_USUAL}"\n',
             "  local made = STRATEGIES[name]\n",
             "  if made then return made end\n",
             "  MAKERS = MAKERS or strategy_makers()\n",

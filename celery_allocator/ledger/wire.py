@@ -100,10 +100,9 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:28]
-    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, position, *dates, ttl, allocation_id = (
-        rest
-    )
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:30]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, devs, uuids, *rest = rest
+    position, *dates, ttl, allocation_id = rest
     asked = Shape.parse(shape.decode())
     if asked is None:
         raise ValueError(f"{shape!r} is no shape")
@@ -134,6 +133,7 @@ def _allocation(row: list[Any]) -> Allocation:
         node=node or None,
         device_id=device or None,
         device_uuid=uuid.decode() or None,
+        more_devices=_more(devs, uuids),
         queue=queue.decode() or None,
         worker=worker.decode() or None,
         cpu_cores=core_ids(cores),
@@ -145,6 +145,12 @@ def _allocation(row: list[Any]) -> Allocation:
     )
 
 
+def _more(devices: bytes, uuids: bytes) -> tuple[tuple[str, str], ...]:
+    """What a claim on several GPUs holds besides the first: id and UUID of each."""
+    ids = [device.rpartition("/")[2] for device in devices.decode().split(" ")]
+    return tuple(zip(ids, uuids.decode().split(" "), strict=True))[1:]
+
+
 @reads("the device that was granted")
 def submitted(
     base: dict[str, Any], verdict: str, reply: list[Any], whole: Callable[..., S], free: Callable[..., Any]
@@ -152,7 +158,7 @@ def submitted(
     """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
     at = int(reply[-1]) / 1000
     if verdict == "granted":
-        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, _now = reply
+        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, devs, uuids, _now = reply
         node, _, device = dev.decode().rpartition("/")
         by_hand = base["kind"] is Kind.MANUAL
         granted = Allocation(
@@ -165,6 +171,7 @@ def submitted(
             node=node,
             device_id=device,
             device_uuid=uuid.decode() or None,
+            more_devices=_more(devs, uuids),
             queue=queue.decode() or None,
             cpu_cores=core_ids(cores),
             estimated_start_at=at,

@@ -90,6 +90,8 @@ class Allocation:
     node: str | None = None
     device_id: str | None = None
     device_uuid: str | None = None
+    #: Id and UUID of each GPU besides the first (``gpu_count`` above 1).
+    more_devices: tuple[tuple[str, str], ...] = ()
     queue: str | None = None
     worker: str | None = None
     cpu_cores: tuple[int, ...] = ()
@@ -108,6 +110,21 @@ class Allocation:
     def gpu_uuid(self) -> str | None:
         """UUID of the GPU, ``None`` for CPU-only work."""
         return self.device_uuid if self.requirements.gpu_memory_mb else None
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """Every device held, ``device_id`` first; empty while none is."""
+        return (self.device_id, *(device for device, _ in self.more_devices)) if self.device_id else ()
+
+    @property
+    def gpu_ids(self) -> tuple[str, ...]:
+        """Every GPU held, ``gpu_id`` first."""
+        return self.device_ids if self.requirements.gpu_memory_mb else ()
+
+    @property
+    def gpu_uuids(self) -> tuple[str, ...]:
+        """UUID of every GPU held, ``gpu_uuid`` first."""
+        return (self.gpu_uuid, *(uuid for _, uuid in self.more_devices)) if self.gpu_uuid else ()
 
     @property
     def gpu_memory_mb(self) -> int:

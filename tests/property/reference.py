@@ -8,9 +8,10 @@ were checked): which of several equally good cores it takes is its own affair.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from celery_allocator.model import Kind, NodeInventory, Requirements, Strategy
 
@@ -33,6 +34,7 @@ class Claim:
     exp: int | None
     state: str = "waiting"
     device: str | None = None
+    also: tuple[str, ...] = ()  # the other devices of a claim on several
     token: int = 0
     cores: frozenset[int] | None = None  # None: granted just now, ids not read yet
     nonce: str = ""
@@ -113,7 +115,7 @@ class Reference:
         return (c for c in self.claims.values() if c.state in ("granted", "running"))
 
     def on(self, key: str) -> list[Claim]:
-        return [c for c in self.held() if c.device == key]
+        return [c for c in self.held() if c.device == key or key in c.also]
 
     def on_node(self, name: str) -> list[Claim]:
         return [c for c in self.held() if c.device is not None and c.device.split("/")[0] == name]
@@ -161,7 +163,10 @@ class Reference:
         )
 
     def choice(self, claim: Claim) -> Device | None:
+        claim.also = ()
         fitting = [d for d in self.devices.values() if self.fits(claim, d)]
+        if claim.req.gpu_count > 1:
+            return self.choice_of_several(claim, fitting)
         if claim.strategy is Strategy.SPREAD:
             return max(
                 fitting,
@@ -169,7 +174,7 @@ class Reference:
                 default=None,
             )
         if claim.strategy is Strategy.FGD:
-            return max(fitting, key=lambda d: (self.gradient(claim, d), -d.order), default=None)
+            return max(fitting, key=lambda d: (self.gradient(claim, [d]), -d.order), default=None)
         if claim.strategy is Strategy.FIRST_FIT:
             return min(fitting, key=lambda d: d.order, default=None)
         return min(
@@ -178,15 +183,39 @@ class Reference:
             default=None,
         )
 
-    def gradient(self, claim: Claim, device: Device) -> int:
+    def choice_of_several(self, claim: Claim, fitting: list[Device]) -> Device | None:
+        """The first of the devices; the others are in ``also``. All are of one node."""
+        count = claim.req.gpu_count
+        nodes = {d.node: [other for other in fitting if other.node == d.node] for d in fitting}
+        fitting = [d for d in fitting if len(nodes[d.node]) >= count]
+        if not fitting:
+            return None
+        ranks: dict[Strategy, Callable[[Device], Any]] = {
+            Strategy.FIRST_FIT: lambda d: d.order,
+            Strategy.SPREAD: lambda d: (-self.memory_free(d), -self.cores_free(self.nodes[d.node]), d.order),
+            Strategy.FGD: lambda d: (-self.gradient(claim, [d]), d.order),
+        }
+        usual = lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), d.order)  # noqa: E731
+        rank = ranks.get(claim.strategy, usual)
+        sets = [sorted(sorted(nodes[n], key=rank)[:count], key=lambda d: d.order) for n in {d.node for d in fitting}]
+        if claim.strategy is Strategy.FGD:
+            best = min(sets, key=lambda some: (-self.gradient(claim, some), some[0].order))
+        else:
+            node = min(fitting, key=rank).node
+            (best,) = (some for some in sets if some[0].node == node)
+        claim.also = tuple(d.key for d in best[1:])
+        return best[0]
+
+    def gradient(self, claim: Claim, devices: list[Device]) -> int:
         """Weng et al., ATC 2023: how little the node's fragmentation grows, from 0 to 100."""
-        node = self.nodes[device.node]
+        node = self.nodes[devices[0].node]
         gpus = [d for d in self.devices.values() if d.node == node.name and d.is_gpu and d.live and d.state == "ready"]
         cores = self.cores_free(node)
         idle = {d.key: self.memory_free(d) for d in gpus}
         before = self.fragmentation(cores, idle)
-        if device.is_gpu:
-            idle[device.key] -= claim.req.gpu_memory_mb
+        for device in devices:
+            if device.is_gpu:
+                idle[device.key] -= claim.req.gpu_memory_mb
         after = self.fragmentation(cores - claim.req.cpu_cores, idle)
         return int(100 / (1 + math.exp((after - before) / 1000)) + 1e-6)
 
@@ -225,7 +254,16 @@ class Reference:
             sizes = [size for size in sizes if size[i] >= wanted[i]]
             if not sizes:
                 return name, largest
-        return None
+        fitting = [
+            d.node
+            for d in self.devices.values()
+            if d.known
+            and d.memory >= req.gpu_memory_mb
+            and len(self.nodes[d.node].cores) >= req.cpu_cores
+            and self.nodes[d.node].ram >= req.ram_mb
+        ]
+        most = max((fitting.count(node) for node in fitting), default=0)
+        return ("gpu_count", most) if sizes and req.gpu_count > most else None
 
     def grant(self, claim: Claim, device: Device) -> Claim:
         claim.device, claim.cores, claim.token = device.key, None, -1
@@ -283,6 +321,7 @@ class Reference:
     def back_in_line(self, claim: Claim) -> None:
         self.spend(claim)
         claim.state, claim.device, claim.token, claim.cores, claim.nonce = "waiting", None, 0, None, ""
+        claim.also = ()
         if claim.kind is Kind.MANUAL:
             claim.ends = self.now + claim.ttl
 
@@ -338,8 +377,9 @@ class Reference:
         if was.exp is not None and was.exp <= self.now and was.state != "running":
             return "expired", []
         device = self.devices.get(was.device or "")
-        live = device is not None and device.live
-        free = device is not None and live and self.vacant(was, device)
+        others = [self.devices[key] for key in was.also]
+        live = device is not None and all(d.live for d in (device, *others))
+        free = device is not None and live and all(self.vacant(was, d) for d in (device, *others))
         if device is not None and was.kind is Kind.MANUAL and not free:
             return "taken|not there any more" if live else "offline", []
         claim = self.claims[was.id] = copy(was)

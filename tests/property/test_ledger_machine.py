@@ -55,6 +55,7 @@ USUAL = (
     {"cores": {0, 1, 2, 3, 4, 5, 6, 7}, "ram": 100, "gpus": [(0, 8, (0, 1, 2)), (1, 8, (4, 5, 8))]},
     {"cores": {0, 1, 2, 4, 5, 7, 9}, "ram": 60, "gpus": [(1, 4, ()), (0, 16, (0, 1, 2))]},
     {"cores": {0, 1, 2, 3, 4, 5}, "ram": 100, "gpus": [(2, 10, (4, 5, 8))]},
+    {"cores": {0, 1, 2, 3, 4, 5, 6, 7}, "ram": 100, "gpus": [(0, 16, ()), (1, 8, (0, 1, 2)), (2, 10, ())]},
 )
 unusual = st.fixed_dictionaries(
     {
@@ -108,6 +109,7 @@ class LedgerMachine(RuleBasedStateMachine):
         ttl_s=st.sampled_from([5, 60]),
         on_never=st.sampled_from(["raise", "wait"]),
         task=st.sampled_from(["a", "b", "own"]),
+        several=st.sampled_from([1, 2, 2, 3]),
     )
     def submit(self, **how: Any) -> None:
         self.submit_(**how)
@@ -132,7 +134,10 @@ class LedgerMachine(RuleBasedStateMachine):
         ttl_s: int = 60,
         on_never: str = "raise",
         task: str = "own",
+        several: int = 1,
     ) -> None:
+        if kind is Kind.MANUAL and req.gpu_memory_mb:
+            req = replace(req, gpu_count=several)
         name = f"c{next(self.names):03}"
         eta = None if eta_s is None else self.ref.now + eta_s * 1000
         exp = None if expires_s is None else self.ref.now + expires_s * 1000
@@ -601,12 +606,13 @@ class LedgerMachine(RuleBasedStateMachine):
             ]
 
         def row(c: Claim) -> tuple[Any, ...]:
-            return (c.state, c.device, c.token, c.cores or frozenset(), c.losses, c.task_id)
+            devices = (c.device, *c.also)
+            return (c.state, devices, c.token, c.cores or frozenset(), c.losses, c.task_id)
 
         assert {
             a.allocation_id: (
                 a.state.value,
-                f"{a.node}/{a.device_id}",
+                tuple(f"{a.node}/{device}" for device in a.device_ids),
                 a.token,
                 frozenset(a.cpu_cores),
                 a.losses,

@@ -22,14 +22,17 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
 
     by_device: dict[str, list[Allocation]] = defaultdict(list)
     for allocation in held:
-        by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
+        for device_id in allocation.device_ids:
+            by_device[f"{allocation.node}/{device_id}"].append(allocation)
+        equal(f"{allocation.allocation_id} number of devices", len(set(allocation.device_ids)), _devices(allocation))
         equal(
             f"{allocation.allocation_id} number of cores", len(allocation.cpu_cores), allocation.requirements.cpu_cores
         )
     tokens = Counter(a.token for a in held)
     found += [f"token {token} is held {n} times" for token, n in tokens.items() if n > 1]
     for node in state.nodes:
-        mine = [a for device in node.devices for a in by_device[device.key]]
+        # Cores and RAM of a claim on several devices are taken once.
+        mine = list({a.allocation_id: a for device in node.devices for a in by_device[device.key]}.values())
         cores = Counter(core for a in mine for core in a.cpu_cores)
         found += [f"core {core} of {node.node} is held {n} times" for core, n in cores.items() if n > 1]
         equal(f"{node.node} free cores", set(node.cpu_cores_free), set(node.cpu_cores) - set(cores))
@@ -42,6 +45,10 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
     equal("granted", state.granted, sum(a.state is State.GRANTED for a in held))
     equal("running", state.running, sum(a.state is State.RUNNING for a in held))
     return found
+
+
+def _devices(allocation: Allocation) -> int:
+    return allocation.requirements.gpu_count if allocation.gpu_memory_mb else 1
 
 
 def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
@@ -75,15 +82,19 @@ def idle_beside_waiting(state: ClusterState, waiting: tuple[Allocation, ...], cl
         for node in state.nodes:
             if len(node.cpu_cores_free) < req.cpu_cores or node.ram_free_mb < req.ram_mb:
                 continue
-            for device in node.devices:
-                served = device.worker and device.slots_free > 0 and device.key not in closing
-                if (
-                    device.state == "ready"
-                    and device.is_gpu == (req.gpu_memory_mb > 0)
-                    and device.memory_free_mb >= req.gpu_memory_mb
-                    and (served or allocation.kind is Kind.MANUAL)
-                ):
-                    found.append(f"{allocation.allocation_id} waits, but fits {device.key}")
+            fitting = [
+                device.key
+                for device in node.devices
+                if device.state == "ready"
+                and device.is_gpu == (req.gpu_memory_mb > 0)
+                and device.memory_free_mb >= req.gpu_memory_mb
+                and (
+                    allocation.kind is Kind.MANUAL
+                    or (device.worker and device.slots_free > 0 and device.key not in closing)
+                )
+            ]
+            if len(fitting) >= req.gpu_count:
+                found.append(f"{allocation.allocation_id} waits, but fits {', '.join(fitting)}")
     return found
 
 

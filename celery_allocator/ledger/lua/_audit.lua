@@ -23,12 +23,17 @@ local function audit_node(node, seen)
     check(d, dkey, " is missing among the devices of its node")
     local mem, slots = 0, 0
     for _, id in ipairs(d and call("SMEMBERS", K.on .. dkey) or {}) do
-      local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "cores")
+      local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "cores", "devs")
       check(v[1] == "granted" or v[1] == "running", id, " on ", dkey, " has state ", tostring(v[1]))
-      eq(id .. " device", v[3], dkey)
+      local need, first = v[2] and need_of(v[2]), v[3] == dkey
+      local on = split(v[5] or v[3])
+      local among = first
+      for _, other in ipairs(on) do among = among or other == dkey end
+      check(among, id, " device is ", tostring(v[5] or v[3]), ", should be ", dkey)
       seen[id] = true
-      local need = v[2] and need_of(v[2])
-      if need then
+      if need and not first then mem = mem + need.g end
+      if need and first then
+        eq(id .. " number of devices", #on, need.k)
         mem, ram = mem + need.g, ram + need.r
         if need.kind == "t" then slots = slots + 1 end
         local ids = core_list(v[4])
@@ -73,7 +78,7 @@ end
 -- One record against every set that should name it, and those that should not.
 local function audit_record(id)
   local v = call("HMGET", K.alloc .. id, "state", "shape", "dev", "tid", "exp", "eta", "score", "ttl", "tok",
-    "hold", "name", "pace", "tenant")
+    "hold", "name", "pace", "tenant", "devs")
   local state, by_hand = v[1], v[8]
   local held = state == "granted" or state == "running"
   local known = held or state == "waiting" or state == "delayed" or state == "on_hold" or state == "released"
@@ -92,7 +97,9 @@ local function audit_record(id)
   check((tonumber(v[9]) or 0) <= seq, id, " has token ", tostring(v[9]), ", and the last one given is ", seq)
   listed("held", K.held, held)
   listed("among the granted", K.granted, state == "granted")
-  if held then check(call("SISMEMBER", K.on .. v[3], id) == 1, id, " is not among what ", v[3], " holds") end
+  for _, dkey in ipairs(held and split(v[14] or v[3]) or {}) do
+    check(call("SISMEMBER", K.on .. dkey, id) == 1, id, " is not among what ", dkey, " holds")
+  end
   local score = listed("in line", K.waiting, state == "waiting")
   if state == "waiting" then
     eq(id .. " place in line", tonumber(score or nil), tonumber(v[7]))

@@ -5,6 +5,8 @@
 -- Incarnation of a worker that has claimed tasks again and not registered yet (see reclaim).
 local RECLAIMING = "reclaiming"
 
+-- A claim on several GPUs of one node has them in `on` of its need, dkey first. Each gives the memory; cores, RAM and a slot
+-- are taken once, with the first. All are taken and given back in one step.
 -- Take need from dkey for allocation id. n: its node as `load_node` read it, changed along. token: one drawn already, or
 -- nil. cores: those it holds already, or nil to pick some. Returns token, core list text, device (queue, uuid, free,
 -- mailbox). The caller has checked that it fits.
@@ -17,6 +19,13 @@ local function claim(id, dkey, need, n, token, cores)
   if need.kind == "t" then sfree = sfree - 1 end
   n.c, n.r = n.c - need.c, n.r - need.r
   token = token or call("HINCRBY", K.meta, "seq", 1)
+  local uuids = need.on and { v[3] }
+  for i = 2, #(need.on or {}) do
+    local other = find_in(fleet, need.on[i])
+    reindex(fleet, other, fleet[other + 1], fleet[other + 2] - need.g, fleet[other + 3], n.c, false)
+    call("SADD", K.on .. need.on[i], id)
+    uuids[i] = call("HGET", K.dev .. need.on[i], "uuid")
+  end
   reindex(fleet, at, fleet[at + 1], free, sfree, n.c, need.c > 0)
   if need.c > 0 then
     n.map = mark_cores(n.map, cores, "0")
@@ -26,7 +35,8 @@ local function claim(id, dkey, need, n, token, cores)
   end
   call("SADD", K.on .. dkey, id)
   call("ZADD", K.held, NOW, id)
-  return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free, box = v[4], head = v[5] }
+  return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free, box = v[4], head = v[5],
+    uuids = uuids }
 end
 
 -- Give back what allocation id holds on dkey. Returns its node as it is then.
@@ -41,6 +51,11 @@ local function unclaim(id, dkey, need, cores)
     n.map = mark_cores(n.map, core_list(cores), "1", n.own)
     n.c = count_free(n.map)
   end
+  for i = 2, #(need.on or {}) do
+    local other = find_in(fleet, need.on[i])
+    reindex(fleet, other, fleet[other + 1], fleet[other + 2] + need.g, fleet[other + 3], n.c, false)
+    call("SREM", K.on .. need.on[i], id)
+  end
   reindex(fleet, at, fleet[at + 1], free, sfree, n.c, n.c ~= before)
   if need.c > 0 then
     call("HSET", n.key, "fleet", cmsgpack.pack(fleet), "rfree", n.r, "map", n.map, "cfree", n.c)
@@ -54,12 +69,12 @@ end
 
 local function load_alloc(id)
   local v = call("HMGET", K.alloc .. id, "state", "tok", "shape", "dev", "cores", "tid", "name", "s_ms", "score", "strat",
-    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt")
+    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt", "devs")
   if not v[1] then return nil end
   return { state = v[1], tok = v[2], shape = v[3], dev = v[4], cores = v[5], tid = v[6], name = v[7], s_ms = v[8],
     score = v[9], strat = v[10], late = v[11], loss = tonumber(v[12] or "0"), exp = v[13], ttl = v[14], eta = v[15],
     nonce = v[16], worker = v[17], queue = v[18], tenant = v[19] or "", pace = v[20] or "", size = v[21] or "",
-    xrt = v[22] }
+    xrt = v[22], devs = v[23] or nil }
 end
 
 -- Record a claim just taken, with any more fields of its allocation. A task's allocation is granted until its worker
@@ -76,13 +91,19 @@ local function record_grant(id, a, dkey, need, token, cores, d, ...)
     call("HSET", K.alloc .. id, "state", "granted", "tok", token, "dev", dkey, "cores", cores, "queue", d.queue,
       "uuid", d.uuid, "g_ms", NOW, ...)
   end
-  event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores,
-    unpack(a.first or { "shape", a.shape }))
+  local told = { unpack(a.first or { "shape", a.shape }) }
+  if need.on then
+    local devices = table.concat(need.on, " ")
+    call("HSET", K.alloc .. id, "devs", devices, "uuids", table.concat(d.uuids, " "))
+    told[#told + 1], told[#told + 2] = "devices", devices
+  end
+  event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores, unpack(told))
 end
 
 -- Take an allocation that holds something back to holding nothing; its record stays. Returns its node.
 local function withdraw(id, a)
   local need = need_of(a.shape)
+  need.on = a.devs and split(a.devs)
   local n = unclaim(id, a.dev, need, a.cores)
   charge(a.tenant, need, -1)
   if need.kind == "m" then
@@ -163,7 +184,7 @@ end
 -- Back into line under its old place; the next grant carries a new token.
 local function requeue(id, a)
   call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
-  call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce")
+  call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce", "devs", "uuids")
   if a.exp then call("ZADD", K.expires, a.exp, id) end
   if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
   enqueue(id, a)

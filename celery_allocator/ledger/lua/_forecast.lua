@@ -211,7 +211,7 @@ local function foresee(more)
   end
 
   for _, id in ipairs(call("ZRANGE", K.held, 0, MOST_HELD - 1)) do
-    local v = call("HMGET", K.alloc .. id, "shape", "dev", "name", "size", "xrt", "s_ms", "g_ms", "tenant")
+    local v = call("HMGET", K.alloc .. id, "shape", "dev", "name", "size", "xrt", "s_ms", "g_ms", "tenant", "devs")
     local need = v[1] and need_of(v[1])
     local node = need and v[2] and nodes[node_of(v[2]) or ""]
     if node then
@@ -222,7 +222,7 @@ local function foresee(more)
       if not usual and runs_of(v[3], v[4])[1] > 0 then usual = ran * 1.25 end
       if need.kind == "m" then usual = usual or tonumber(call("ZSCORE", K.manual, id) or now) - since end
       local devs = {}
-      for dkey in string.gmatch(v[2], "[^,]+") do devs[#devs + 1] = node.devs[dkey] end
+      for _, dkey in ipairs(split(v[9] or v[2])) do devs[#devs + 1] = node.devs[dkey] end
       if usual and devs[1] then
         local run = { at = math.max(now + 1, since + usual), promised = promised and math.max(now, since + promised) or math.huge,
           need = need, node = node, devs = devs, tenant = v[8] or "" }

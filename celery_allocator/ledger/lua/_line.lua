@@ -1,5 +1,5 @@
 -- Library: the waiting line. Touches: waiting, line, turn, shapes, queued, reserved.
--- A shape is "g:c:r:kind". Those of one tenant that have one shape and are expected to run about as long (see _runtimes)
+-- A shape is "g:c:r:kind", or "g:c:r:kind:k" for k GPUs of one node, each with g. Those of one tenant that have one shape and are expected to run about as long (see _runtimes)
 -- stand in one lane: "shape/pace/tenant". Within a lane nobody is passed by.
 -- Place in a lane: arrival − priority · POINT, smaller first. Arrival counts sixteenths of a millisecond since 2026, each one
 -- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
@@ -87,6 +87,8 @@ end
 
 -- nil for what is no shape.
 local function need_of(shape)
-  local g, c, r, kind = string.match(shape, "^(%d+):(%d+):(%d+):(%a)$")
-  return g and { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
+  local g, c, r, kind, several = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*)$")
+  local k = several == "" and 1 or tonumber(string.match(several or "", "^:(%d+)$"))
+  if not k or (k < 2 and several ~= "") then return nil end
+  return { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind, k = k }
 end

@@ -22,7 +22,7 @@ end
 -- Whether a device of the node could have room: for looking at many shapes cheaply.
 local function fits_view(view, need)
   if view.c < need.c or view.r < need.r then return false end
-  if need.g > 0 then return view.most[need.kind] >= need.g end
+  if need.g > 0 then return view.most[need.kind] >= need.g and need.k <= #view.free end
   return view.cpu ~= nil and (view.cpu_slot or need.kind == "m")
 end
 

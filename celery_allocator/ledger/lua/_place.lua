@@ -1,5 +1,19 @@
 -- Library: find the device a strategy would take. Reads: index, order, node. Writes nothing.
--- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand); id and run of who wants it (see kept_from).
+-- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand), k (GPUs, of one node, each with g); id and run of who wants it (see kept_from).
+
+-- How many devices of a node (at most as many as `need` wants) it could be placed on. 1 where it wants one: the caller has
+-- looked at that.
+local function count_fitting(n, need)
+  local count, at, fleet = 0, 1, need.k and need.k > 1 and fleet_of(n)
+  if not fleet then return 1 end
+  while fleet[at] and count < need.k do
+    local ix = index_of(fleet[at + 1], fleet[at + 3])
+    local takes = ix == "sched" or (ix == "idle" and need.kind == "m")
+    if takes and fleet[at + 2] >= need.g and not kept_from(string.sub(fleet[at], 10), n, need) then count = count + 1 end
+    at = at + 4
+  end
+  return count
+end
 
 -- The one gate that every candidate passes: whether `need` may go to dkey, whose own memory and slot the caller has looked
 -- at. The node, once read, is kept in `cache`.
@@ -10,7 +24,7 @@ local function has_room(cache, dkey, need)
     n = load_node(node)
     cache[node] = n
   end
-  return n.c >= need.c and n.r >= need.r and not kept_from(dkey, n, need)
+  return n.c >= need.c and n.r >= need.r and not kept_from(dkey, n, need) and (need.k or 1) <= count_fitting(n, need)
 end
 
 -- The scores in the index of what could have enough of it.
@@ -162,6 +176,27 @@ end
 -- Both others write nothing.
 -- strategies
 
+-- Of one node's GPUs those, as many as `need` wants, that score best one by one; `need.on` becomes their list. Returns where
+-- the first of them stands in the fleet, and the score of all together; nil if they are too few, or not better(score, at).
+local function choose_several(view, need, strategy, cache, better)
+  local fleet, scored, taken, on = fleet_of(view.n), {}, {}, {}
+  for i, free in ipairs(view.free) do
+    local fits = free >= need.g and (view.slot[i] or need.kind == "m")
+    if fits and (not cache or has_room(cache, string.sub(fleet[view.at[i]], 10), need)) then
+      scored[#scored + 1] = { i = i, score = strategy.score(view, { i }, need) }
+    end
+  end
+  if #scored < need.k then return nil end
+  table.sort(scored, function(x, y) return x.score > y.score or (x.score == y.score and x.i < y.i) end)
+  for j = 1, need.k do taken[j] = scored[j].i end
+  table.sort(taken)
+  local score = strategy.score(view, taken, need)
+  if not better(score, view.at[taken[1]]) then return nil end
+  for j, i in ipairs(taken) do on[j] = string.sub(fleet[view.at[i]], 10) end
+  if cache then need.on = on end
+  return view.at[taken[1]], score
+end
+
 -- Of one node's devices the one with the best score, of several the first: returns where it stands in the fleet, and its
 -- score; nil if none has room. most, member: only what is better than that, or as good and registered earlier. cache: nil
 -- leaves the gate to the caller.
@@ -175,6 +210,7 @@ local function choose_in_view(view, need, strategy, cache, most, member)
     if better(score, view.cpu) and room(view.cpu) then return view.cpu, score end
     return nil
   end
+  if need.k and need.k > 1 then return choose_several(view, need, strategy, cache, better) end
   local best, one, last = nil, {}, nil
   for i, free in ipairs(view.free) do
     if free >= need.g and (view.slot[i] or need.kind == "m") and not (last and free == view.free[last] and view.mem[i] == view.mem[last]) then
@@ -248,5 +284,9 @@ local function place(need, name)
   local cache, strategy = {}, strategy_of(name)
   local dkey
   if strategy.find then dkey = strategy.find(need, cache) else dkey = find_by_score(need, strategy, cache) end
+  if dkey and strategy.find and need.k and need.k > 1 then
+    local at = choose_in_view(node_view(cache[node_of(dkey)]), need, strategy, cache)
+    dkey = at and need.on[1]
+  end
   return dkey, dkey and cache[node_of(dkey)]
 end

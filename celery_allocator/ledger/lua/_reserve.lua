@@ -36,14 +36,16 @@ local function holders_of(node, n)
   for at = 1, #fleet, 4 do
     local dkey = string.sub(fleet[at], 10)
     for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
-      local v = call("HMGET", K.alloc .. id, "shape", "name", "size", "xrt", "s_ms", "g_ms")
+      local v = call("HMGET", K.alloc .. id, "shape", "name", "size", "xrt", "s_ms", "g_ms", "dev")
       local need = v[1] and need_of(v[1])
       if need then
         local since = tonumber(v[5] or v[6] or now)
         local run = run_ms(v[2], v[3], v[4], now - since)
         local ends = run and since + run or math.huge
         if need.kind == "m" then ends = math.min(ends, tonumber(call("ZSCORE", K.manual, id) or math.huge)) end
-        out[#out + 1] = { dkey = dkey, g = need.g, c = need.c, r = need.r, s = need.kind == "t" and 1 or 0,
+        -- Of one on several devices, cores, RAM and slot are taken once.
+        local once = v[7] == dkey and 1 or 0
+        out[#out + 1] = { dkey = dkey, g = need.g, c = once * need.c, r = once * need.r, s = need.kind == "t" and once or 0,
           ends = math.max(now, ends) }
       end
     end
@@ -53,11 +55,40 @@ local function holders_of(node, n)
   return out
 end
 
+-- `shadow` of a claim on several GPUs of a node. gpus: what each will have free then.
+local function shadow_of_several(need, n)
+  local fleet, gpus, slots, c, r = fleet_of(n), {}, {}, n.c, n.r
+  for at = 1, #fleet, 4 do
+    local dkey = string.sub(fleet[at], 10)
+    if kind_of(dkey) == "gpu" and fleet[at + 1] ~= "x" then
+      gpus[dkey] = fleet[at + 2]
+      slots[dkey] = need.kind == "m" and 1 or fleet[at + 1] == "w" and fleet[at + 3] or -math.huge
+    end
+  end
+  local since, i, holders = now, 0, holders_of(n.name, n)
+  local function enough()
+    local count = 0
+    for dkey, free in pairs(gpus) do if free >= need.g and slots[dkey] >= 1 then count = count + 1 end end
+    return count >= need.k and c >= need.c and r >= need.r
+  end
+  while not enough() or (holders[i + 1] and holders[i + 1].ends <= since) do
+    i = i + 1
+    local h = holders[i]
+    if not h then return nil end
+    since, c, r = h.ends, c + h.c, r + h.r
+    if gpus[h.dkey] then gpus[h.dkey], slots[h.dkey] = gpus[h.dkey] + h.g, slots[h.dkey] + (need.kind == "t" and h.s or 0) end
+  end
+  local sum = 0
+  for dkey, free in pairs(gpus) do sum = sum + free end
+  return { c = c - need.c, r = r - need.r, gpus = gpus, at = since, free = sum }
+end
+
 -- When enough for `need` will be free on a device (now, a time in ms, inf: nobody knows), and what will be left beside it
 -- then; nil if it could not hold that even when empty. n: its node as `load_node` read it.
 local function shadow(need, dkey, n)
   local fleet = fleet_of(n)
   local at = find_in(fleet, dkey)
+  if need.k > 1 then return shadow_of_several(need, n) end
   local slot = need.kind == "t" and 1 or 0
   local g, s, c, r = fleet[at + 2], fleet[at + 3], n.c, n.r
   local since, i, holders = now, 0, holders_of(node_of(dkey), n)
@@ -158,6 +189,16 @@ end
 -- Something was granted: what was read of its node has changed.
 local function changed_on(dkey) holders_read[node_of(dkey)] = nil end
 
+-- Whether enough GPUs for `head` are left of a node where `need` takes a part of dkey (and of others, if it wants several).
+-- gpus: what each has free then.
+local function leaves_several(gpus, head, dkey, need)
+  local count = 0
+  for other, free in pairs(gpus) do
+    if free - (other == dkey and need.g or 0) >= head.g then count = count + 1 end
+  end
+  return count - (need.k or 1) + 1 >= head.k
+end
+
 -- Whether a claim must leave a device alone, for what is kept there. need: with run (ms, nil: nobody knows), id, tenant and
 -- place in line of who wants it. n: the device's node as it is.
 local function kept_from(dkey, n, need)
@@ -169,14 +210,14 @@ local function kept_from(dkey, n, need)
   if node_of(dkey) ~= node then return false end
   local head = need_of(r.shape)
   -- On another device, while it leaves cores and RAM enough for the holder as it is.
-  if dkey ~= r.dkey and n.c - need.c >= head.c and n.r - need.r >= head.r then return false end
+  if head.k == 1 and dkey ~= r.dkey and n.c - need.c >= head.c and n.r - need.r >= head.r then return false end
   if not find_in(fleet_of(n), r.dkey) then return false end
   local left = shadow(head, r.dkey, n)
   if not left then return false end
   if need.run and now + need.run <= left.at and left.at < math.huge then return false end
-  local fits_beside = need.c <= left.c and need.r <= left.r
-    and (dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1)))
-  if fits_beside then return false end
+  local beside = dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1))
+  if head.k > 1 then beside = leaves_several(left.gpus, head, dkey, need) end
+  if need.c <= left.c and need.r <= left.r and beside then return false end
   if not debuts(need, r) then return true end
   debut = need.id
   return false

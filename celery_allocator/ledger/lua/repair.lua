@@ -91,8 +91,11 @@ end
 call("HSET", K.meta, "seq", last)
 table.sort(held, function(x, y) return tonumber(known[x].tok) < tonumber(known[y].tok) end)
 
-local function fits(n, d, need, cores)
-  if d.free < need.g or n.r < need.r or (need.kind == "t" and d.sfree < 1) then return false end
+-- on: the devices that it claims, in d the first of them.
+local function fits(n, on, need, cores)
+  local d = n.devs[on[1]]
+  for _, dkey in ipairs(on) do if n.devs[dkey].free < need.g then return false end end
+  if n.r < need.r or (need.kind == "t" and d.sfree < 1) then return false end
   for _, core in ipairs(cores) do
     -- A core that its node gave up meanwhile ("-") is still this one's.
     if string.sub(n.map, core + 1, core + 1) == "0" then return false end
@@ -104,23 +107,28 @@ for _, id in ipairs(held) do
   local a = known[id]
   local need, cores = need_of(a.shape), core_list(a.cores)
   local n = a.dev and nodes[node_of(a.dev) or ""]
+  local on = split(a.devs or a.dev)
   local d = n and n.devs[a.dev]
-  if a.state == "granted" and not (d and fits(n, d, need, cores)) then
+  for _, dkey in ipairs(on) do if d and not n.devs[dkey] then d = nil end end
+  if a.state == "granted" and not (d and fits(n, on, need, cores)) then
     a.state = "waiting"
     call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
-    call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce")
+    call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce", "devs", "uuids")
   elseif not d then
     leave(id, " runs on ", a.dev or "nothing", ", which is not known: it ends, and its result says so")
     a.state = "released"
     buried[id] = now
     call("HSET", K.alloc .. id, "state", "released", "outcome", "unreported")
   else
-    if not fits(n, d, need, cores) then leave(id, " runs on ", a.dev, " beside others that hold the same") end
-    d.free, n.r = d.free - need.g, n.r - need.r
+    if not fits(n, on, need, cores) then leave(id, " runs on ", a.dev, " beside others that hold the same") end
+    n.r = n.r - need.r
+    for _, dkey in ipairs(on) do
+      n.devs[dkey].free = n.devs[dkey].free - need.g
+      call("SADD", K.on .. dkey, id)
+    end
     if need.kind == "t" then d.sfree = d.sfree - 1 end
     if #n.map <= (cores[#cores] or -1) then n.map = n.map .. string.rep("-", cores[#cores] + 1 - #n.map) end
     n.map = mark_cores(n.map, cores, "0")
-    call("SADD", K.on .. a.dev, id)
     call("ZADD", K.held, call("HGET", K.alloc .. id, "g_ms") or NOW, id)
     if a.state == "granted" then call("ZADD", K.granted, due[id] or NOW, id) end
   end

@@ -23,13 +23,17 @@ if not (state and need and was.tid and was.name and tonumber(was.score)) then re
 if was.exp and state ~= "running" and tonumber(was.exp) <= now then return { "expired" } end
 local held = state == "granted" or state == "running"
 local cores = core_list(was.cores)
+-- Every device that it held.
+local on, among = split(was.devs or was.dev), {}
+for _, dkey in ipairs(on) do among[dkey] = true end
+if was.devs then need.on = on end
 
 -- What of its old place is not free: "worker", "memory", "ram", or a list of cores; nil if all is. A device that is cordoned
 -- since is no hindrance: it was held there before. But a task does not start on one that is emptied.
 local function hindrance(d, n)
   local at = find_in(fleet_of(n), was.dev)
   if need.kind == "t" and (fleet_of(n)[at + 3] < 1 or d.worker == "" or d.open ~= "1" or d.st == "draining") then return "worker" end
-  if fleet_of(n)[at + 2] < need.g then return "memory" end
+  for _, dkey in ipairs(on) do if fleet_of(n)[find_in(fleet_of(n), dkey) + 2] < need.g then return "memory" end end
   if n.r < need.r then return "ram" end
   local busy
   for _, core in ipairs(cores) do
@@ -43,13 +47,16 @@ end
 
 -- Who holds it: ids.
 local function holders(what)
-  local ids, node = {}, node_of(was.dev)
+  local ids, counted, node = {}, {}, node_of(was.dev)
   for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
     local dkey = node .. "/" .. device
-    for _, other in ipairs((what ~= "memory" or dkey == was.dev) and call("SMEMBERS", K.on .. dkey) or {}) do
+    for _, other in ipairs((what ~= "memory" or among[dkey]) and call("SMEMBERS", K.on .. dkey) or {}) do
       local theirs, shares = load_alloc(other), false
       for _, core in ipairs(core_list(theirs and theirs.cores or "")) do shares = shares or type(what) == "table" and what[core] end
-      if shares or type(what) ~= "table" then ids[#ids + 1] = other end
+      if not counted[other] and (shares or type(what) ~= "table") then
+        ids[#ids + 1] = other
+        counted[other] = true
+      end
     end
   end
   table.sort(ids)
@@ -59,6 +66,7 @@ end
 local d = held and load_device(was.dev)
 local n = d and load_node(node_of(was.dev))
 local away = held and not (d and d.live == "1")
+for _, dkey in ipairs(held and not away and on or {}) do away = away or call("HGET", K.dev .. dkey, "live") ~= "1" end
 -- After a change of the server others may hold what seems free, until every worker has reported (see _epoch).
 local unsure = held and call("HEXISTS", K.meta, "paused") == 1
 local what = held and not away and hindrance(d, n)
@@ -78,10 +86,10 @@ local a, grants = load_alloc(id), {}
 if a.exp and state ~= "running" then call("ZADD", K.expires, a.exp, id) end
 event("restored", id, a.tid, "name", a.name, "to", held and not free and "waiting" or state, asked(id, a))
 if free then
-  local token, text, on = claim(id, was.dev, need, n, nil, cores)
-  record_grant(id, a, was.dev, need, token, text, on)
+  local token, text, placed = claim(id, was.dev, need, n, nil, cores)
+  record_grant(id, a, was.dev, need, token, text, placed)
   if need.kind == "m" then call("ZADD", K.nodes, "XX", "GT", now + was.ttl, node_of(was.dev)) end
-  if need.kind == "t" and not deliver(on, token, was.msg or "") then grants[1] = { id, token, on.queue, was.msg or "" } end
+  if need.kind == "t" and not deliver(placed, token, was.msg or "") then grants[1] = { id, token, placed.queue, was.msg or "" } end
 elseif held then
   requeue(id, a)
   pass_all(grants)

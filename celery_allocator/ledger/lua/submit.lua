@@ -2,13 +2,13 @@
 -- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass room
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "",
---   size, how long it will run at most in ms or "".
--- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, now}
+--   size, how long it will run at most in ms or "", how many GPUs.
+-- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, all devices, all uuids (of several, else ""), now}
 --   | {"waiting", position, estimated start ms or "" (p50, p90), largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events, journal and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
-local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13] }
+local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13], k = tonumber(ARGV[24]) }
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
 local tenant, note, size, xrt = ARGV[20], read_note(ARGV[21]), ARGV[22], ARGV[23]
 local no = refused(note)
@@ -18,7 +18,7 @@ if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
   return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
 end
 
-local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind
+local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind .. (need.k > 1 and ":" .. need.k or "")
 
 -- Could any known device ever hold it? Capacity classes are few, whatever the number of devices.
 local function never(classes)
@@ -37,6 +37,22 @@ local function never(classes)
   if most.g < need.g then return "gpu_memory_mb", most.g end
   if most.c < need.c then return "cpu_cores", most.c end
   return "ram_mb", most.r
+end
+
+-- The same for several GPUs of one node: the most that any known node has of those that are large enough. Looked up where
+-- they are asked for, and none is free.
+local function too_many()
+  local most = 0
+  for _, node in ipairs(call("SMEMBERS", K.known)) do
+    local count = 0
+    for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
+      local g, c, r = string.match(call("HGET", K.dev .. node .. "/" .. device, "class") or "", "(%d+):(%d+):(%d+)")
+      if g and tonumber(g) >= need.g and tonumber(c) >= need.c and tonumber(r) >= need.r then count = count + 1 end
+    end
+    if count >= need.k then return nil end
+    most = math.max(most, count)
+  end
+  return most
 end
 
 -- What its tenant may never hold: its cap is below it.
@@ -80,8 +96,11 @@ local aside = dkey and not admits(a, need.kind)
 if aside then dkey = nil end
 
 if not dkey and not aside and ARGV[18] == "raise" then
-  local dimension, largest = never(call("HKEYS", K.classes))
+  local classes = call("HKEYS", K.classes)
+  local dimension, largest = never(classes)
   if dimension then return { "never", dimension, largest } end
+  local most = need.k > 1 and classes[1] and too_many()
+  if most then return { "never", "gpu_count", most } end
   local no = forbidden()
   if no then return no end
 end
@@ -115,7 +134,8 @@ if dkey then
   journal(note, { "allocation:" .. id }, { state = "none" }, { state = need.kind == "m" and "running" or "granted", device = dkey })
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
   return answered(note,
-    { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0, now })
+    { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0,
+      need.on and table.concat(need.on, " ") or "", d.uuids and table.concat(d.uuids, " ") or "", now })
 end
 
 call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields())
