@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import redis
 
 from celery_allocator.errors import RequirementsError, UnsatisfiableError
-from celery_allocator.ledger import Note, Submitted, keys
+from celery_allocator.ledger import Note, Options, Submitted, keys
 from celery_allocator.model import Allocation, Kind, Requirements, State, Strategy
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
@@ -16,12 +17,12 @@ STRATEGIES = list(Strategy)
 
 
 def several(
-    cluster: LedgerPool, count: int, gpu: int = 8_000, cores: int = 1, ram: int = 0, id: str = "many", **options: object
+    cluster: LedgerPool, count: int, gpu: int = 8_000, cores: int = 1, ram: int = 0, name: str = "many", **options: object
 ) -> Submitted:
     """An allocation by hand on ``count`` GPUs."""
     requirements = Requirements(gpu, cores, ram, gpu_count=count)
     given = {"kind": Kind.MANUAL, "ttl_s": 30.0, **options}
-    return cluster.ledger.submit(id, f"task of {id}", "work", requirements, **given)  # type: ignore[arg-type]
+    return cluster.ledger.submit(name, f"task of {name}", "work", requirements, **given)  # type: ignore[arg-type]
 
 
 def free(cluster: LedgerPool) -> dict[str, int]:
@@ -79,7 +80,7 @@ def test_fgd_takes_whole_nodes_where_these_are_asked_for(cluster: LedgerPool) ->
     cluster.node("n1", gpus=(8_000,) * 4, cores=8)
     cluster.node("n2", gpus=(8_000,) * 4, cores=8)
     for number in range(5):
-        several(cluster, 4, id=f"whole{number}", strategy=Strategy.FGD)
+        several(cluster, 4, name=f"whole{number}", strategy=Strategy.FGD)
         cluster.ledger.release(f"whole{number}")
     cluster.submit(8_000, id="one", strategy=Strategy.FGD)
     one = cluster.ledger.get("one").node
@@ -127,9 +128,9 @@ def test_what_no_node_has_is_said_with_the_most_there_is(cluster: LedgerPool) ->
             count,
             largest,
         )
-    assert several(cluster, 3, 3_000, id="fits").allocation.node == "n2"
-    assert several(cluster, 3, 3_000, id="waits").allocation.state is State.WAITING
-    assert several(cluster, 9, id="patient", on_never="wait").allocation.state is State.WAITING
+    assert several(cluster, 3, 3_000, name="fits").allocation.node == "n2"
+    assert several(cluster, 3, 3_000, name="waits").allocation.state is State.WAITING
+    assert several(cluster, 9, name="patient", on_never="wait").allocation.state is State.WAITING
 
 
 def test_a_task_is_refused(cluster: LedgerPool) -> None:
@@ -142,7 +143,7 @@ def test_a_task_is_refused(cluster: LedgerPool) -> None:
 def test_it_ends_with_its_ttl_and_by_cancel(cluster: LedgerPool) -> None:
     cluster.node(gpus=(8_000, 8_000, 8_000))
     several(cluster, 2)
-    several(cluster, 3, id="next")
+    several(cluster, 3, name="next")
     assert cluster.ledger.cancel("many").done
     assert cluster.ledger.get("next").device_ids == ("gpu_0", "gpu_1", "gpu_2")
     assert_right(cluster.ledger)
@@ -180,22 +181,32 @@ def test_what_is_counted_can_be_made_anew(cluster: LedgerPool) -> None:
     assert_right(cluster.ledger)
 
 
-def test_small_ones_do_not_starve_it(cluster: LedgerPool) -> None:
-    """Each ends when the next one begins: there is never a moment with two GPUs free by themselves."""
-    cluster.node(gpus=(8_000, 8_000), cores=8)
-    cluster.submit(8_000, id="s0")
-    cluster.submit(8_000, id="s1")
-    several(cluster, 2, ttl_s=100_000)
-    for number in range(2, 400):
-        cluster.submit(8_000, id=f"s{number}")
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("backfill", ["easy", "greedy"])
+def test_small_ones_do_not_starve_it(ledger_client: redis.Redis, pool: str, backfill: str, known: bool) -> None:
+    """Two always wait and two always run, never ending together: without a reservation it would never start."""
+    cluster = LedgerPool(ledger_client, pool, Options(backfill=backfill, max_bypass=20, max_bypass_s=1e6))
+    cluster.node(gpus=(8_000, 8_000, 4_000), cores=8, lease_s=1e6)
+    names = iter(f"s{number}" for number in range(1_000))
+    for name in (next(names), next(names)):
+        cluster.start(cluster.submit(8_000, id=name).allocation)
+    several(cluster, 2, ttl_s=1e6)
+    for _ in range(2):
+        cluster.submit(8_000, id=next(names))
+    for _ in range(100):
         cluster.at += 5
-        cluster.ledger.heartbeat("w.n1.gpu_0", "one", 60)
-        cluster.ledger.heartbeat("w.n1.gpu_1", "one", 60)
+        running = [a for a in cluster.ledger.held() if a.allocation_id != "many"]
+        if not running:
+            break
+        oldest = min(running, key=lambda a: a.token)
+        cluster.ledger.release(oldest.allocation_id, outcome="success" if known else "failure")
+        cluster.submit(8_000, id=next(names))
+        for allocation in cluster.ledger.held():
+            if allocation.state is State.GRANTED:
+                cluster.start(allocation)
         cluster.ledger.tick()
-        oldest = min((a for a in cluster.ledger.held() if a.allocation_id != "many"), key=lambda a: a.token)
-        cluster.ledger.release(oldest.allocation_id)
         if cluster.ledger.get("many").state is State.RUNNING:
             break
-    assert cluster.ledger.get("many").state is State.RUNNING
-    assert number < 120
+    started = cluster.ledger.get("many").state is State.RUNNING
+    assert started == (backfill == "easy")
     assert_right(cluster.ledger)

@@ -55,13 +55,15 @@ local function holders_of(node, n)
   return out
 end
 
--- `shadow` of a claim on several GPUs of a node. gpus: what each will have free then.
+-- `shadow` of a claim on several GPUs of a node. gpus: what each will have free then; where nobody knows when, as many as it
+-- wants, those that have most free now: these are emptied. What they have free can only grow by that.
 local function shadow_of_several(need, n)
-  local fleet, gpus, slots, c, r = fleet_of(n), {}, {}, n.c, n.r
+  local fleet, gpus, slots, c, r, by_free = fleet_of(n), {}, {}, n.c, n.r, {}
   for at = 1, #fleet, 4 do
     local dkey = string.sub(fleet[at], 10)
     if kind_of(dkey) == "gpu" and fleet[at + 1] ~= "x" then
       gpus[dkey] = fleet[at + 2]
+      by_free[#by_free + 1] = { dkey = dkey, free = fleet[at + 2] }
       slots[dkey] = need.kind == "m" and 1 or fleet[at + 1] == "w" and fleet[at + 3] or -math.huge
     end
   end
@@ -78,9 +80,14 @@ local function shadow_of_several(need, n)
     since, c, r = h.ends, c + h.c, r + h.r
     if gpus[h.dkey] then gpus[h.dkey], slots[h.dkey] = gpus[h.dkey] + h.g, slots[h.dkey] + (need.kind == "t" and h.s or 0) end
   end
-  local sum = 0
-  for dkey, free in pairs(gpus) do sum = sum + free end
-  return { c = c - need.c, r = r - need.r, gpus = gpus, at = since, free = sum }
+  table.sort(by_free, function(x, y) return x.free > y.free or (x.free == y.free and x.dkey < y.dkey) end)
+  local left = { c = c - need.c, r = r - need.r, gpus = gpus, at = since, free = 0 }
+  if since == math.huge then left.c, left.r, left.gpus = math.max(0, n.c - need.c), math.max(0, n.r - need.r), {} end
+  for i = 1, need.k do
+    left.free = left.free + by_free[i].free
+    if since == math.huge then left.gpus[by_free[i].dkey] = by_free[i].free end
+  end
+  return left
 end
 
 -- When enough for `need` will be free on a device (now, a time in ms, inf: nobody knows), and what will be left beside it
@@ -190,10 +197,11 @@ end
 local function changed_on(dkey) holders_read[node_of(dkey)] = nil end
 
 -- Whether enough GPUs for `head` are left of a node where `need` takes a part of dkey (and of others, if it wants several).
--- gpus: what each has free then.
-local function leaves_several(gpus, head, dkey, need)
+-- left: as `shadow_of_several` says.
+local function leaves_several(left, head, dkey, need)
+  if left.at == math.huge then return not left.gpus[dkey] or left.gpus[dkey] - need.g >= head.g end
   local count = 0
-  for other, free in pairs(gpus) do
+  for other, free in pairs(left.gpus) do
     if free - (other == dkey and need.g or 0) >= head.g then count = count + 1 end
   end
   return count - (need.k or 1) + 1 >= head.k
@@ -215,8 +223,12 @@ local function kept_from(dkey, n, need)
   local left = shadow(head, r.dkey, n)
   if not left then return false end
   if need.run and now + need.run <= left.at and left.at < math.huge then return false end
-  local beside = dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1))
-  if head.k > 1 then beside = leaves_several(left.gpus, head, dkey, need) end
+  local beside
+  if head.k > 1 then
+    beside = leaves_several(left, head, dkey, need)
+  else
+    beside = dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1))
+  end
   if need.c <= left.c and need.r <= left.r and beside then return false end
   if not debuts(need, r) then return true end
   debut = need.id
