@@ -27,7 +27,17 @@ def _list_of(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 _LEFT = {"gpu_memory_mb": _COUNT, "cpu_cores": _COUNT, "ram_mb": _COUNT}
 _RESOURCES = _or_null(
-    _object({"gpu_id": _TEXT_OR_NULL, "gpu_memory_mb": _COUNT, "cpu_cores": _list_of(_COUNT), "ram_mb": _COUNT})
+    _object(
+        {
+            "gpu_id": _TEXT_OR_NULL,
+            "gpu_memory_mb": _COUNT,
+            "cpu_cores": _list_of(_COUNT),
+            "ram_mb": _COUNT,
+            "gpu_ids": _list_of(_TEXT),
+            "gpu_uuids": _list_of(_TEXT),
+        },
+        optional=("gpu_ids", "gpu_uuids"),
+    )
 )
 _TOOK = _object({"took_ms": _NUMBER})
 

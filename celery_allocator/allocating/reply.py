@@ -53,13 +53,16 @@ def refusal(error: AllocatorError, took_ms: float, *, allocation_id: Any = None,
 
 
 def resources(allocation: Allocation) -> dict[str, Any]:
-    """What a grant holds: one GPU's memory, core ids, RAM."""
-    return {
+    """What a grant holds: one GPU's memory (of several, of each: ``gpu_ids``, ``gpu_uuids``), core ids, RAM."""
+    held: dict[str, Any] = {
         "gpu_id": allocation.gpu_id,
         "gpu_memory_mb": allocation.gpu_memory_mb,
         "cpu_cores": list(allocation.cpu_cores),
         "ram_mb": allocation.ram_mb,
     }
+    if len(allocation.gpu_ids) > 1:
+        held |= {"gpu_ids": list(allocation.gpu_ids), "gpu_uuids": list(allocation.gpu_uuids)}
+    return held
 
 
 def _metadata(took_ms: float, available: Available | None) -> dict[str, Any]:

@@ -150,7 +150,8 @@ class Replay:
             return
         token, cores = self._granted_cores.get(allocation, ("", ()))
         self._give_back(allocation)
-        holding = Holding(device, shape, cores if token == event.text("token") else ())
+        also = tuple(event.text("devices").split()[1:])
+        holding = Holding(device, shape, cores if token == event.text("token") else (), also)
         self.held[allocation] = holding
         self._count(holding, 1)
 
@@ -168,7 +169,8 @@ class Replay:
 
     def _count(self, holding: Holding, sign: int) -> None:
         device, node = self.device(holding.device), self.node(holding.node)
-        device.memory_held += sign * holding.shape.gpu_memory_mb
+        for key in (holding.device, *holding.also):
+            self.device(key).memory_held += sign * holding.shape.gpu_memory_mb
         device.tasks += sign * holding.shape.slot
         node.ram_held += sign * holding.shape.ram_mb
         node.cores_taken += sign * holding.shape.cpu_cores

@@ -15,6 +15,8 @@ class Holding:
     device: str
     shape: Shape
     cores: tuple[int, ...]
+    #: The other GPUs of one on several.
+    also: tuple[str, ...] = ()
 
     @property
     def node(self) -> str:

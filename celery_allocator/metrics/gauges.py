@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
@@ -97,9 +98,13 @@ def _device(view: DeviceView) -> Iterator[Value]:
 
 def _waiting(total: int, shapes: dict[Shape, int]) -> Iterator[Value]:
     """The largest groups; ties by what they ask for, so that the same ones have a series at each scrape."""
-    largest = sorted(shapes, key=lambda shape: (-shapes[shape], str(shape)))[:SHAPES]
-    for shape in largest:
-        asked = (str(shape.gpu_memory_mb), str(shape.cpu_cores), str(shape.ram_mb), shape.kind.value)
-        yield Value("waiting_by_shape", asked, shapes[shape])
-    rest = total - sum(shapes[shape] for shape in largest)
+    groups: Counter[tuple[str, str, str, str]] = Counter()
+    for shape, count in shapes.items():
+        # Of several GPUs, what it wants of all of them.
+        memory = shape.gpu_memory_mb * shape.gpu_count
+        groups[str(memory), str(shape.cpu_cores), str(shape.ram_mb), shape.kind.value] += count
+    largest = sorted(groups, key=lambda asked: (-groups[asked], asked))[:SHAPES]
+    for asked in largest:
+        yield Value("waiting_by_shape", asked, groups[asked])
+    rest = total - sum(groups[asked] for asked in largest)
     yield Value("waiting_by_shape", (OTHER,) * 4, max(0, rest))

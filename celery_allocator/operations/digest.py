@@ -54,7 +54,7 @@ def _allocation(a: Allocation) -> dict[str, Any]:
         "state": a.state.value,
         "requirements": a.requirements.as_dict(),
         "strategy": a.strategy.value,
-        "device": [a.node, a.device_id],
+        "device": [a.node, *(a.device_ids or (None,))],
         "cores": a.cpu_cores,
         "on_hold_by": a.on_hold_by,
         "losses": a.losses,

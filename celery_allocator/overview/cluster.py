@@ -94,7 +94,8 @@ def overview(cluster: ClusterState, held: tuple[Allocation, ...]) -> Overview:
     }
     by_device: dict[str, list[Allocation]] = defaultdict(list)
     for allocation in held:
-        by_device[f"{allocation.node}/{allocation.device_id}"].append(allocation)
+        for device_id in allocation.device_ids:
+            by_device[f"{allocation.node}/{device_id}"].append(allocation)
     nodes = tuple(_node(node, by_device, uses) for node in cluster.nodes)
     tasks = {task.allocation_id: task for use in uses.values() for task in use.tasks}
     return Overview(cluster, nodes, tuple(Running(a, tasks.get(a.allocation_id)) for a in held))
@@ -110,7 +111,8 @@ def _node(node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[st
     ours = None if used is None or None in shares else min(used, sum(share or 0 for share in shares))
     promised = node.ram_mb - node.ram_free_mb
     foreign = None if ours is None else (used or 0) - ours
-    held = [allocation for view in devices for allocation in view.held]
+    # One on several devices stands on each of them, and has its cores and RAM once.
+    held = list({a.allocation_id: a for view in devices for a in view.held}.values())
     ram = _bar(node.ram_mb, promised, used, foreign, sum(a.ram_mb for a in held if a.kind is Kind.MANUAL))
     return NodeView(node, _cores(node, devices), ram, devices)
 

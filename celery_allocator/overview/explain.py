@@ -89,7 +89,7 @@ def _not_in_line(a: Allocation) -> Reason:
         State.DELAYED: "It does not wait for room yet: its time (ETA or countdown) lies ahead.",
         State.ON_HOLD: f"It is on hold, by {a.on_hold_by or 'an operator'}: it keeps its place and is not granted.",
         State.GRANTED: f"It is granted {a.node}/{a.device_id}, and its worker has not begun it yet.",
-        State.RUNNING: f"It runs on {a.node}/{a.device_id}.",
+        State.RUNNING: f"It runs on {a.node}/{', '.join(a.device_ids)}.",
     }
     return Reason(a.state.value, texts.get(a.state, "It has ended."))
 
@@ -105,7 +105,7 @@ def _places(
         holders = tuple(
             Holder(a, _ends_at(a, means_s, cluster.at))
             for a in held
-            if a.node == node.node and (a.device_id == device.device_id or of_node) and lacks
+            if a.node == node.node and (device.device_id in a.device_ids or of_node) and lacks
         )
         found.append(Place(device.key, lacks, holders))
     return tuple(sorted(found, key=lambda place: len(place.lacks)))

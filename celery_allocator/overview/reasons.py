@@ -7,6 +7,7 @@ dimension is counted by itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ _WORDS = {
     "cpu_cores": "CPU cores",
     "ram_mb": "RAM (MB)",
     "slots": "worker slots",
+    "gpu_count": "GPUs with so much free on one node",
 }
 
 
@@ -54,6 +56,8 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         what = "GPU" if requirements.gpu_memory_mb else "device"
         return Reason("no_device", f"No {what} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
     found = [lacking(requirements, kind, node, device) for node, device in open_to_it]
+    if requirements.gpu_count > 1:
+        found = _too_few(requirements, open_to_it, found)
     if not all(found):
         return Reason("in_line", "There is room for it now: it is granted next.")
     lacks = tuple(
@@ -87,6 +91,21 @@ def lacking(requirements: Requirements, kind: Kind, node: NodeState, device: Dev
         free["slots"] = device.slots_free
     needed = {name: _needed(requirements, name) for name in free}
     return {name: (needed[name], amount) for name, amount in free.items() if amount < needed[name]}
+
+
+def _too_few(
+    requirements: Requirements, open_to_it: list[tuple[NodeState, DeviceState]], found: list[dict[str, tuple[int, int]]]
+) -> list[dict[str, tuple[int, int]]]:
+    """``found`` with what lacks where a node has too few GPUs that would do."""
+    fitting = Counter(node.node for (node, _), lacks in zip(open_to_it, found, strict=True) if not lacks)
+    return [
+        lacks or _unless(fitting[node.node] >= requirements.gpu_count, requirements.gpu_count, fitting[node.node])
+        for (node, _), lacks in zip(open_to_it, found, strict=True)
+    ]
+
+
+def _unless(enough: bool, needed: int, free: int) -> dict[str, tuple[int, int]]:
+    return {} if enough else {"gpu_count": (needed, free)}
 
 
 def _needed(requirements: Requirements, dimension: str) -> int:

@@ -17,11 +17,11 @@ STRATEGIES = list(Strategy)
 
 
 def several(
-    cluster: LedgerPool, count: int, gpu: int = 8_000, cores: int = 1, ram: int = 0, name: str = "many", **options: object
+    cluster: LedgerPool, count: int, gpu: int = 8_000, cores: int = 1, ram: int = 0, name: str = "many", **more: object
 ) -> Submitted:
     """An allocation by hand on ``count`` GPUs."""
     requirements = Requirements(gpu, cores, ram, gpu_count=count)
-    given = {"kind": Kind.MANUAL, "ttl_s": 30.0, **options}
+    given = {"kind": Kind.MANUAL, "ttl_s": 30.0, **more}
     return cluster.ledger.submit(name, f"task of {name}", "work", requirements, **given)  # type: ignore[arg-type]
 
 

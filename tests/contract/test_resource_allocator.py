@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celery_allocator.allocating import Session
+from celery_allocator.allocating.reading import pool_status
 from celery_allocator.ledger import keys, new_allocation_id
 from celery_allocator.model import Kind, NodeInventory, Requirements, State
 from celery_allocator.resource_allocator import (
@@ -433,3 +434,20 @@ def ready(session: Session) -> bool:
     node = session.ledger.node(by_hand.NODE)
     assert node is not None
     return node.state == "ready"
+
+
+def test_several_gpus_are_told_each_with_its_uuid(session: Session) -> None:
+    reply = allocate(session, "both", gpu_memory_mb=1000, gpu_count=2, cpu_cores=2)
+
+    held = reply["resources"]
+    assert (held["gpu_id"], held["gpu_memory_mb"], len(held["cpu_cores"])) == ("gpu_0", 1000, 2)
+    assert held["gpu_ids"] == ["gpu_0", "gpu_1"]
+    assert held["gpu_uuids"] == [device.uuid for device in session.inventory.devices]
+    assert reply["gpu_uuid"] == held["gpu_uuids"][0]
+    assert held == pool_status(reply["allocation_id"], session=session)["resources"]
+    free = {d["device"].split("/")[1]: d["gpu_memory_free_mb"] for d in pool_status(session=session)["devices"]}
+    assert (free["gpu_0"], free["gpu_1"]) == (by_hand.GPU_MB - 1000, by_hand.GPU_MB - 1000)
+    alone = allocate(session, "one", gpu_memory_mb=1000)
+    assert "gpu_ids" not in alone["resources"]
+    too_many = allocate(session, "three", gpu_memory_mb=1000, gpu_count=3)
+    assert (too_many["error"]["dimension"], too_many["error"]["largest"]) == ("gpu_count", 2)

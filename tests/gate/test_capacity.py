@@ -61,6 +61,19 @@ def test_what_does_not_fit_is_counted_and_told(book: Book, second: dict[str, Any
     assert book.value("oversubscription", device=other)[0] == 0.0
 
 
+def test_one_on_several_gpus_holds_memory_on_each_and_cores_once(book: Book) -> None:
+    pool(book)
+    both = {"device": "n1/gpu_0", "token": 1, "devices": "n1/gpu_0 n1/gpu_1"}
+    book.event("granted", "a1", 1, shape="600:2:250:m:2", cores="0,1", **both)
+    grant(book, "a2", 2, 400, "2,3", 250, device="n1/gpu_1")
+    assert book.value("oversubscription") == (0.0, 2)
+    book.event("released", "a1", 3, device="n1/gpu_0", token=1, outcome="released")
+    book.event("granted", "a3", 4, shape="601:1:0:m:2", cores="0", **both)
+    result = book.measure("oversubscription")
+    assert result.value == 1.0
+    assert "a3 on n1/gpu_0: 1001 MB of 1000 MB of n1/gpu_1 held" in result.measurement.details[0]
+
+
 def test_slots(book: Book) -> None:
     pool(book, slots=1)
     grant(book, "a1", 1, 1)

@@ -44,8 +44,10 @@ def _excess(replay: Replay, holding: Holding, event: Event) -> str:
     """What the newest grant took that was not there, in words; empty if nothing."""
     device, node = replay.devices[holding.device], replay.nodes[holding.node]
     wrong = []
-    if device.memory_mb is not None and device.memory_held > device.memory_mb and holding.shape.gpu_memory_mb:
-        wrong.append(f"{device.memory_held} MB of {device.memory_mb} MB held")
+    for key in (holding.device, *holding.also):
+        gpu, of = replay.devices[key], f" of {key}" if holding.also else ""
+        if gpu.memory_mb is not None and gpu.memory_held > gpu.memory_mb and holding.shape.gpu_memory_mb:
+            wrong.append(f"{gpu.memory_held} MB of {gpu.memory_mb} MB{of} held")
     if node.ram_mb is not None and node.ram_held > node.ram_mb and holding.shape.ram_mb:
         wrong.append(f"{node.ram_held} MB of {node.ram_mb} MB RAM held")
     if twice := [core for core in holding.cores if node.cores_held[core] > 1]:

@@ -74,7 +74,8 @@ def shape(asked: Asked) -> str:
     """``2048 MB GPU, 2 cores, 4096 MB RAM``; what is not asked for, or not known, is left out."""
     words = []
     if asked.gpu_memory_mb:
-        words.append(f"{asked.gpu_memory_mb} MB GPU")
+        count = getattr(asked, "gpu_count", 1)  # a row of the history has none
+        words.append(f"{count} × {asked.gpu_memory_mb} MB GPU" if count > 1 else f"{asked.gpu_memory_mb} MB GPU")
     if asked.cpu_cores:
         words.append(f"{asked.cpu_cores} core{'s' if asked.cpu_cores != 1 else ''}")
     if asked.ram_mb:
@@ -85,7 +86,7 @@ def shape(asked: Asked) -> str:
 def described(allocation: Allocation) -> str:
     """One allocation, everything that is known of it."""
     cores = ", ".join(str(core) for core in allocation.cpu_cores)
-    device = f"{allocation.node}/{allocation.device_id}" if allocation.node else None
+    device = f"{allocation.node}/{', '.join(allocation.device_ids)}" if allocation.node else None
     rows: list[tuple[str, Any]] = [
         ("allocation", allocation.allocation_id),
         ("task", allocation.task_id),
@@ -98,7 +99,7 @@ def described(allocation: Allocation) -> str:
         ("strategy", allocation.strategy.value),
         ("position", allocation.queue_position or None),
         ("device", device),
-        ("GPU", allocation.gpu_uuid),
+        ("GPU", ", ".join(allocation.gpu_uuids) or None),
         ("cores", cores or None),
         ("worker", allocation.worker),
         ("token", allocation.token or None),
