@@ -192,10 +192,10 @@ class Reference:
             return None
         ranks: dict[Strategy, Callable[[Device], Any]] = {
             Strategy.FIRST_FIT: lambda d: d.order,
-            Strategy.SPREAD: lambda d: (-self.memory_free(d), -self.cores_free(self.nodes[d.node]), d.order),
+            Strategy.SPREAD: lambda d: (-self.memory_free(d), -self.beside(d), d.order),
             Strategy.FGD: lambda d: (-self.gradient(claim, [d]), d.order),
         }
-        usual = lambda d: (self.memory_free(d), self.cores_free(self.nodes[d.node]), d.order)  # noqa: E731
+        usual = lambda d: (self.memory_free(d), self.beside(d), d.order)  # noqa: E731
         rank = ranks.get(claim.strategy, usual)
         sets = [sorted(sorted(nodes[n], key=rank)[:count], key=lambda d: d.order) for n in {d.node for d in fitting}]
         if claim.strategy is Strategy.FGD:

@@ -89,10 +89,15 @@ local function emptiest_in(ix, need, cache)
     local found = call("ZREVRANGEBYSCORE", K.index .. ix, high, low, "WITHSCORES", "LIMIT", offset, chunk)
     for i = 1, #found, 2 do
       if has_room(cache, string.sub(found[i], 10), need) then
-        local score = found[i + 1]
-        for _, member in ipairs(call("ZRANGEBYSCORE", K.index .. ix, score, score)) do
-          local dkey = string.sub(member, 10)
-          if has_room(cache, dkey, need) then return dkey, member, tonumber(score) end
+        local score, from, some = found[i + 1], 0, 4
+        local same = found
+        while #same > 0 do
+          same = call("ZRANGEBYSCORE", K.index .. ix, score, score, "LIMIT", from, some)
+          for _, member in ipairs(same) do
+            local dkey = string.sub(member, 10)
+            if has_room(cache, dkey, need) then return dkey, member, tonumber(score) end
+          end
+          from, some = from + some, 256
         end
       end
     end
