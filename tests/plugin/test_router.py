@@ -67,6 +67,7 @@ def test_default_requirements_are_not_for_celerys_own_tasks(make_app: Callable[.
         ({"resources": {"gpu": 1}}, "gpu=1: unknown requirement"),
         ({"resources": 2048}, "resources=2048: must be a mapping"),
         ({"resources": {}, "strategy": "worst_fit"}, "strategy='worst_fit': unknown strategy; known are first_fit"),
+        ({"resources": {"gpu_memory_mb": 1, "gpu_count": 2}}, "gpu_count=2: a Celery task runs on one GPU"),
     ],
 )
 def test_what_is_malformed_is_refused_at_the_call(
@@ -75,6 +76,25 @@ def test_what_is_malformed_is_refused_at_the_call(
     """The error names the key, the value and the rule."""
     with pytest.raises(RequirementsError, match=problem.replace("(", r"\(")):
         make_app().send_task("anything", **options)
+
+
+def test_a_registered_strategy_is_one_like_the_others(make_app: Callable[..., Celery]) -> None:
+    """In the call, the decorator, a route and the setting; without being registered it is refused."""
+    mine = {"allocator_strategies": {"mine": "mine.lua"}, "allocator_default_resources": {"cpu_cores": 1}}
+    app = make_app(**mine)
+
+    @app.task(name="decorated", strategy="mine", shared=False)
+    def decorated() -> None:
+        """Nothing to do."""
+
+    assert app.amqp.router.route({"strategy": "mine"}, "work")["strategy"] == Strategy("mine")
+    assert route(app, "decorated")["strategy"] == Strategy("mine")
+    assert route(app, "work")["strategy"] is Strategy.BEST_FIT
+    app.conf.update(task_routes={"work": {"strategy": "mine"}})
+    assert route(app, "work")["strategy"] == Strategy("mine")
+    assert route(make_app(allocator_strategy="mine", **mine), "work")["strategy"] == Strategy("mine")
+    with pytest.raises(RequirementsError, match=r"known are first_fit, best_fit, priority, spread, fgd$"):
+        make_app().send_task("anything", resources={"cpu_cores": 1}, strategy="mine")
 
 
 def test_routes_may_change_later(make_app: Callable[..., Celery]) -> None:
