@@ -22,39 +22,46 @@ local function lane_parts(lane)
   return shape or "", pace or "", tenant or ""
 end
 
--- The one reservation there is (see _reserve), or false.
+-- nil for what is no shape.
+local function need_of(shape)
+  local g, c, r, kind = string.match(shape, "^(%d+):(%d+):(%d+):(%a)$")
+  return g and { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
+end
+
+-- The one reservation there is (see _reserve), or false. One that cannot be read is none: the next one is written over it.
 local seat
 local function reservation()
   if seat == nil then
     local v = call("HMGET", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape")
-    seat = v[1] and { id = v[1], dkey = v[2] ~= "" and v[2], at = tonumber(v[3] or ""), since = tonumber(v[4] or now),
-      by = tonumber(v[5] or 0), tenant = v[6] or "", score = tonumber(v[7] or 0), shape = v[8] or "" } or false
+    local score = tonumber(v[7] or nil)
+    seat = v[1] and score and need_of(v[8] or "") and { id = v[1], dkey = node_of(v[2] or "") and v[2], at = tonumber(v[3] or nil),
+      since = tonumber(v[4] or nil) or now, by = tonumber(v[5] or nil) or 0, tenant = v[6] or "", score = score, shape = v[8] } or false
   end
   return seat
 end
 
--- Nodes on which nothing is kept back any more: others may fit there now. A pass looks (see pass_node); where a script makes
--- none, the next tick does.
-local unkept = {}
+-- Nothing is kept back any more on the node of a device: others may fit there now. A pass looks (see pass_unkept); where a
+-- script makes none, the next tick does. Node names hold no slash.
+local unkept = false
 local function free_seat(dkey)
   if not dkey then return end
-  unkept[#unkept + 1] = node_of(dkey)
-  call("HSET", K.reserved, "freed", node_of(dkey))
+  unkept = true
+  call("HSET", K.reserved, "freed", (call("HGET", K.reserved, "freed") or "") .. node_of(dkey) .. "/")
 end
 
--- What waits no longer needs nothing kept for it.
-local function vacate(id)
-  if reservation() and seat.id == id then
-    call("DEL", K.reserved)
-    free_seat(seat.dkey)
-    seat = false
-  end
+-- What waits no longer needs nothing kept for it. stays: it does wait; how often and since when it was passed is not forgotten.
+local function vacate(id, stays)
+  if not reservation() or seat.id ~= id then return end
+  if stays and call("EXISTS", K.alloc .. id) == 1 then call("HSET", K.alloc .. id, "by", seat.by, "since", seat.since) end
+  call("HDEL", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape")
+  free_seat(seat.dkey)
+  seat = false
 end
 
 -- Who goes before the holder of the reservation in its own tenant's line takes it over. Tenants' turns change all the time:
 -- across them the reservation stays where it is, so that it comes to something.
 local function unseat(tenant, score)
-  if reservation() and seat.tenant == tenant and tonumber(score) < seat.score then vacate(seat.id) end
+  if reservation() and seat.tenant == tenant and tonumber(score) < seat.score then vacate(seat.id, true) end
 end
 
 -- a: shape, pace, tenant, score.
@@ -76,13 +83,14 @@ local function close_lane(lane, shape, tenant)
   if call("EXISTS", K.turn .. tenant) == 0 then call("SREM", K.queued, tenant) end
 end
 
-local function dequeue(id, a)
+-- stays: it is in line again at once.
+local function dequeue(id, a, stays)
   local lane, tenant = lane_of(a), a.tenant or ""
   call("ZREM", K.waiting, id)
   call("ZREM", K.line .. lane, id)
   local head = call("ZRANGE", K.line .. lane, 0, 0, "WITHSCORES")
   if head[1] then call("ZADD", K.turn .. tenant, head[2], lane) else close_lane(lane, a.shape, tenant) end
-  vacate(id)
+  vacate(id, stays)
 end
 
 -- nil for what is no shape.

@@ -2,7 +2,7 @@
 -- dequeue touch.
 
 local function move(id, a, score)
-  if a.state == "waiting" then dequeue(id, a) end
+  if a.state == "waiting" then dequeue(id, a, true) end
   a.score = score
   call("HSET", K.alloc .. id, "score", score)
   -- What was said of its start holds no more, and what would be said of others.

@@ -128,11 +128,16 @@ local function below_cap(tenant, before)
   return false
 end
 
+-- The nodes where something was kept back until now.
 local function pass_unkept(out)
-  while #unkept > 0 do
+  while unkept do
+    unkept = false
+    local nodes = call("HGET", K.reserved, "freed") or ""
     call("HDEL", K.reserved, "freed")
-    local other = load_node(table.remove(unkept))
-    if other then pass_one(other, out) end
+    for node in string.gmatch(nodes, "[^/]+") do
+      local n = load_node(node)
+      if n then pass_one(n, out) end
+    end
   end
 end
 
@@ -149,8 +154,7 @@ end
 -- Once per tick: what may pass changes with time, and with what is learned.
 local function pass_kept(out)
   review()
-  local freed = call("HGET", K.reserved, "freed")
-  if freed then unkept[#unkept + 1] = freed end
+  if call("HEXISTS", K.reserved, "freed") == 1 then unkept = true end
   local r = reservation()
   pass_node(r and r.dkey and load_node(node_of(r.dkey)) or nil, out)
 end
@@ -175,8 +179,10 @@ local function find_room(id, a, need)
   need.id, need.tenant, need.score = id, a.tenant, tonumber(a.score)
   if capped(a.tenant, need) then return nil end
   if call("EXISTS", K.shapes) == 1 then
+    if BACKFILL == "none" and somebody_before(a.tenant) then return nil end
     -- Who is behind others of its own lane does not fit either, or may not pass.
-    if BACKFILL == "none" and somebody_before(a.tenant) or call("EXISTS", K.line .. lane_of(a)) == 1 then return nil end
+    local head = call("ZRANGE", K.line .. lane_of(a), 0, 0, "WITHSCORES")
+    if head[1] and tonumber(head[2]) < need.score then return nil end
     need.run = run_ms(a.name, a.size, a.xrt)
     guard()
   end

@@ -6,8 +6,8 @@
 -- it: nothing is granted there but what leaves room for it already. On all other nodes nothing is held back.
 -- There is one reservation at a time. Its holder keeps it until it is granted, or does not wait any more, or one of the
 -- same tenant comes before it (see unseat). So each that becomes first starts, and the next one becomes first.
-local MOST_SEATS = 32 -- devices looked at, of each index, those with most free memory first
-local MOST_HEADS = 16 -- heads of lanes looked at for one that any device could hold
+local MOST_SEATS, MOST_DEVICES = 32, 1024 -- devices that could hold it, and devices, looked at: those with most free memory first
+local MOST_HEADS = 16 -- heads of lanes looked at for one that a device could hold now
 local debut -- id of one that goes before the holder because its tenant holds nothing
 
 -- The first of a lane, with its record. A name without one that waits here is damage: it is taken out, so that those behind
@@ -39,8 +39,8 @@ local function holders_of(node, n)
       local v = call("HMGET", K.alloc .. id, "shape", "name", "size", "xrt", "s_ms", "g_ms", "dev")
       local need = v[1] and need_of(v[1])
       if need then
-        local since = tonumber(v[5] or v[6] or now)
-        local run = run_ms(v[2], v[3], v[4], now - since)
+        local since = tonumber(v[5] or v[6] or nil) or now
+        local run = run_ms(v[2] or "", v[3], v[4], now - since)
         local ends = run and since + run or math.huge
         if need.kind == "m" then ends = math.min(ends, tonumber(call("ZSCORE", K.manual, id) or math.huge)) end
         -- Of one on several devices, cores, RAM and slot are taken once.
@@ -113,6 +113,21 @@ local function shadow(need, dkey, n)
   return left
 end
 
+-- Whether a capacity class (memory:cores:RAM) could hold `need` when empty.
+local function class_holds(class, need)
+  local g, c, r = string.match(class or "", "^(%d+):(%d+):(%d+)$")
+  return g and tonumber(g) >= need.g and tonumber(c) >= need.c and tonumber(r) >= need.r
+end
+
+-- When `need` will fit on a device and what is left then (see shadow); nil if that takes no such claim.
+local function outlook(need, dkey)
+  local n = load_node(node_of(dkey))
+  local fleet = n and fleet_of(n)
+  local at = fleet and find_in(fleet, dkey)
+  local mode = at and fleet[at + 1]
+  if mode == "w" or (mode == "h" and need.kind == "m") then return shadow(need, dkey, n) end
+end
+
 -- The device on which `need` will fit first, as far as that is known; else the one with most memory free. And what `shadow`
 -- says of it. nil if no device takes such a claim.
 local function seat_for(need)
@@ -120,16 +135,22 @@ local function seat_for(need)
   local low, high = -CPU / 2, "+inf"
   if need.g == 0 then low, high = "-inf", -CPU / 2 end
   for _, ix in ipairs(need.kind == "t" and { "sched", "idle" } or { "idle", "sched" }) do
-    for _, member in ipairs(call("ZREVRANGEBYSCORE", K.index .. ix, high, low, "LIMIT", 0, MOST_SEATS)) do
-      local dkey = string.sub(member, 10)
-      local n = load_node(node_of(dkey))
-      local fleet = fleet_of(n)
-      local takes = need.kind == "m" or fleet[find_in(fleet, dkey) + 1] == "w"
-      local left = takes and shadow(need, dkey, n)
-      if left and (not best or left.at < best_left.at or (left.at == best_left.at and left.free > best_left.free)) then
-        best, best_left = dkey, left
+    local offset, seats, found = 0, 0, nil
+    repeat
+      found = call("ZREVRANGEBYSCORE", K.index .. ix, high, low, "LIMIT", offset, MOST_SEATS)
+      for _, member in ipairs(found) do
+        local dkey = string.sub(member, 10)
+        -- Those that are too small when empty do not count: a large one that is full stands behind all of them.
+        local left = class_holds(call("HGET", K.dev .. dkey, "class"), need) and outlook(need, dkey)
+        if left then
+          seats = seats + 1
+          if not best or left.at < best_left.at or (left.at == best_left.at and left.free > best_left.free) then
+            best, best_left = dkey, left
+          end
+        end
       end
-    end
+      offset = offset + MOST_SEATS
+    until #found < MOST_SEATS or seats >= MOST_SEATS or offset >= MOST_DEVICES
   end
   return best, best_left
 end
@@ -144,23 +165,38 @@ end
 
 -- Make the first in line that some device could hold the holder of the reservation.
 local function reserve()
-  local looked = 0
+  local looked, classes, nowhere = 0, call("HKEYS", K.classes), {}
+  local function hopeless(need)
+    for _, other in ipairs(nowhere) do
+      if other.kind == need.kind and need.g >= other.g and need.c >= other.c and need.r >= other.r and (need.g > 0) == (other.g > 0) then
+        return true
+      end
+    end
+    for _, class in ipairs(classes) do if class_holds(class, need) then return false end end
+    return true
+  end
   for _, tenant in ipairs(turns()) do
-    for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, MOST_HEADS - 1)) do
-      local id, a = head_of(lane)
-      local need = id and need_of(a.shape)
-      if id and not capped(tenant, need) then
-        local dkey, left = seat_for(need)
+    for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do
+      local need = need_of(lane_parts(lane))
+      if need and not hopeless(need) and not capped(tenant, need) then
+        local id, a = head_of(lane)
+        local dkey, left
+        if id then dkey, left = seat_for(need) end
         if dkey then
-          seat = { id = id, tid = a.tid, since = now, by = 0, tenant = tenant, score = tonumber(a.score), shape = a.shape }
-          call("HSET", K.reserved, "id", id, "dev", "", "at", "", "since", NOW, "by", 0, "tenant", tenant, "score", a.score,
-            "shape", a.shape)
+          local v = call("HMGET", K.alloc .. id, "since", "by")
+          seat = { id = id, tid = a.tid, since = tonumber(v[1] or nil) or now, by = tonumber(v[2] or nil) or 0, tenant = tenant,
+            score = tonumber(a.score), shape = a.shape }
+          call("HSET", K.reserved, "id", id, "dev", "", "at", "", "since", string.format("%.0f", seat.since), "by", seat.by,
+            "tenant", tenant, "score", a.score, "shape", a.shape)
           if left.at < math.huge then take_seat(seat, dkey, left.at) end
           return
         end
+        if id then
+          nowhere[#nowhere + 1] = need
+          looked = looked + 1
+          if looked == MOST_HEADS then return end
+        end
       end
-      looked = looked + 1
-      if looked == MOST_HEADS then return end
     end
   end
 end
@@ -244,20 +280,22 @@ local function review()
   if not a or a.state ~= "waiting" then return vacate(r.id) end
   local need = need_of(r.shape)
   -- Its tenant has reached its cap: nothing is kept for what may not start.
-  if capped(r.tenant, need) then return vacate(r.id) end
-  if not r.dkey or (r.at and r.at > now) then return guard() end
+  if capped(r.tenant, need) then return vacate(r.id, true) end
+  local here = r.dkey and outlook(need, r.dkey)
+  if here and r.at and r.at > now then return end
   local dkey, left = seat_for(need)
-  if not dkey then
+  -- No device could hold it now: it is somebody else's turn to be kept something.
+  if not dkey then return vacate(r.id, true) end
+  if here and not (left.at < here.at) then dkey, left = r.dkey, here end
+  local known = left.at < math.huge
+  if not known and not overdue(r) then
     free_seat(r.dkey)
     call("HSET", K.reserved, "dev", "", "at", "")
     r.dkey, r.at = false, nil
   elseif dkey == r.dkey then
-    r.at = left.at < math.huge and left.at or nil
-    call("HSET", K.reserved, "at", r.at and string.format("%.0f", r.at) or "")
-  elseif left.at < math.huge then
-    local n = load_node(node_of(r.dkey))
-    local at = n and find_in(fleet_of(n), r.dkey)
-    local here = at and fleet_of(n)[at + 1] ~= "x" and shadow(need, r.dkey, n)
-    if not here or left.at < here.at then take_seat(r, dkey, left.at) end
+    r.at = known and left.at or nil
+    call("HSET", K.reserved, "at", known and string.format("%.0f", r.at) or "")
+  else
+    take_seat(r, dkey, known and left.at or nil)
   end
 end

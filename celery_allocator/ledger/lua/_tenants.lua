@@ -24,13 +24,18 @@ local function charge(tenant, need, sign)
   end
 end
 
--- What an operator or the settings say of it: weight, gpu_memory_mb, cpu_cores, ram_mb, tasks. {} where nothing is.
+-- What an operator or the settings say of a tenant, as recorded: weight, gpu_memory_mb, cpu_cores, ram_mb, tasks. What is
+-- no number is not said.
+local function read_quota(text)
+  local ok, q = pcall(cjson.decode, text or "{}")
+  local out = {}
+  for name, value in pairs(ok and type(q) == "table" and q or {}) do if type(value) == "number" then out[name] = value end end
+  return out
+end
+
 local quotas_read = {}
 local function quota_of(tenant)
-  if quotas_read[tenant] == nil then
-    local ok, q = pcall(cjson.decode, call("HGET", K.quotas, tenant) or "{}")
-    quotas_read[tenant] = ok and type(q) == "table" and q or {}
-  end
+  if quotas_read[tenant] == nil then quotas_read[tenant] = read_quota(call("HGET", K.quotas, tenant)) end
   return quotas_read[tenant]
 end
 
@@ -56,7 +61,7 @@ local function totals()
 end
 
 local function share_of(u, q, all)
-  local weight = tonumber(q.weight or 1) or 1
+  local weight = q.weight or 1
   return math.max(u.g / all.g, u.c / all.c, u.r / all.r) / (weight > 0 and weight or 1)
 end
 
@@ -70,8 +75,7 @@ local function turns()
     local some = { unpack(names, from, math.min(#names, from + 499)) }
     local used, quotas = call("HMGET", K.used, unpack(some)), call("HMGET", K.quotas, unpack(some))
     for i, name in ipairs(some) do
-      local ok, q = pcall(cjson.decode, quotas[i] or "{}")
-      q = ok and type(q) == "table" and q or {}
+      local q = read_quota(quotas[i])
       shares[name] = share_of(use_of(used[i]), q, all)
       before[name] = eased[name] and share_of(eased[name], q, all) or shares[name]
     end
