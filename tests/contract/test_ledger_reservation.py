@@ -376,3 +376,13 @@ def test_a_damaged_reservation_stops_nothing(pools: Pools, damage: dict[str, str
     assert cluster.ends("holder")[0] == "big"
 
 
+def test_lines_and_quotas_that_cannot_be_read_stop_nothing(pools: Pools) -> None:
+    cluster = begin(pools)
+    prefix = f"{{allocator:{cluster.ledger.pool}}}:"
+    cluster.ledger.client.zadd(f"{prefix}turn:", {"no lane": -1e15, "a/b": 0, "x:y:z:t//": 1})
+    for i, quota in enumerate(('{"tasks": "few"}', '{"weight": "heavy"}', "[1]", "null", '{"tasks": null}', "{")):
+        cluster.ledger.client.hset(f"{prefix}quotas", f"t{i}", quota)
+        cluster.submit(300, tenant=f"t{i}")
+    cluster.ticks(1)
+    assert "big" in cluster.ends("holder")
+    assert cluster.ledger.repair().left == ()
