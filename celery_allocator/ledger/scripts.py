@@ -20,6 +20,8 @@ _FUNCTION = re.compile(r"^local function (\w+)\((?:[^\n]* end\n|.*?\nend\n)", re
 _USES = re.compile(r"^-- uses:((?: \w+)+)$", re.MULTILINE)
 #: What the server is told of an operation (``allow-oom``, ``no-writes``), separated by commas.
 _FLAGS = re.compile(r"^-- flags: ([a-z,-]+)$", re.MULTILINE)
+#: Numbers that a library names.
+_CONSTANTS = re.compile(r"^local ([A-Z_]+(?:, [A-Z_]+)*) = ([\d.]+(?:, [\d.]+)*)(?: *--[^\n]*)?\n", re.MULTILINE)
 #: Where ``_place.lua`` takes the strategies in.
 _STRATEGIES = "-- strategies\n"
 #: The strategy of an allocation whose own is not known here.
@@ -117,7 +119,7 @@ def load(name: str, registered: tuple[Fragment, ...] = ()) -> Script:
     flags = _FLAGS.search(body)
     first = f"#!lua flags={flags.group(1)}\n" if flags else "#!lua\n"
     # A function has room for 200 local names: the operation's own are in another one than those of its libraries.
-    library = _reached("\n".join(parts), body)
+    library, body = _inlined(_reached("\n".join(parts), body), body)
     source = first + keys.render(f"{library}local function main()\n{body}end\nreturn main()\n")
     sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
     return Script(name, source, sha, flags is not None and "no-writes" in flags.group(1).split(","))
@@ -134,6 +136,18 @@ def _reached(library: str, body: str) -> str:
         kept |= new
         words = {word for name in new for word in re.findall(r"\w+", functions[name])}
     return _FUNCTION.sub(lambda match: match.group() if match.group(1) in kept else "", library)
+
+
+def _inlined(library: str, body: str) -> tuple[str, str]:
+    """Both with the numbers that ``library`` names put where they are used: these are no local names then."""
+    numbers: dict[str, str] = {}
+    for names, values in _CONSTANTS.findall(library):
+        numbers.update(zip(names.split(", "), values.split(", "), strict=True))
+    if not numbers:
+        return library, body
+    used = re.compile(rf"\b(?:{'|'.join(numbers)})\b")
+    rest = _CONSTANTS.sub("", library)
+    return tuple(used.sub(lambda match: numbers[match.group()], text) for text in (rest, body))  # type: ignore[return-value]
 
 
 def run(client: redis.Redis, name: str, prefix: str, *args: Any, registered: tuple[Fragment, ...] = ()) -> Any:

@@ -1,4 +1,4 @@
-"""EASY backfilling: what is kept for the first in line that does not fit, who may pass it, and when it is somebody else's."""
+"""EASY backfilling: what is kept for the first in line that does not fit, who may pass it, when it is another's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AGES = 1e7
 
 
 def begin(pools: Pools, *, known: bool = True, cores: int = 8, **options: float) -> LedgerPool:
-    """One device of 10,000 MB; ``holder`` has 6,000 of it for 100 seconds (or nobody knows); ``big`` waits for 8,000."""
+    """One device of 10,000 MB: ``holder`` has 6,000 for 100 seconds (or nobody knows), ``big`` waits for 8,000."""
     cluster = pools(**options)
     cluster.node(cores=cores, slots=20, lease_s=AGES)
     cluster.running(6_000, id="holder", expected_runtime_s=100 if known else 0)
@@ -53,7 +53,7 @@ def test_what_is_left_beside_the_big_one_may_be_had_for_any_time(pools: Pools) -
 
 @pytest.mark.parametrize(("cores", "ram"), [(1, 0), (0, 1_000)])
 def test_cores_and_ram_of_the_node_are_kept_too(pools: Pools, cores: int, ram: int) -> None:
-    """For one that waits for a device; on the other device of its node as well. One core, 1,000 MB RAM are left beside it."""
+    """On the other device of its node as well. Beside the big one, one core and 1,000 MB of RAM are left."""
     cluster = pools()
     cluster.node(gpus=(10_000, 10_000), cores=8, ram=8_000, slots=20)
     cluster.running(6_000, 3, 4_000, id="holder", expected_runtime_s=100)

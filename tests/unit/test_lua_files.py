@@ -51,6 +51,15 @@ def test_an_operation_has_room_for_any_number_of_strategies(name: str, ledger_cl
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_has_room_for_more_names(name: str, ledger_client: redis.Redis) -> None:
+    """Before a library's next function is the one too many, of which the server tells in another script."""
+    more = "".join(f"local more_{i}\n" for i in range(10))
+    source = scripts.load(name).source.replace("local function main()", more + "local function main()")
+    assert more in source
+    assert ledger_client.script_load(source)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_opens_with_its_header(name: str) -> None:
     text = scripts.read(name)
     header = re.match(r"(?:--[^\n]*\n)+", text)
