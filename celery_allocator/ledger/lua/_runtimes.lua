@@ -13,7 +13,9 @@ local function middle_of(bucket) return bucket == 0 and 1 or 2 * math.exp(bucket
 -- What cannot be read is nothing: it is learned anew.
 local function sketch(packed)
   local ok, s = pcall(cmsgpack.unpack, packed or "")
-  return ok and type(s) == "table" and type(s[1]) == "number" and type(s[2]) == "number" and #s % 2 == 0 and s or { 0, 0 }
+  local whole = ok and type(s) == "table" and #s >= 4 and #s % 2 == 0
+  for i = 1, whole and #s or 0 do whole = whole and type(s[i]) == "number" and s[i] >= 0 end -- what is no number is not >= 0
+  return whole and s or { 0, 0 }
 end
 
 -- One value more. decay: weight of the newest, once there are 1 / decay of them.
@@ -42,7 +44,7 @@ local function quantile(s, q, above)
   for i = 3, #s, 2 do
     if s[i] > from then
       sum, last = sum + s[i + 1], s[i]
-      if sum >= q * total then break end
+      if sum >= q * total - 1e-9 then break end -- sums of tenths are not exact
     end
   end
   return middle_of(last)
@@ -66,6 +68,7 @@ local function learn_run(name, size, ms, decay)
   local fields = { "*", name }
   if (size or "") ~= "" then fields[3] = run_field(name, size) end
   local found, out = call("HMGET", K.runtimes, unpack(fields)), {}
+  ms = math.max(0, ms) -- the clock may have been put back
   for i, field in ipairs(fields) do
     out[#out + 1], out[#out + 2] = field, cmsgpack.pack(absorb(sketch(found[i]), ms, decay))
     known_runs[field] = nil
