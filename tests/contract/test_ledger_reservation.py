@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ Pools = Callable[..., LedgerPool]
 AGES = 1e7
 
 
-def begin(pools: Pools, *, known: bool = True, cores: int = 8, **options: float) -> LedgerPool:
+def begin(pools: Pools, *, known: bool = True, cores: int = 8, **options: Any) -> LedgerPool:
     """One device of 10,000 MB: ``holder`` has 6,000 for 100 seconds (or nobody knows), ``big`` waits for 8,000."""
     cluster = pools(**options)
     cluster.node(cores=cores, slots=20, lease_s=AGES)
@@ -21,7 +22,7 @@ def begin(pools: Pools, *, known: bool = True, cores: int = 8, **options: float)
     return cluster
 
 
-def state(cluster: LedgerPool, gpu: int, cores: int = 1, ram: int = 0, *, seconds: int = 0, **options: object) -> str:
+def state(cluster: LedgerPool, gpu: int, cores: int = 1, ram: int = 0, *, seconds: int = 0, **options: Any) -> str:
     return cluster.submit(gpu, cores, ram, expected_runtime_s=seconds, **options).allocation.state.value
 
 
