@@ -26,6 +26,7 @@ from celery_allocator.operations.outcome import Outcome
 from celery_allocator.operations.plan import Plan, describe, plan_redo, plan_undo, subject
 from celery_allocator.operations.registry import COMMANDS, command
 from celery_allocator.operations.selecting import NOT_GRANTED, Selection, not_granted, select
+from celery_allocator.operations.tenancy import ResetTenant, SetTenant
 
 __all__ = [
     "COMMANDS",
@@ -47,8 +48,10 @@ __all__ = [
     "Plan",
     "Priority",
     "Release",
+    "ResetTenant",
     "Resume",
     "Selection",
+    "SetTenant",
     "Uncordon",
     "Unhold",
     "command",

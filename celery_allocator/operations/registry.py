@@ -23,11 +23,13 @@ from celery_allocator.operations.commands import (
     Uncordon,
     Unhold,
 )
+from celery_allocator.operations.tenancy import ResetTenant, SetTenant
 
 _ALL: tuple[type[Command], ...] = (
     *(Cordon, Drain, Uncordon, Pause, Resume),
     *(Priority, Front, Hold, Unhold, Cancel, Release, Allocate),
     *(OpenBreaker, CloseBreaker),
+    *(SetTenant, ResetTenant),
 )
 #: Every command by the name of its action.
 COMMANDS: dict[str, type[Command]] = {kind.action: kind for kind in _ALL}

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from celery_allocator.ledger import Ledger
-from celery_allocator.model import Allocation, ClusterState, State
+from celery_allocator.ledger import Ledger, Reservation, Runtime
+from celery_allocator.model import Allocation, ClusterState, Kind, State
 from celery_allocator.overview.reasons import Reason, lacking, places, why
 
-#: Name under which the ledger keeps the mean run time of all.
+#: Name under which the ledger keeps the run times of all.
 _ALL = "*"
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds something of a place. ``ends_at``: by the mean run time of its name, seconds since the epoch; ``None``
-    where none is known yet, or it has run for longer already.
+    """Who holds something of a place. ``ends_at``: seconds since the epoch, by the run times of its name (half of them
+    are shorter; where it has run for longer, nine of ten) or the end of its TTL; ``None``: nobody knows.
     """
 
     allocation: Allocation
@@ -35,11 +35,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why an allocation is not running; ``places`` by how little lacks there, for what waits in line."""
+    """Why an allocation is not running; ``places`` by how little lacks there, for what waits in line.
+
+    ``reservation``: what is kept for the first in line that does not fit, which may be another one.
+    """
 
     allocation: Allocation
     reason: Reason
     places: tuple[Place, ...]
+    reservation: Reservation | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the reservation is its own."""
+        return self.reservation is not None and self.reservation.allocation_id == self.allocation.allocation_id
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON-ready data."""
@@ -54,6 +63,9 @@ class Explanation:
             "estimated_start_at": a.estimated_start_at,
             "estimated_start_p90_at": a.estimated_start_p90_at,
             "reason": asdict(self.reason),
+            "reservation": None
+            if self.reservation is None
+            else {**asdict(self.reservation), "is_its_own": self.is_first},
             "places": [
                 {
                     "device": place.device,
@@ -81,7 +93,8 @@ def explain(ledger: Ledger, allocation: Allocation) -> Explanation:
         return Explanation(allocation, _not_in_line(allocation), ())
     cluster = ledger.snapshot()
     reason = why(allocation.requirements, allocation.kind, cluster)
-    return Explanation(allocation, reason, _places(allocation, cluster, ledger.held(), ledger.learned()))
+    found = _places(allocation, cluster, ledger.held(), ledger.runtimes())
+    return Explanation(allocation, reason, found, ledger.reservation())
 
 
 def _not_in_line(a: Allocation) -> Reason:
@@ -95,15 +108,16 @@ def _not_in_line(a: Allocation) -> Reason:
 
 
 def _places(
-    wanted: Allocation, cluster: ClusterState, held: tuple[Allocation, ...], means_s: Mapping[str, float]
+    wanted: Allocation, cluster: ClusterState, held: tuple[Allocation, ...], runtimes: tuple[Runtime, ...]
 ) -> tuple[Place, ...]:
+    by_name = {(known.name, known.size): known for known in runtimes}
     found = []
     for node, device in places(wanted.requirements, wanted.kind, cluster):
         lacks = lacking(wanted.requirements, wanted.kind, node, device)
         # Cores and RAM are the node's, memory and slots the device's: whoever holds any of what lacks is in the way.
         of_node = bool(lacks.keys() & {"cpu_cores", "ram_mb"})
         holders = tuple(
-            Holder(a, _ends_at(a, means_s, cluster.at))
+            Holder(a, _ends_at(a, by_name, cluster.at))
             for a in held
             if a.node == node.node and (device.device_id in a.device_ids or of_node) and lacks
         )
@@ -111,8 +125,16 @@ def _places(
     return tuple(sorted(found, key=lambda place: len(place.lacks)))
 
 
-def _ends_at(a: Allocation, means_s: Mapping[str, float], now: float) -> float | None:
-    mean = means_s.get(a.task_name, means_s.get(_ALL))
-    if mean is None or a.started_at is None:
+def _ends_at(a: Allocation, runtimes: Mapping[tuple[str, str], Runtime], now: float) -> float | None:
+    """By hand: the end of its TTL. A task: as most of its name end that have run for so long, or as was said for it."""
+    if a.kind is Kind.MANUAL:
+        return a.expires_at
+    if a.started_at is None:
         return None
-    return a.started_at + mean if a.started_at + mean > now else None
+    asked = a.requirements
+    names = ((a.task_name, asked.size), (a.task_name, ""), (_ALL, ""))
+    known = next((runtimes[name] for name in names if name in runtimes), None)
+    lengths = [known.p50_s, known.p90_s] if known is not None else []
+    if asked.expected_runtime_s:
+        lengths = [min(length, asked.expected_runtime_s) for length in lengths] or [float(asked.expected_runtime_s)]
+    return next((a.started_at + length for length in lengths if a.started_at + length > now), None)

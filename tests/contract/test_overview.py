@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from celery_allocator.ledger import Beat, keys
-from celery_allocator.model import TaskUse, WorkerUse
+from celery_allocator.model import Requirements, TaskUse, WorkerUse
 from celery_allocator.overview import Bar, Match, explain, read_overview, read_waiting
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
@@ -98,13 +98,36 @@ def test_who_is_in_the_way_and_until_when(cluster: LedgerPool) -> None:
         ("n1/gpu_1", {"gpu_memory_mb": (6_000, 0)}),
     ]
     ((holder,), _) = (place.holders for place in found.places)
-    assert (holder.allocation.allocation_id, holder.ends_at) == ("a2", cluster.at + 15)
+    assert holder.allocation.allocation_id == "a2"
+    assert holder.ends_at == pytest.approx(cluster.at + 15, abs=1), "run times are known to within 5 %"
     # Cores are the node's: who holds some of them on the other device is in the way, too.
     found = explain(cluster.ledger, cluster.submit(0, 2).allocation)
     assert [(place.device, dict(place.lacks)) for place in found.places] == [("n1/cpu", {"cpu_cores": (2, 1)})]
     assert [holder.allocation.allocation_id for holder in found.places[0].holders] == ["a2", "a3"]
     cluster.at += 30
     assert {holder.ends_at for place in explain(cluster.ledger, waiting).places for holder in place.holders} == {None}
+
+
+def test_an_end_is_what_was_said_a_ttl_or_what_nine_of_ten_take(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), cores=8)
+    for seconds in (2, 2, 2, 20, 2):
+        done = cluster.running(100, 1)
+        cluster.at += seconds
+        cluster.ledger.release(done.allocation_id, done.token, "success")
+    cluster.running(1_000, 1, id="usual")
+    cluster.by_hand(1_000, 1, id="hand", ttl_s=30)
+    needs = Requirements(1_000, 1, expected_runtime_s=1)
+    cluster.start(cluster.ledger.submit("said", "t", "work", needs, message=b",}").allocation)
+    waiting = cluster.submit(10_000, 1).allocation
+
+    def ends() -> dict[str, float | None]:
+        (place,) = explain(cluster.ledger, waiting).places
+        return {h.allocation.allocation_id: h.ends_at and h.ends_at - cluster.at for h in place.holders}
+
+    assert ends() == {"usual": pytest.approx(2, rel=0.06), "hand": 30, "said": 1}
+    cluster.at += 4
+    # Longer than most: as the longest.
+    assert ends() == {"usual": pytest.approx(16, rel=0.1), "hand": 26, "said": None}
 
 
 def test_what_does_not_wait_for_room_is_told_by_its_state(cluster: LedgerPool) -> None:

@@ -126,6 +126,12 @@ def broken_names(ledger: Ledger) -> Iterator[Word]:
             yield state.name, f"{state.aside} set aside"
 
 
+def tenant_names(ledger: Ledger) -> Iterator[Word]:
+    """Tenants that hold something, wait, or have a quota."""
+    for state in ledger.tenants():
+        yield state.name, f"{state.waiting} waiting"
+
+
 def parked_ids(ledger: Ledger) -> Iterator[Word]:
     """Allocations whose message could not be read."""
     for parked in ledger.parked(_PAGE):

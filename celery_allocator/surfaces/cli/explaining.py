@@ -24,9 +24,9 @@ _WORDS = {"gpu_memory_mb": "MB GPU", "cpu_cores": "cores", "ram_mb": "MB RAM", "
 @json_option
 @pass_console
 def why_command(console: Console, which: str, limit: int, *, as_json: bool) -> None:
-    """Why a task or an allocation is not running yet: what lacks on which devices, and who holds it.
+    """Why a task or an allocation is not running yet: what lacks on which devices, who holds it, what is kept for whom.
 
-    The ends of what runs are estimates, by the mean run time of each name.
+    The ends of what runs are estimates, by the run times of each name.
     """
     console.session.upkeep()
     explained = [explain(console.ledger, allocation) for allocation in named(console.ledger, which)]
@@ -45,12 +45,33 @@ def _told(one: Explanation, limit: int) -> str:
             f"estimated start: {text.dates(a.estimated_start_at, a.estimated_start_p90_at)}."
         )
     head.append(one.reason.text)
+    head += _kept(one)
     rows = list(_rows(one, limit))
     if not rows:
         return "\n".join(head)
     more = f"\n… and {len(one.places) - limit} more devices (--limit)" if len(one.places) > limit else ""
     heads = ("DEVICE", "LACKS", "HELD BY", "NAME", "HOLDS", "FOR", "ENDS PERHAPS")
     return "\n".join(head) + f"\n\n{text.table(heads, rows)}{more}"
+
+
+def _kept(one: Explanation) -> Iterable[str]:
+    """What is kept for it, or for the first in line instead."""
+    kept = one.reservation
+    if kept is None:
+        return
+    first = "it" if one.is_first else kept.allocation_id
+    if kept.device is None:
+        since = text.span(time.time() - kept.since)
+        times = "once" if kept.passed == 1 else f"{kept.passed} times"
+        yield (
+            f"The first in line is {first}: passed {times} in {since}. Run times are not known, so a device is emptied "
+            "for it when that is too much (allocator_max_bypass)."
+        )
+    elif kept.starts_at is None:
+        yield f"{kept.device} is emptied for {first}: nothing is granted there that would be in its way."
+    else:
+        fits = iso_utc(kept.starts_at)
+        yield f"{kept.device} is kept for {first}: by the run times of what runs there it fits at {fits}."
 
 
 def _rows(one: Explanation, limit: int) -> Iterable[tuple[str | None, ...]]:
