@@ -53,7 +53,7 @@ def test_a_plan_says_when_behind_what_waits(run: Run, session: Session, worker: 
 
 def test_a_plan_of_what_can_never_be_is_refused(run: Run, worker: str) -> None:
     assert "can never be met" in run("plan", "--cpu-cores", "999", code=1)
-    assert run("plan", "--cpu-cores", "999", "--json", code=1)["error"]["code"] == "unsatisfiable"
+    assert run("plan", "--cpu-cores", "999", "--json", code=1)["error"]["code"] == "never_fits"
     assert "unknown strategy" in run("plan", "--cpu-cores", "1", "--strategy", "luck", code=2)
     assert "must be at least 0" in run("plan", "--gpu-memory-mb", "-1", code=2)
     run("tenant", "set", "blue", "--cpu-cores", "2")

@@ -24,8 +24,10 @@ end
 
 -- nil for what is no shape.
 local function need_of(shape)
-  local g, c, r, kind = string.match(shape, "^(%d+):(%d+):(%d+):(%a)$")
-  return g and { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind }
+  local g, c, r, kind, several = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*)$")
+  local k = several == "" and 1 or tonumber(string.match(several or "", "^:(%d+)$"))
+  if not k or (k < 2 and several ~= "") then return nil end
+  return { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind, k = k }
 end
 
 -- The one reservation there is (see _reserve), or false. One that cannot be read is none: the next one is written over it.
@@ -91,12 +93,4 @@ local function dequeue(id, a, stays)
   local head = call("ZRANGE", K.line .. lane, 0, 0, "WITHSCORES")
   if head[1] then call("ZADD", K.turn .. tenant, head[2], lane) else close_lane(lane, a.shape, tenant) end
   vacate(id, stays)
-end
-
--- nil for what is no shape.
-local function need_of(shape)
-  local g, c, r, kind, several = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*)$")
-  local k = several == "" and 1 or tonumber(string.match(several or "", "^:(%d+)$"))
-  if not k or (k < 2 and several ~= "") then return nil end
-  return { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind, k = k }
 end

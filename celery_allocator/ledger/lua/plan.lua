@@ -1,6 +1,6 @@
 -- Where and when a task would start if it were submitted now.
 -- flags: no-writes
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass never
 -- KEYS: prefix. ARGV from 5: task name, GPU MB, cores, RAM MB, GPUs, priority, strategy, kind (t|m), tenant, size, how long it will run
 --   at most in ms or "".
 -- Reply: {"now", node/device, now} | {"later", position, p50 ms or "", p90 ms or "", dimension of its tenant's cap that it waits for
@@ -11,6 +11,8 @@ local shape = ARGV[6] .. ":" .. ARGV[7] .. ":" .. ARGV[8] .. ":" .. ARGV[12] .. 
 local need = need_of(shape)
 local cap, most = capped(tenant, need, use_of(""))
 if cap then return { "never", cap, most, tenant } end
+cap, most = never(need)
+if cap then return { "never", cap, most } end
 
 local arr = arrival(now, tonumber(call("HGET", K.meta, "arr") or nil))
 local a = { id = "", name = name, shape = shape, tenant = tenant, size = size, xrt = xrt, score = line_score(tonumber(ARGV[10]), arr),

@@ -1,5 +1,5 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass room
+-- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass room never
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "",
 --   size, how long it will run at most in ms or "", how many GPUs.
@@ -19,41 +19,6 @@ if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
 end
 
 local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind .. (need.k > 1 and ":" .. need.k or "")
-
--- Could any known device ever hold it? Capacity classes are few, whatever the number of devices.
-local function never(classes)
-  local most, any = { g = 0, c = 0, r = 0 }, false
-  for _, class in ipairs(classes) do
-    local g, c, r = string.match(class, "(%d+):(%d+):(%d+)")
-    g, c, r = tonumber(g), tonumber(c), tonumber(r)
-    any = true
-    if g >= need.g and c >= need.c and r >= need.r then return nil end
-    if g > most.g then most.g = g end
-    -- The largest number of cores, and of RAM, among those that pass the dimensions before it.
-    if g >= need.g and c > most.c then most.c = c end
-    if g >= need.g and c >= need.c and r > most.r then most.r = r end
-  end
-  if not any then return nil end
-  if most.g < need.g then return "gpu_memory_mb", most.g end
-  if most.c < need.c then return "cpu_cores", most.c end
-  return "ram_mb", most.r
-end
-
--- The same for several GPUs of one node: the most that any known node has of those that are large enough. Looked up where
--- they are asked for, and none is free.
-local function too_many()
-  local most = 0
-  for _, node in ipairs(call("SMEMBERS", K.known)) do
-    local count = 0
-    for _, device in ipairs(split(call("HGET", K.node .. node, "devs"))) do
-      local g, c, r = string.match(call("HGET", K.dev .. node .. "/" .. device, "class") or "", "(%d+):(%d+):(%d+)")
-      if g and tonumber(g) >= need.g and tonumber(c) >= need.c and tonumber(r) >= need.r then count = count + 1 end
-    end
-    if count >= need.k then return nil end
-    most = math.max(most, count)
-  end
-  return most
-end
 
 -- What its tenant may never hold: its cap is below it.
 local function forbidden()
@@ -96,11 +61,8 @@ local aside = dkey and not admits(a, need.kind)
 if aside then dkey = nil end
 
 if not dkey and not aside and ARGV[18] == "raise" then
-  local classes = call("HKEYS", K.classes)
-  local dimension, largest = never(classes)
+  local dimension, largest = never(need)
   if dimension then return { "never", dimension, largest } end
-  local most = need.k > 1 and classes[1] and too_many()
-  if most then return { "never", "gpu_count", most } end
   local no = forbidden()
   if no then return no end
 end
