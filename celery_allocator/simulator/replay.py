@@ -21,7 +21,7 @@ from celery_allocator.simulator.cluster import INCARNATION, Cluster, classes_of,
 from celery_allocator.simulator.trace import TraceTask
 
 #: When every simulation begins, in seconds since the epoch: two runs have the same times in their ledgers.
-EPOCH_S = 1_700_000_000.0
+EPOCH_S = 1_800_000_000.0
 #: Room for any trace; nobody reads the events.
 OPTIONS = Options(max_waiting=10_000_000, events_maxlen=1000)
 #: Ticks that are waited for, at the end, for what waits beside nothing that runs.
