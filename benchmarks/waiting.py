@@ -202,12 +202,16 @@ class Adversarial:
 def adversarial(client: redis.Redis, options: Options, *, stated: bool) -> Adversarial:
     """One GPU, never empty: small tasks of 10 s come every 2 s for ten minutes, and after 30 s one of the whole GPU.
 
-    Without ``stated`` run times, and nothing learned yet when the big one comes, the bound is that of passing.
+    Without ``stated`` run times nothing can be learned either, as every task has a name of its own: then the bound is
+    that of passing (``max_bypass`` times or ``max_bypass_s``), and what runs by then.
     """
     client.flushall()
     small = Requirements(2_000, 1, expected_runtime_s=int(SMALL_S) if stated else 0)
     big = Requirements(16_000, 1, expected_runtime_s=60 if stated else 0)
-    tasks = [TraceTask(i * EVERY_S, SMALL_S, small, "small") for i in range(int(STREAM_S / EVERY_S))]
+    tasks = [
+        TraceTask(i * EVERY_S, SMALL_S, small, "small" if stated else f"small-{i}")
+        for i in range(int(STREAM_S / EVERY_S))
+    ]
     tasks.append(TraceTask(BIG_AT_S, 60.0, big, "big"))
     tasks.sort(key=lambda task: task.submit_s)
     there = [NodeInventory("n", tuple(range(64)), 0, (DeviceInventory("gpu_0", 0, "GPU-n-0", "simulated", 16_000),))]
