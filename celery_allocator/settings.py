@@ -104,13 +104,13 @@ class Settings:
     max_bypass_s: float = _setting(300.0, "Seconds after which that is done in any case.")
     age_weight: float = _setting(
         0.0,
-        "Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for good. "
-        "The same in all programs of a pool.",
+        "Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for "
+        "good. The same in all programs of a pool.",
     )
     tenants: Mapping[str, Mapping[str, float]] = _setting(
         {},
-        "Tenants that are not like the others: name → `weight` (1: a tenant of weight 2 gets twice the share) and caps on "
-        "what it may hold at a time: `gpu_memory_mb`, `cpu_cores`, `ram_mb`, `tasks`. Workers tell the ledger at their "
+        "Tenants that are not like the others: name → `weight` (1: a tenant of weight 2 gets twice the share) and caps "
+        "on what it may hold at a time: `gpu_memory_mb`, `cpu_cores`, `ram_mb`, `tasks`. Workers tell the ledger at their "
         "start; what `celery-allocator tenant set` said of a tenant stays.",
     )
     runtime_decay: float = _setting(

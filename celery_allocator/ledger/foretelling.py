@@ -15,8 +15,9 @@ from celery_allocator.model import KIND_CODES, Kind, Requirements, Strategy
 class Plan:
     """Where and when a task would start if it were submitted ``at`` (seconds since the epoch, the ledger's clock).
 
-    ``device``: node/device that it would be granted at once; ``None``: it would wait, at ``position`` in line, and start
-    by ``estimated_start_at`` in one of two cases, by ``estimated_start_p90_at`` in nine of ten (``None``: nobody knows).
+    ``device``: node/device that it would be granted at once; ``None``: it would wait, at ``position`` in line, and
+    start by ``estimated_start_at`` in one of two cases, by ``estimated_start_p90_at`` in nine of ten (``None``: nobody
+    knows).
     ``cap``: the cap of its tenant that it would wait for; empty: none.
     """
 
@@ -33,8 +34,8 @@ class Reservation:
     """What is kept for the first in line that does not fit.
 
     ``device``: node/device, on whose node others are granted only what does not delay it; ``None``: it has been passed
-    ``passed`` times since ``since``, and nothing is kept yet. ``starts_at``: when enough will be free by the run times of
-    what runs there, ``None`` where these are not known: then the device is emptied for it. Times: seconds since the
+    ``passed`` times since ``since``, and nothing is kept yet. ``starts_at``: when enough will be free by the run times
+    of what runs there, ``None`` where these are not known: then the device is emptied for it. Times: seconds since the
     epoch.
     """
 
@@ -75,8 +76,8 @@ class Foretelling(Access):
     ) -> Plan:
         """Where and when such a task would start now. Changes nothing.
 
-        Raises :class:`UnsatisfiableError` if no known device could ever hold it, :class:`TenantCapError` if its tenant's
-        caps are below it.
+        Raises :class:`UnsatisfiableError` if no known device could ever hold it, :class:`TenantCapError` if its
+        tenant's caps are below it.
         """
         req = requirements
         reply = self._run(

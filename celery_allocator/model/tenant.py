@@ -63,8 +63,8 @@ class Quota:
 class TenantState:
     """One tenant at one instant; ``name`` empty: all that name none.
 
-    ``share``: its dominant share (0 to 1), that is the largest of its shares of all GPU memory, cores and RAM, divided by
-    its weight; whose is smallest has the next turn. ``by``: who set its quota, ``settings`` or ``operator``; empty:
+    ``share``: its dominant share (0 to 1), that is the largest of its shares of all GPU memory, cores and RAM, divided
+    by its weight; whose is smallest has the next turn. ``by``: who set its quota, ``settings`` or ``operator``; empty:
     nobody.
     """
 
