@@ -36,7 +36,8 @@ WIDTH = 88
 EVENTS = {
     "delayed": "Submitted with an ETA that lies ahead.",
     "waiting": "Joined the line: nothing had room, or its ETA has come.",
-    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB and kind.",
+    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind and, of several "
+    "GPUs, how many; then `devices` names them all.",
     "started": "Passed the gate of its worker: the task runs.",
     "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
     "`error`: class of the exception, where a task failed.",

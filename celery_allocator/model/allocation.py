@@ -117,6 +117,11 @@ class Allocation:
         return (self.device_id, *(device for device, _ in self.more_devices)) if self.device_id else ()
 
     @property
+    def place(self) -> str:
+        """Where it is, for people: ``n1/gpu_0``, of several GPUs ``n1/gpu_0, gpu_1``; empty while it holds nothing."""
+        return f"{self.node}/{', '.join(self.device_ids)}" if self.node else ""
+
+    @property
     def gpu_ids(self) -> tuple[str, ...]:
         """Every GPU held, ``gpu_id`` first."""
         return self.device_ids if self.requirements.gpu_memory_mb else ()

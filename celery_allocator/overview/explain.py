@@ -101,8 +101,8 @@ def _not_in_line(a: Allocation) -> Reason:
     texts = {
         State.DELAYED: "It does not wait for room yet: its time (ETA or countdown) lies ahead.",
         State.ON_HOLD: f"It is on hold, by {a.on_hold_by or 'an operator'}: it keeps its place and is not granted.",
-        State.GRANTED: f"It is granted {a.node}/{a.device_id}, and its worker has not begun it yet.",
-        State.RUNNING: f"It runs on {a.node}/{', '.join(a.device_ids)}.",
+        State.GRANTED: f"It is granted {a.place}, and its worker has not begun it yet.",
+        State.RUNNING: f"It runs on {a.place}.",
     }
     return Reason(a.state.value, texts.get(a.state, "It has ended."))
 

@@ -86,7 +86,6 @@ def shape(asked: Asked) -> str:
 def described(allocation: Allocation) -> str:
     """One allocation, everything that is known of it."""
     cores = ", ".join(str(core) for core in allocation.cpu_cores)
-    device = f"{allocation.node}/{', '.join(allocation.device_ids)}" if allocation.node else None
     rows: list[tuple[str, Any]] = [
         ("allocation", allocation.allocation_id),
         ("task", allocation.task_id),
@@ -98,7 +97,7 @@ def described(allocation: Allocation) -> str:
         ("tenant", allocation.requirements.tenant or None),
         ("strategy", allocation.strategy.value),
         ("position", allocation.queue_position or None),
-        ("device", device),
+        ("device", allocation.place or None),
         ("GPU", ", ".join(allocation.gpu_uuids) or None),
         ("cores", cores or None),
         ("worker", allocation.worker),

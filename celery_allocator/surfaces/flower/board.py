@@ -163,5 +163,5 @@ class Board:
 
 def _is_meant(one: Running, query: Query) -> bool:
     a = one.allocation
-    on = query.text.lower() in f"{a.node}/{a.device_id} {a.worker or ''}".lower()
+    on = query.text.lower() in f"{a.place} {a.worker or ''}".lower()
     return query.match(a) or (on and Match(tenant=query.tenant or None)(a))

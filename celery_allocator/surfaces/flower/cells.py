@@ -97,7 +97,7 @@ def running_dict(found: list[Running], total: int, limit: int, offset: int) -> d
                 **one.allocation.asked(),
                 "state": one.allocation.state.value,
                 "kind": one.allocation.kind.value,
-                "device": f"{one.allocation.node}/{one.allocation.device_id}",
+                "device": one.allocation.place,
                 "worker": one.allocation.worker,
                 "cores": list(one.allocation.cpu_cores),
                 "granted_at": one.allocation.granted_at,

@@ -93,7 +93,7 @@ def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
         ("priority", allocation.priority),
         ("tenant", asked.tenant),
         ("position", allocation.queue_position or None),
-        ("device", f"{allocation.node}/{allocation.device_id}" if allocation.node else None),
+        ("device", allocation.place or None),
         ("cores", ", ".join(map(str, allocation.cpu_cores))),
         ("worker", allocation.worker),
         ("submitted", iso_utc(allocation.submitted_at)),

@@ -28,7 +28,7 @@ def _since(running: Running, now: float, width: int) -> Pieces:
 
 
 def _device(allocation: Allocation) -> str:
-    return f"{allocation.node}/{allocation.device_id}"
+    return allocation.place
 
 
 RUNNING: tuple[Column[Running], ...] = (
