@@ -34,7 +34,7 @@ COUNTED = (
     "order",
     "classes",
 )
-NODE_FIELDS = ("map", "cfree", "rfree", "fleet")
+NODE_FIELDS = ("map", "cfree", "rfree", "fleet", "mems")
 
 
 def busy(client: redis.Redis) -> LedgerPool:
@@ -46,6 +46,7 @@ def busy(client: redis.Redis) -> LedgerPool:
         cluster.running(2_000, 2, 500, repeatable=True)
         cluster.submit(3_000, 1, expires_at=cluster.at + 500)
         cluster.by_hand(1_000, 1, ttl_s=300)
+    cluster.by_hand(100, 1, 100, id="both", gpu_count=2, ttl_s=250)
     for n in range(8):
         cluster.submit(5_000, 1, priority=n % 3)
     cluster.by_hand(9_500, 1, ttl_s=200)
@@ -68,7 +69,7 @@ def everything(cluster: LedgerPool) -> list[tuple[Any, ...]]:
     """What a caller sees of every allocation."""
     ledger = cluster.ledger
     seen = [
-        (a.allocation_id, a.state, a.token, a.node, a.device_id, a.cpu_cores, a.queue_position)
+        (a.allocation_id, a.state, a.token, a.node, a.device_ids, a.cpu_cores, a.queue_position)
         for a in (*ledger.held(), *ledger.queue(), *ledger.delayed(), *ledger.on_hold())
     ]
     return sorted(seen, key=lambda row: row[0])

@@ -48,6 +48,7 @@ class Desk:
         self.waiting += [cluster.submit(10_000, 2, eta_at=cluster.at + 500).allocation.allocation_id for _ in range(2)]
         self.waiting.append(cluster.submit(10_000, 3, expires_at=cluster.at + 900).allocation.allocation_id)
         self.by_hand = [cluster.by_hand(1_000, 2, 50).allocation.allocation_id for _ in range(3)]
+        self.by_hand.append(cluster.by_hand(500, 1, 50, gpu_count=2).allocation.allocation_id)
         self.operator = Operator(cluster.ledger, Actor("ada", "test", "a reason"), lambda _: None)
         self._made = 0
 

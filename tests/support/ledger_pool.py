@@ -59,8 +59,10 @@ class LedgerPool:
         name = options.pop("id", None) or f"a{next(self._names)}"
         options.setdefault("message", f"message of {name}".encode())
         task_id = options.pop("task_id", f"task of {name}")
-        labels = {name: options.pop(name) for name in ("tenant", "size", "expected_runtime_s") if name in options}
-        requirements = Requirements(gpu, cores, ram, priority, **labels)
+        more = {
+            name: options.pop(name) for name in ("tenant", "size", "expected_runtime_s", "gpu_count") if name in options
+        }
+        requirements = Requirements(gpu, cores, ram, priority, **more)
         return self.ledger.submit(name, task_id, options.pop("task_name", "work"), requirements, **options)
 
     def by_hand(self, gpu: int = 0, cores: int = 1, ram: int = 0, ttl_s: float = 30.0, **options: Any) -> Submitted:
