@@ -159,10 +159,15 @@ class FairnessMachine(RuleBasedStateMachine):
 
     # --- rules
 
-    @rule(need=needs, name=names, kind=st.sampled_from([Kind.TASK, Kind.TASK, Kind.TASK, Kind.MANUAL]), **{
-        "strategy": st.sampled_from(Strategy), "eta_s": st.sampled_from([None, None, None, 3]),
-        "ttl_s": st.sampled_from([8, 60]), "expires_s": st.sampled_from([None, None, 10]),
-    })  # fmt: skip
+    @rule(
+        need=needs,
+        name=names,
+        kind=st.sampled_from([Kind.TASK, Kind.TASK, Kind.TASK, Kind.MANUAL]),
+        strategy=st.sampled_from(Strategy),
+        eta_s=st.sampled_from([None, None, None, 3]),
+        ttl_s=st.sampled_from([8, 60]),
+        expires_s=st.sampled_from([None, None, 10]),
+    )
     def submit(self, need: Requirements, name: str, **how: Any) -> None:
         self.submit_(need, name, **how)
         self.after()
@@ -525,7 +530,7 @@ class FairnessMachine(RuleBasedStateMachine):
     # --- the end
 
     def teardown(self) -> None:
-        """Where everything is open and all that runs ends, everybody gets its turn, but for what could never have one."""
+        """Where everything is open and all that runs ends, everybody gets its turn, but for what can never have one."""
         if not hasattr(self, "ledger"):
             return
         for node in NODES:
