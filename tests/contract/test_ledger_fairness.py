@@ -265,6 +265,26 @@ def test_with_none_nobody_passes_the_first(pools: Pools) -> None:
     assert cluster.ends("holder") == ["big", "small_0", "small_1"]
 
 
+@pytest.mark.parametrize("way", ["release", "cancel", "hold"])
+def test_with_none_the_next_goes_where_it_fits_once_the_first_has_gone(pools: Pools, way: str) -> None:
+    """Room that it has had all along, on a node where nothing changed."""
+    cluster = pools(backfill="none")
+    cluster.node("n1", gpus=(10_000,), lease_s=AGES)
+    cluster.running(10_000, id="holder")
+    cluster.submit(10_000, id="first")
+    cluster.node("n2", gpus=(4_000,), lease_s=AGES)
+    cluster.submit(4_000, id="next")
+    assert cluster.state("next") == "waiting"
+    if way == "release":
+        assert cluster.ends("holder") == ["first", "next"]
+    elif way == "cancel":
+        cluster.ledger.cancel("first")
+        assert cluster.ticks(1) == ["next"]
+    else:
+        cluster.ledger.hold("first")
+        assert cluster.ticks(1) == ["next"]
+
+
 def stream(cluster: LedgerPool, seconds: int) -> float | None:
     """Small tasks of two seconds on half a device each, one a second, always two more waiting. When ``big`` starts."""
     cluster.node(gpus=(10_000,), slots=4, lease_s=AGES)

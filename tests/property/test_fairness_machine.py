@@ -352,7 +352,7 @@ class FairnessMachine(RuleBasedStateMachine):
             for a in waiting:
                 for device in self.rooms(a, state, held):
                     why = self.why_not(a, device, state, held, waiting, kept)
-                    assert why, f"{a.allocation_id} waits, and fits {device.key}"
+                    assert why, f"{a.allocation_id} waits, and fits {device.key}\n{self.told(held, waiting, kept)}"
         self.tokens = {a.allocation_id: a.token for a in held}
         self.kept = kept
 
@@ -526,6 +526,13 @@ class FairnessMachine(RuleBasedStateMachine):
         if device.key != seat.key:
             left = Room(mine.gpu_memory_mb, 1, left.cores, left.ram)
         return not left.holds(mine, a.kind)
+
+    def told(self, held: tuple[Allocation, ...], waiting: tuple[Allocation, ...], kept: Reservation | None) -> str:
+        """All that matters, for whoever reads of a failure."""
+        lines = [f"{self.options.backfill}, now {self.now}, quotas {self.quotas}", f"{kept}", "held:"]
+        lines += [f"  {a.allocation_id} {device_key(a)} until {self.ends(a)} {a.requirements}" for a in held]
+        lines += ["waiting:", *(f"  {a.allocation_id} {self.facts[a.allocation_id]} {a.requirements}" for a in waiting)]
+        return "\n".join(lines)
 
     # --- the end
 

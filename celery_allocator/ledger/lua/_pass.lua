@@ -142,8 +142,10 @@ local function pass_unkept(out)
 end
 
 -- Something was freed on one node (n, as `load_node` read it): only it can have become fit for a shape that waits; and the
--- nodes where something was kept back until now. But what has waited for its tenant's cap may fit anywhere.
+-- nodes where something was kept back until now. But what has waited for its tenant's cap may fit anywhere; and where nobody
+-- may pass, so may who was behind the first.
 local function pass_node(n, out)
+  if BACKFILL == "none" then return pass_everywhere(out) end
   if n then pass_one(n, out) end
   for tenant, before in pairs(eased) do
     if below_cap(tenant, before) then pass_everywhere(out, tenant) end
@@ -151,8 +153,9 @@ local function pass_node(n, out)
   pass_unkept(out)
 end
 
--- Once per tick: what may pass changes with time, and with what is learned.
+-- Once per tick: what may pass changes with time, and with what is learned; and who was first may have gone.
 local function pass_kept(out)
+  if BACKFILL == "none" then return pass_everywhere(out) end
   review()
   if call("HEXISTS", K.reserved, "freed") == 1 then unkept = true end
   local r = reservation()
