@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from celery_allocator.ledger import Grant, Ledger
 from celery_allocator.model import CPU_DEVICE, Allocation, NodeInventory, Requirements
@@ -65,7 +65,7 @@ class Cluster:
     def share(self, need: Requirements) -> float:
         """The largest of the shares that a task takes of the whole cluster's GPU memory, cores and RAM."""
         pairs = (
-            (need.gpu_memory_mb, self.gpu_memory_mb),
+            (need.gpu_memory_mb * need.gpu_count, self.gpu_memory_mb),
             (need.cpu_cores, self.cpu_cores),
             (need.ram_mb, self.ram_mb),
         )
@@ -75,8 +75,8 @@ class Cluster:
         """Share of the free GPU memory (without GPUs: of the free cores) that an average task could not use.
 
         ``classes``: shapes and their shares of all tasks. Memory counts as unusable for a shape where its device has
-        too little, or its node too few cores or too little RAM. After Weng et al., "Beware of Fragmentation", USENIX
-        ATC 2023, without their count of tasks that need no GPU. ``None``: nothing is free.
+        too little, or its node too few such devices or cores or too little RAM. After Weng et al., "Beware of
+        Fragmentation", USENIX ATC 2023, without their count of tasks that need no GPU. ``None``: nothing is free.
         """
         gpus = self.gpu_memory_mb > 0
         lost = total = 0.0
@@ -90,7 +90,8 @@ class Cluster:
                 if not node.hosts(need):
                     continue
                 if gpus:
-                    usable += sum(free for free in node.gpus_free_mb.values() if free >= need.gpu_memory_mb)
+                    fitting = [free for free in node.gpus_free_mb.values() if free >= need.gpu_memory_mb]
+                    usable += sum(fitting) if len(fitting) >= need.gpu_count else 0
                 elif not need.gpu_memory_mb:
                     usable += node.cores_free
             lost += share * (all_free - usable)
@@ -104,9 +105,10 @@ class Cluster:
         node.cores_free -= sign * cores
         node.ram_free_mb -= sign * allocation.ram_mb
         self.cores_used += sign * cores
-        if allocation.device_id in node.gpus_free_mb:
-            node.gpus_free_mb[allocation.device_id] -= sign * allocation.gpu_memory_mb
-            self.gpu_used_mb += sign * allocation.gpu_memory_mb
+        for device in allocation.device_ids:
+            if device in node.gpus_free_mb:
+                node.gpus_free_mb[device] -= sign * allocation.gpu_memory_mb
+                self.gpu_used_mb += sign * allocation.gpu_memory_mb
 
 
 def worker_of(node: str, device_id: str) -> str:
@@ -116,7 +118,7 @@ def worker_of(node: str, device_id: str) -> str:
 
 def classes_of(needs: Iterable[Requirements], most: int = 20) -> list[tuple[Requirements, float]]:
     """The ``most`` frequent shapes, and the share of each among them."""
-    counted: Counter[tuple[int, int, int]] = Counter((n.gpu_memory_mb, n.cpu_cores, n.ram_mb) for n in needs)
-    common = counted.most_common(most)
+    plain = (replace(need, priority=0, tenant="", expected_runtime_s=0, size="") for need in needs)
+    common = Counter(plain).most_common(most)
     total = sum(count for _, count in common)
-    return [(Requirements(*shape), count / total) for shape, count in common]
+    return [(shape, count / total) for shape, count in common]

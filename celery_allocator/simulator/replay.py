@@ -2,6 +2,7 @@
 
 Every event happens at its own virtual time: a submission, the ending of a task, a maintenance tick while tasks wait.
 A granted task starts at the moment of its grant. Of submissions and endings at one time, submissions come first.
+A task for several GPUs is an allocation made by hand, as a Celery worker serves one GPU.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import redis
 
 from celery_allocator.errors import UnsatisfiableError
 from celery_allocator.ledger import Grant, Ledger, Options
-from celery_allocator.model import Allocation, NodeInventory, State, Strategy
-from celery_allocator.simulator.cluster import INCARNATION, Cluster, classes_of, worker_of
+from celery_allocator.model import Allocation, Kind, NodeInventory, State, Strategy
+from celery_allocator.simulator.cluster import INCARNATION, LEASE_S, Cluster, classes_of, worker_of
 from celery_allocator.simulator.trace import TraceTask
 
 #: When every simulation begins, in seconds since the epoch: two runs have the same times in their ledgers.
 EPOCH_S = 1_800_000_000.0
-#: Room for any trace; nobody reads the events.
-OPTIONS = Options(max_waiting=10_000_000, events_maxlen=1000)
+#: Room for any trace; only the newest events are read.
+OPTIONS = Options(max_waiting=10_000_000, events_maxlen=10_000)
+#: Events read at a time, more than one ending makes.
+_EVENTS = 100_000
 #: Ticks that are waited for, at the end, for what waits beside nothing that runs.
 _PATIENCE = 100
 #: Times at which fragmentation is looked at, spread evenly over the submissions.
@@ -108,6 +111,9 @@ class Replay:
         #: (time, order among equals, task): what ends when.
         self._endings: list[tuple[float, float, int]] = []
         self._waiting = 0
+        #: What waits for several GPUs, and up to where events have told of grants: nobody publishes these.
+        self._by_hand: set[str] = set()
+        self._read = "-"
         self._ended = 0
         self._ran_s = 0.0
         self._ticked_s = 0.0
@@ -155,9 +161,12 @@ class Replay:
     def _submit(self, i: int) -> None:
         run = self._runs[i]
         task = run.task
-        name = _name(i)
+        name, need = _name(i), task.requirements
+        kind = Kind.MANUAL if need.gpu_count > 1 else Kind.TASK
         try:
-            submitted = self.ledger.submit(name, name, task.name, task.requirements, strategy=self._strategy)
+            submitted = self.ledger.submit(
+                name, name, task.name, need, strategy=self._strategy, kind=kind, ttl_s=LEASE_S
+            )
         except UnsatisfiableError:
             run.never = True
             return
@@ -166,7 +175,12 @@ class Replay:
             assert allocation.node is not None and allocation.device_id is not None
             self._start(i, allocation.token, worker_of(allocation.node, allocation.device_id))
             return
+        if allocation.state is State.RUNNING:
+            self._began_at_grant(i, allocation)
+            return
         assert allocation.state is State.WAITING, allocation
+        if kind is Kind.MANUAL:
+            self._by_hand.add(name)
         self._waiting += 1
         run.position = allocation.queue_position
         run.p50_s = self._trace_time(allocation.estimated_start_at)
@@ -176,7 +190,9 @@ class Replay:
 
     def _start(self, i: int, token: int, worker: str) -> None:
         name = _name(i)
-        allocation = self.ledger.start(name, token, worker, INCARNATION, name, False)
+        self._began_at_grant(i, self.ledger.start(name, token, worker, INCARNATION, name, False))
+
+    def _began_at_grant(self, i: int, allocation: Allocation) -> None:
         run = self._runs[i]
         run.start_s = self.now_s
         run.end_s = self.now_s + run.task.duration_s
@@ -197,6 +213,17 @@ class Replay:
         for grant in grants:
             self._waiting -= 1
             self._start(_number(grant.allocation_id), grant.token, grant.queue)
+        if self._by_hand:
+            self._granted_by_hand()
+
+    def _granted_by_hand(self) -> None:
+        for at, fields in self.ledger.events(self._read, _EVENTS):
+            self._read = at
+            name = fields["id"]
+            if fields["event"] == "granted" and name in self._by_hand:
+                self._by_hand.discard(name)
+                self._waiting -= 1
+                self._began_at_grant(_number(name), self.ledger.get(name))
 
     # --- time
 
@@ -208,9 +235,9 @@ class Replay:
         while self._ticked_s + self._tick_s < at:
             self._go_to(max(self.now_s, self._ticked_s + self._tick_s))
             self._ticked_s = self.now_s
-            grants = self.ledger.tick().grants
-            if grants:
-                self._granted(grants)
+            running = len(self._held)
+            self._granted(self.ledger.tick().grants)
+            if len(self._held) > running:
                 return True
         return False
 

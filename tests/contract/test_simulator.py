@@ -91,6 +91,21 @@ def test_what_can_never_fit_is_counted_and_nothing_more(simulate: Simulate) -> N
     assert figures(replayed).never == 1
 
 
+def test_several_gpus_are_taken_and_given_back_at_once(simulate: Simulate) -> None:
+    pair = Requirements(6_000, 2, gpu_count=2)
+    trace = [
+        TraceTask(0, 100, Requirements(5_000)),
+        TraceTask(1, 50, pair, "pair"),
+        TraceTask(2, 20, Requirements(10_000)),
+        TraceTask(200, 10, pair, "pair"),
+    ]
+    replayed = simulate(trace, node(gpus=2))
+    # The pair needs 6,000 MB of both GPUs, which the first leaves at 100; the third is over by then.
+    assert starts(replayed) == [0, 100, 2, 200]
+    assert max(moment.gpu_used_mb for moment in replayed.moments) == 15_000
+    assert replayed.moments[-1].gpu_used_mb == 0
+
+
 def test_tenants_are_told_apart(simulate: Simulate) -> None:
     trace = [
         TraceTask(at, length, Requirements(8_000, tenant=tenant))
