@@ -10,14 +10,14 @@ from __future__ import annotations
 import heapq
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import redis
 
 from celery_allocator.errors import UnsatisfiableError
 from celery_allocator.ledger import Grant, Ledger, Options
-from celery_allocator.model import Allocation, Kind, NodeInventory, State, Strategy
+from celery_allocator.model import Allocation, Kind, NodeInventory, Quota, State, Strategy
 from celery_allocator.simulator.cluster import INCARNATION, LEASE_S, Cluster, classes_of, worker_of
 from celery_allocator.simulator.trace import TraceTask
 
@@ -80,7 +80,8 @@ class Replay:
     """One simulation on one server. ``client``: of a private server, whose pool ``pool`` is empty.
 
     ``seed`` orders what the trace leaves open: tasks submitted at the same time, and endings at the same time. 0: by
-    their order in the trace. ``speed``: virtual seconds per second, ``None``: as fast as it can. ``tick_s``: virtual
+    their order in the trace. ``quotas``: weights and caps of tenants.
+    ``speed``: virtual seconds per second, ``None``: as fast as it can. ``tick_s``: virtual
     seconds between maintenance ticks while tasks wait. ``on_progress`` is called with the events done and all there
     are.
     """
@@ -92,6 +93,7 @@ class Replay:
         *,
         strategy: Strategy = Strategy.BEST_FIT,
         options: Options = OPTIONS,
+        quotas: Mapping[str, Quota] | None = None,
         seed: int = 0,
         speed: float | None = None,
         tick_s: float = 300.0,
@@ -102,6 +104,7 @@ class Replay:
         self.ledger = Ledger(client, pool, clock=lambda: EPOCH_S + self.now_s, options=options)
         self.cluster = Cluster(nodes)
         self._strategy = strategy
+        self._quotas = quotas or {}
         self._random = random.Random(seed) if seed else None  # noqa: S311 (an order, not a secret)
         self._speed = speed
         self._tick_s = tick_s
@@ -129,6 +132,7 @@ class Replay:
         self.now_s = self._ticked_s = tasks[0].submit_s
         self._began = (time.monotonic(), self.now_s)
         self.cluster.register(self.ledger)
+        self.ledger.load_tenants(self._quotas)
         classes = classes_of(task.requirements for task in tasks)
         first, last = tasks[0].submit_s, tasks[-1].submit_s
         looks = [first + (last - first) * (i + 0.5) / _LOOKS for i in range(_LOOKS)] if last > first else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, Strategy
-from celery_allocator.simulator import Replay, Replayed, TraceTask, figures, replay
+from celery_allocator.model import DeviceInventory, NodeInventory, Quota, Requirements, Strategy
+from celery_allocator.simulator import OPTIONS, Replay, Replayed, TraceTask, figures, replay
 from celery_allocator.surfaces.cli import allocator
 from tests.support.ledger_checks import assert_empty
 
@@ -106,6 +107,33 @@ def test_several_gpus_are_taken_and_given_back_at_once(simulate: Simulate) -> No
     assert replayed.moments[-1].gpu_used_mb == 0
 
 
+def test_who_may_pass_is_a_matter_of_backfill(simulate: Simulate) -> None:
+    """By what the past tells each takes 100 s: the long one would delay the whole one, and passes by greed alone."""
+    past = [TraceTask(0, 100, Requirements(1_000), name) for name in ("half", "whole", "long") for _ in range(3)]
+    future = [("half", 1000, 100, 6_000), ("whole", 1010, 100, 8_000), ("long", 1020, 900, 4_000)]
+    trace = past + [TraceTask(at, length, Requirements(memory), name) for name, at, length, memory in future]
+    begun = {
+        backfill: starts(simulate(trace, options=replace(OPTIONS, backfill=backfill)))[-2:]
+        for backfill in ("easy", "greedy", "none")
+    }
+    assert begun["greedy"] == [1920, 1020]
+    assert begun["none"] == [1100, 1200]
+    # It is expected to run for 100 s, until 1120.
+    assert begun["easy"] == [1100, 1200]
+
+
+def test_a_tenant_of_twice_the_weight_has_twice_the_turns(simulate: Simulate) -> None:
+    """Six run at a time, and end together."""
+    trace = [TraceTask(0, 100, Requirements(1_600)) for _ in range(6)]
+    trace += [TraceTask(1, 100, Requirements(1_600, tenant=tenant)) for tenant in ("b", "a") for _ in range(18)]
+    counts = {}
+    for weight in (1, 2):
+        replayed = simulate(trace, quotas={"a": Quota(weight)})
+        early = [run.task.requirements.tenant for run in replayed.runs if 0 < (run.start_s or 0) < 400]
+        counts[weight] = early.count("a"), early.count("b")
+    assert counts == {1: (9, 9), 2: (12, 6)}
+
+
 def test_tenants_are_told_apart(simulate: Simulate) -> None:
     trace = [
         TraceTask(at, length, Requirements(8_000, tenant=tenant))
@@ -196,6 +224,7 @@ def test_the_command_draws_and_prints_json(command: Callable[..., Any], tmp_path
     assert first.exit_code == 0, first.output
     assert first.stdout == second.stdout
     found = json.loads(first.stdout)
+    assert (found["strategy"], found["backfill"]) == ("best_fit", "easy")
     assert (found["success"], found["waits"]["max_s"], found["makespan_s"]) == (True, 130, 160)
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
     assert command("trace.csv", "--nodes", "nodes.csv", "--plot", "c.png").exit_code == 0
@@ -209,6 +238,8 @@ def test_the_command_draws_and_prints_json(command: Callable[..., Any], tmp_path
         (("trace.csv",), "Missing option '--nodes'"),
         (("nodes.csv", "--nodes", "nodes.csv"), "nodes.csv, line 1: node='node': is no column of this table"),
         (("trace.csv", "--nodes", "nodes.csv", "--speed", "0"), "'0' is neither max nor a number above 0"),
+        (("trace.csv", "--nodes", "nodes.csv", "--weight", "vision"), "'vision' is no tenant with its weight"),
+        (("trace.csv", "--nodes", "nodes.csv", "--weight", "vision=-1"), "must be a number from 0.001 to 1000000"),
         (("trace.csv", "--nodes", "nodes.csv", "--plot", "plot.doc"), "'plot.doc' must end in .png or .svg"),
         (("trace.csv", "--nodes", "nodes.csv", "--strategy", "worst"), "'worst' is not one of"),
     ],

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from celery_allocator.model import Strategy
+from celery_allocator.errors import AllocatorError
+from celery_allocator.model import Quota, Strategy, label
 from celery_allocator.simulator import (
     OPTIONS,
     Figures,
@@ -46,6 +47,21 @@ class _Speed(click.ParamType[Any]):
         return factor
 
 
+class _Weight(click.ParamType[Any]):
+    """``vision=2``."""
+
+    name = "weight"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Quota]:
+        if isinstance(value, tuple):
+            return value
+        tenant, _, weight = value.rpartition("=")
+        try:
+            return label("tenant", tenant, without="/,"), Quota(float(weight))
+        except (ValueError, AllocatorError) as error:
+            self.fail(f"{value!r} is no tenant with its weight, such as vision=2: {error}", param, ctx)
+
+
 @click.command()
 @click.argument("trace", type=_FILE)
 @click.option("--nodes", type=_FILE, required=True, help="CSV of the nodes.")
@@ -62,6 +78,21 @@ class _Speed(click.ParamType[Any]):
     default="max",
     metavar="max|FACTOR",
     help="Virtual seconds per second; max: as fast as it can.  [default: max]",
+)
+@click.option(
+    "--backfill",
+    type=click.Choice(("easy", "greedy", "none")),
+    default=OPTIONS.backfill,
+    show_default=True,
+    help="Who may pass the first in line that does not fit (setting allocator_backfill).",
+)
+@click.option(
+    "--weight",
+    "weights",
+    type=_Weight(),
+    multiple=True,
+    metavar="TENANT=NUMBER",
+    help="A tenant's weight among the others (1); may be given several times.",
 )
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N tasks.")
 @click.option(
@@ -80,6 +111,8 @@ def simulate(
     nodes: Path,
     strategy: str,
     speed: float | None,
+    backfill: str,
+    weights: tuple[tuple[str, Quota], ...],
     limit: int | None,
     seed: int,
     plot: Path | None,
@@ -103,12 +136,13 @@ def simulate(
             if done % _STEP == 0 or done == total:
                 bar.update(done - bar.pos)
 
-        options = replace(OPTIONS, max_waiting=max(OPTIONS.max_waiting, len(tasks)))
+        options = replace(OPTIONS, backfill=backfill)
         replay = Replay(
             client,
             there,
             strategy=Strategy(strategy),
             options=options,
+            quotas=dict(weights),
             seed=seed,
             speed=speed,
             on_progress=progress,
@@ -118,7 +152,8 @@ def simulate(
     if plot is not None:
         _drawn(replayed, plot, f"{trace.name}, {strategy}")
     if as_json:
-        print_json({"success": True, "trace": trace.name, "strategy": strategy, "seed": seed, **found.as_dict()})
+        asked = {"trace": trace.name, "strategy": strategy, "backfill": backfill, "seed": seed}
+        print_json({"success": True, **asked, **found.as_dict()})
     else:
         click.echo(_told(found))
 
