@@ -43,10 +43,10 @@ def strategies() -> list[Any]:
     return [strategy for strategy in Strategy if strategy is not Strategy.PRIORITY]
 
 
-def measure_packing(client: redis.Redis, seeds: int, quick: bool, plots: Path | None) -> Found:
+def measure_packing(client: redis.Redis, chosen: list[Any], seeds: int, quick: bool, plots: Path | None) -> Found:
     """GPU allocation of every strategy beside the reference."""
     orders = list(packing.ORDERS)[:1] if quick else list(packing.ORDERS)
-    curves = packing.run(client, strategies(), range(1, (1 if quick else seeds) + 1), orders)
+    curves = packing.run(client, chosen, range(1, (1 if quick else seeds) + 1), orders)
     means = {
         key: {at: statistics.fmean(curve[at] for curve in found) for at in packing.READ_AT}
         for key, found in curves.items()
@@ -175,11 +175,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be given several times")
     parser.add_argument("--quick", action="store_true", help="one seed and order; the first 2,000 jobs of each trace")
+    names = [strategy.value for strategy in strategies()]
+    parser.add_argument("--strategy", choices=names, action="append", help="only this one in packing; several times")
     parser.add_argument("--seeds", type=int, default=10, help="orders of arrival in packing (default: 10)")
     parser.add_argument("--kth", type=Path, help="CSV of the KTH-SP2 trace (see data/README.md); without: left out")
     parser.add_argument("--plots", type=Path, help="folder for pictures (needs the extra plot)")
     args = parser.parse_args()
     parts = args.part or list(PARTS)
+    chosen = [Strategy(name) for name in args.strategy or strategies()]
     limit = _QUICK_JOBS if args.quick else None
     traces = [trace.first(limit) for trace in ([waiting.kth(args.kth)] if args.kth else []) + [waiting.itp_5()]]
     if not args.kth and {"waiting", "dates"} & set(parts):
@@ -188,7 +191,7 @@ def main() -> None:
     with private_server() as client:
         runs = Runs(client)
         steps: dict[str, Callable[[], Found]] = {
-            "packing": lambda: measure_packing(client, args.seeds, args.quick, args.plots),
+            "packing": lambda: measure_packing(client, chosen, args.seeds, args.quick, args.plots),
             "waiting": lambda: measure_waiting(traces, runs, args.plots),
             "dates": lambda: measure_dates(traces, runs, args.plots),
             "adversarial": lambda: measure_adversarial(client),
