@@ -5,7 +5,9 @@ from __future__ import annotations
 from celery_allocator.overview.bars import Bar
 from celery_allocator.overview.cluster import Core, DeviceView, NodeView, Overview, Running, read_overview
 from celery_allocator.overview.explain import Explanation, Holder, Place, explain
+from celery_allocator.overview.outlook import Kept, Outlook, read_outlook
 from celery_allocator.overview.reasons import Lack, Reason, why
+from celery_allocator.overview.turns import why_waiting
 from celery_allocator.overview.waiting import Match, Page, Waiting, read_waiting
 
 __all__ = [
@@ -14,9 +16,11 @@ __all__ = [
     "DeviceView",
     "Explanation",
     "Holder",
+    "Kept",
     "Lack",
     "Match",
     "NodeView",
+    "Outlook",
     "Overview",
     "Page",
     "Place",
@@ -24,7 +28,9 @@ __all__ = [
     "Running",
     "Waiting",
     "explain",
+    "read_outlook",
     "read_overview",
     "read_waiting",
     "why",
+    "why_waiting",
 ]

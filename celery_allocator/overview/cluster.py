@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, NodeState, TaskUse, WorkerUse
 from celery_allocator.overview.bars import Bar
+from celery_allocator.overview.outlook import Kept, Outlook, read_outlook
 
 #: Seconds after which what was measured is not shown any more: its driver hangs, or its worker measures less often.
 STALE_S = 120.0
@@ -25,13 +26,17 @@ class Core:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """One device: its GPU memory in MB, its worker's slots, what was measured there, and who holds it."""
+    """One device: its GPU memory in MB, its worker's slots, what was measured there, and who holds it.
+
+    ``kept``: the reservation, where it is this device that is kept.
+    """
 
     device: DeviceState
     memory: Bar
     slots: Bar
     use: WorkerUse | None
     held: tuple[Allocation, ...]
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,14 @@ class Running:
 class Overview:
     """The whole pool. ``running``: granted and running allocations by the time of their grant.
 
-    The snapshot and the list of what is held are two reads: what was granted or released in between may be in one only.
+    The snapshot, the list of what is held and the outlook are reads of their own: what was granted or released in
+    between may be in one only.
     """
 
     cluster: ClusterState
     nodes: tuple[NodeView, ...]
     running: tuple[Running, ...]
+    outlook: Outlook = field(default_factory=Outlook)
 
     @property
     def devices(self) -> tuple[DeviceView, ...]:
@@ -77,16 +84,18 @@ class Overview:
             "workers": [asdict(worker) for worker in cluster.workers],
             "nodes": [_node_dict(view) for view in self.nodes],
             "allocations": [_running_dict(one) for one in self.running],
+            **self.outlook.as_dict(),
         }
 
 
 def read_overview(ledger: Ledger) -> Overview:
-    """Look at the pool: two read-only scripts. Raises :class:`~celery_allocator.errors.LedgerError`."""
-    return overview(ledger.snapshot(), ledger.held())
+    """Look at the pool: some read-only scripts. Raises :class:`~celery_allocator.errors.LedgerError`."""
+    return overview(ledger.snapshot(), ledger.held(), read_outlook(ledger))
 
 
-def overview(cluster: ClusterState, held: tuple[Allocation, ...]) -> Overview:
+def overview(cluster: ClusterState, held: tuple[Allocation, ...], outlook: Outlook | None = None) -> Overview:
     """The pool as people look at it. ``held``: granted and running allocations."""
+    outlook = outlook or Outlook()
     uses = {
         worker.worker: worker.use
         for worker in cluster.workers
@@ -96,13 +105,15 @@ def overview(cluster: ClusterState, held: tuple[Allocation, ...]) -> Overview:
     for allocation in held:
         for device_id in allocation.device_ids:
             by_device[f"{allocation.node}/{device_id}"].append(allocation)
-    nodes = tuple(_node(node, by_device, uses) for node in cluster.nodes)
+    nodes = tuple(_node(node, by_device, uses, outlook.kept) for node in cluster.nodes)
     tasks = {task.allocation_id: task for use in uses.values() for task in use.tasks}
-    return Overview(cluster, nodes, tuple(Running(a, tasks.get(a.allocation_id)) for a in held))
+    return Overview(cluster, nodes, tuple(Running(a, tasks.get(a.allocation_id)) for a in held), outlook)
 
 
-def _node(node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[str, WorkerUse]) -> NodeView:
-    devices = tuple(_device(device, tuple(by_device.get(device.key, ())), uses) for device in node.devices)
+def _node(
+    node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[str, WorkerUse], kept: Kept | None
+) -> NodeView:
+    devices = tuple(_device(device, tuple(by_device.get(device.key, ())), uses, kept) for device in node.devices)
     measured = [view.use for view in devices if view.use is not None]
     # Each worker of a node measures the same whole; the newest look counts.
     newest = max(measured, key=lambda use: use.at, default=None)
@@ -117,7 +128,9 @@ def _node(node: NodeState, by_device: dict[str, list[Allocation]], uses: dict[st
     return NodeView(node, _cores(node, devices), ram, devices)
 
 
-def _device(device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, WorkerUse]) -> DeviceView:
+def _device(
+    device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, WorkerUse], kept: Kept | None
+) -> DeviceView:
     use = uses.get(device.worker or "")
     promised = device.memory_mb - device.memory_free_mb
     used = None if use is None else use.gpu_memory_used_mb
@@ -125,7 +138,8 @@ def _device(device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, W
     by_hand = sum(a.gpu_memory_mb for a in held if a.kind is Kind.MANUAL)
     memory = _bar(device.memory_mb, promised, used, foreign, by_hand)
     slots = Bar(device.slots, device.slots - device.slots_free)
-    return DeviceView(device, memory, slots, use, held)
+    here = kept if kept is not None and kept.device == device.key else None
+    return DeviceView(device, memory, slots, use, held, here)
 
 
 def _bar(capacity: int, promised: int, used: int | None, foreign: int | None, by_hand: int) -> Bar:
@@ -159,6 +173,7 @@ def _node_dict(view: NodeView) -> dict[str, Any]:
                 "memory": one.memory.as_dict(),
                 "slots": one.slots.as_dict(),
                 "use": None if one.use is None else asdict(one.use),
+                "kept": None if one.kept is None else one.kept.as_dict(),
             }
             for one in view.devices
         ],
@@ -167,4 +182,6 @@ def _node_dict(view: NodeView) -> dict[str, Any]:
 
 def _running_dict(one: Running) -> dict[str, Any]:
     use = one.use
-    return {**one.allocation.to_wire(), "use": None if use is None else asdict(use)}
+    a = one.allocation
+    devices = [f"{a.node}/{device}" for device in a.device_ids]
+    return {**a.to_wire(), "devices": devices, "use": None if use is None else asdict(use)}

@@ -8,7 +8,9 @@ from typing import Any
 
 from celery_allocator.ledger import Ledger, Reservation, Runtime
 from celery_allocator.model import Allocation, ClusterState, Kind, State
-from celery_allocator.overview.reasons import Reason, lacking, places, why
+from celery_allocator.overview.outlook import read_outlook
+from celery_allocator.overview.reasons import Reason, lacking, places
+from celery_allocator.overview.turns import why_waiting
 
 #: Name under which the ledger keeps the run times of all.
 _ALL = "*"
@@ -91,10 +93,10 @@ def explain(ledger: Ledger, allocation: Allocation) -> Explanation:
     """Why that allocation is not running now. Raises :class:`~celery_allocator.errors.LedgerError`."""
     if allocation.state is not State.WAITING:
         return Explanation(allocation, _not_in_line(allocation), ())
-    cluster = ledger.snapshot()
-    reason = why(allocation.requirements, allocation.kind, cluster)
+    cluster, outlook = ledger.snapshot(), read_outlook(ledger)
+    reason = why_waiting(allocation, cluster, outlook)
     found = _places(allocation, cluster, ledger.held(), ledger.runtimes())
-    return Explanation(allocation, reason, found, ledger.reservation())
+    return Explanation(allocation, reason, found, outlook.kept.reservation if outlook.kept else None)
 
 
 def _not_in_line(a: Allocation) -> Reason:

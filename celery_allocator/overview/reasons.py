@@ -35,7 +35,9 @@ class Lack:
 @dataclass(frozen=True)
 class Reason:
     """``code``: ``room`` (what it needs lacks), ``no_device`` (none that could take it is open), ``stopped`` or
-    ``paused`` (nothing is granted), or ``in_line`` (it would fit: it is granted next, or was just now).
+    ``paused`` (nothing is granted), ``cap`` (its tenant has reached a cap), ``kept`` (what room there is, is kept for the
+    first in line), ``behind`` (it would fit, and others are before it), or ``in_line`` (it would fit: it is granted
+    next, or was just now).
 
     ``text``: a sentence for people.
     """
@@ -51,13 +53,10 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         return Reason("stopped", "Nothing is granted: an operator has paused the pool.")
     if cluster.paused:
         return Reason("paused", "Nothing is granted yet: workers have still to report after a restart of the server.")
-    open_to_it = list(places(requirements, kind, cluster))
+    open_to_it, found = _looked(requirements, kind, cluster)
     if not open_to_it:
         what = "GPU" if requirements.gpu_memory_mb else "device"
         return Reason("no_device", f"No {what} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
-    found = [lacking(requirements, kind, node, device) for node, device in open_to_it]
-    if requirements.gpu_count > 1:
-        found = _too_few(requirements, open_to_it, found)
     if not all(found):
         return Reason("in_line", "There is room for it now: it is granted next.")
     lacks = tuple(
@@ -71,6 +70,21 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         if any(dimension in lack for lack in found)
     )
     return Reason("room", _sentence(lacks, len(open_to_it)), lacks)
+
+
+def fitting(requirements: Requirements, kind: Kind, cluster: ClusterState) -> tuple[str, ...]:
+    """The devices (node/device) where a claim of this shape has room now."""
+    open_to_it, found = _looked(requirements, kind, cluster)
+    return tuple(device.key for (_, device), lacks in zip(open_to_it, found, strict=True) if not lacks)
+
+
+def _looked(
+    requirements: Requirements, kind: Kind, cluster: ClusterState
+) -> tuple[list[tuple[NodeState, DeviceState]], list[dict[str, tuple[int, int]]]]:
+    """The devices that take such claims, and what lacks on each."""
+    open_to_it = list(places(requirements, kind, cluster))
+    found = [lacking(requirements, kind, node, device) for node, device in open_to_it]
+    return open_to_it, _too_few(requirements, open_to_it, found) if requirements.gpu_count > 1 else found
 
 
 def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Iterable[tuple[NodeState, DeviceState]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, ClusterState, Kind, Requirements
-from celery_allocator.overview.reasons import Reason, why
+from celery_allocator.overview.outlook import Outlook
+from celery_allocator.overview.reasons import Reason, fitting, why
+from celery_allocator.overview.turns import in_turn
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,42 @@ class Page:
 
 
 def read_waiting(
-    ledger: Ledger, cluster: ClusterState, *, limit: int = 50, offset: int = 0, match: Match | None = None
+    ledger: Ledger,
+    cluster: ClusterState,
+    outlook: Outlook | None = None,
+    *,
+    limit: int = 50,
+    offset: int = 0,
+    match: Match | None = None,
 ) -> Page:
     """``limit`` of those that wait (and are meant), from the ``offset``-th on, in the order of the line.
 
-    ``cluster``: the snapshot that reasons are taken from. Raises :class:`~celery_allocator.errors.LedgerError`.
+    ``cluster``, ``outlook``: what reasons are taken from; without an outlook they tell of room alone. Raises :class:`~celery_allocator.errors.LedgerError`.
     """
+    reasons = _Reasons(cluster, outlook or Outlook())
     if match is None or match == Match():
         found = ledger.queue(limit, offset)
         # More may have come since the snapshot.
         total = max(cluster.waiting, offset + len(found) if found else 0)
-        return Page(total, total, _reasoned(found, cluster))
+        return Page(total, total, reasons.of(found))
     total, matched, found = ledger.search(match.text, match.tenant or "", limit, offset)
-    return Page(total, matched, _reasoned(found, cluster))
+    return Page(total, matched, reasons.of(found))
 
 
-def _reasoned(allocations: tuple[Allocation, ...], cluster: ClusterState) -> tuple[Waiting, ...]:
-    """Those of one shape wait for one reason: it is computed once."""
+class _Reasons:
+    """Those of one shape have room at the same places: that is looked for once."""
 
-    @cache
-    def reason(gpu_memory_mb: int, cpu_cores: int, ram_mb: int, kind: Kind) -> Reason:
-        return why(Requirements(gpu_memory_mb, cpu_cores, ram_mb), kind, cluster)
+    def __init__(self, cluster: ClusterState, outlook: Outlook) -> None:
+        self._cluster, self._outlook = cluster, outlook
+        self._rooms: dict[tuple[Requirements, Kind], tuple[Reason, tuple[str, ...]]] = {}
 
-    return tuple(Waiting(a, reason(a.gpu_memory_mb, a.requirements.cpu_cores, a.ram_mb, a.kind)) for a in allocations)
+    def of(self, allocations: tuple[Allocation, ...]) -> tuple[Waiting, ...]:
+        """Each with its reason."""
+        return tuple(Waiting(a, in_turn(*self._room(a), a, self._outlook)) for a in allocations)
+
+    def _room(self, a: Allocation) -> tuple[Reason, tuple[str, ...]]:
+        asked = a.requirements
+        bare = Requirements(asked.gpu_memory_mb, asked.cpu_cores, asked.ram_mb, gpu_count=asked.gpu_count)
+        if (bare, a.kind) not in self._rooms:
+            self._rooms[bare, a.kind] = (why(bare, a.kind, self._cluster), fitting(bare, a.kind, self._cluster))
+        return self._rooms[bare, a.kind]
