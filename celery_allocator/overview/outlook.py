@@ -64,7 +64,7 @@ class Outlook:
 
 
 def read_outlook(ledger: Ledger) -> Outlook:
-    """Look: three small reads, one more where something is kept. Raises :class:`~celery_allocator.errors.LedgerError`."""
+    """Three small reads, and one more where something is kept. Raises :class:`~celery_allocator.errors.LedgerError`."""
     return Outlook(ledger.tenants(), _kept(ledger), ledger.accuracy())
 
 

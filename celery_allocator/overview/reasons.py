@@ -35,8 +35,8 @@ class Lack:
 @dataclass(frozen=True)
 class Reason:
     """``code``: ``room`` (what it needs lacks), ``no_device`` (none that could take it is open), ``stopped`` or
-    ``paused`` (nothing is granted), ``cap`` (its tenant has reached a cap), ``kept`` (what room there is, is kept for the
-    first in line), ``behind`` (it would fit, and others are before it), or ``in_line`` (it would fit: it is granted
+    ``paused`` (nothing is granted), ``cap`` (its tenant has reached a cap), ``kept`` (what room there is, is kept for
+    the first in line), ``behind`` (it would fit, and others are before it), or ``in_line`` (it would fit: it is granted
     next, or was just now).
 
     ``text``: a sentence for people.

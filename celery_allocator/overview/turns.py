@@ -10,6 +10,8 @@ from celery_allocator.overview.reasons import Reason, fitting, why
 
 #: How caps are named in a sentence.
 _CAPPED = {"gpu_memory_mb": "MB of GPU memory", "cpu_cores": "CPU cores", "ram_mb": "MB of RAM", "tasks": "tasks"}
+#: Devices that a sentence names.
+_NAMED = 3
 
 
 def why_waiting(allocation: Allocation, cluster: ClusterState, outlook: Outlook) -> Reason:

@@ -54,7 +54,8 @@ def read_waiting(
 ) -> Page:
     """``limit`` of those that wait (and are meant), from the ``offset``-th on, in the order of the line.
 
-    ``cluster``, ``outlook``: what reasons are taken from; without an outlook they tell of room alone. Raises :class:`~celery_allocator.errors.LedgerError`.
+    ``cluster``, ``outlook``: what reasons are taken from; without an outlook they tell of room alone. Raises
+    :class:`~celery_allocator.errors.LedgerError`.
     """
     reasons = _Reasons(cluster, outlook or Outlook())
     if match is None or match == Match():

@@ -54,7 +54,7 @@ def test_what_is_kept_for_the_first_in_line_is_told_to_all(cluster: LedgerPool) 
     assert {view.device.key: view.kept for view in seen.devices if view.kept} == {"n1/gpu_0": kept}
     told = line(cluster)
     assert told["big"].reason.code == "room"
-    text = "There is room on n1/gpu_0, and n1/gpu_0 is kept for train (task task of big): that goes first."
+    text = "There is room on n1/gpu_0, and that is kept for train (task task of big), which goes first."
     assert (told["long"].reason.code, told["long"].reason.text) == ("kept", text)
     assert seen.outlook.keeps_for(told["big"].allocation)
     assert not seen.outlook.keeps_for(told["long"].allocation)
