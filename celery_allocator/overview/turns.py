@@ -57,9 +57,9 @@ def _kept(fits: Sequence[str], allocation: Allocation, outlook: Outlook) -> Reas
     if {_node(device) for device in fits} != {_node(kept.device)}:
         return None
     other = f"{kept.holder.task_name} (task {kept.holder.task_id})"
-    return Reason(
-        "kept", f"There is room on {', '.join(fits)}, and {kept.device} is kept for {other}: that goes first."
-    )
+    where = ", ".join(fits[:_NAMED]) + (f" and {len(fits) - _NAMED} more" if len(fits) > _NAMED else "")
+    what = "that" if [*fits] == [kept.device] else kept.device
+    return Reason("kept", f"There is room on {where}, and {what} is kept for {other}, which goes first.")
 
 
 def _behind(allocation: Allocation) -> Reason | None:
