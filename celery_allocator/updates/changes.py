@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -76,6 +77,13 @@ def _held_cores(text: str) -> dict[str, Any]:
     return {"core_ids": [int(core) for core in text.split(",") if core]}
 
 
+def _quota(text: str) -> dict[str, Any]:
+    quota = json.loads(text) if text else None
+    if not isinstance(quota, (dict, type(None))):
+        raise ValueError(f"{text!r} is no quota")  # noqa: TRY004 (what is told is damaged, whatever it is)
+    return {"quota": quota}
+
+
 #: Fields of events that are told otherwise than as the text that they are.
 _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "at": _seconds("at"),
@@ -91,6 +99,9 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "eta": _seconds("eta_at"),
     "expires": _seconds("expires_at"),
     "estimate": _seconds("estimated_start_at"),
+    "estimate_p90": _seconds("estimated_start_p90_at"),
+    "reserved_until": _seconds("reserved_until"),
+    "quota": _quota,
     "held_ms": _seconds("held_s"),
     "ttl_ms": _seconds("ttl_s"),
     "away_ms": _seconds("away_s"),
@@ -98,6 +109,10 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "to": lambda text: {"state": text},
     "left": _whole("not_mended"),
 }
+
+#: Fields that are told apart from others of the same name: the ids of what is held (elsewhere: the number of what a node
+#: has), and what is kept for one that waits (elsewhere: what it holds).
+SOURCES = {"core_ids": "cores", "reserved_device": "device", "reserved_until": "until"}
 
 _FIRST = ("shape", "priority", "strategy", "tenant", "expires")
 _ON = ("device", "token")
@@ -136,7 +151,7 @@ LEFT_OUT = {
 #: What each kind of event says. ``operated`` and ``lost`` depend on more: see :func:`change`.
 RULES: dict[str, Rule] = {
     "delayed": _live("delayed", "eta", *_FIRST),
-    "waiting": _live("waiting", "position", "estimate", *_FIRST),
+    "waiting": _live("waiting", "position", "estimate", "estimate_p90", *_FIRST),
     "granted": _live("granted", *_ON, "core_ids", *_FIRST),
     "started": _live("running", *_ON, "worker"),
     "reclaimed": _live("running", *_ON),
@@ -146,6 +161,7 @@ RULES: dict[str, Rule] = {
     "unheld": Rule("allocation", {"by": None}, ("name", "to")),
     "priority": Rule("allocation", {}, ("name", "priority")),
     "moved": Rule("allocation", {}, ("name", "position")),
+    "reserved": Rule("allocation", {}, ("reserved_device", "reserved_until")),
     "restored": Rule("allocation", {}, ("name", "to", *_FIRST)),
     "renewed": Rule("allocation", {}, ("ttl_ms",)),
     "released": _ended(None, "outcome", "held_ms", *_ON),
@@ -167,6 +183,7 @@ RULES: dict[str, Rule] = {
     "epoch": Rule("setting", {}, ("run", "away_ms"), named=_named("server")),
     "repaired": Rule("setting", {"repaired": True}, ("left",), named=_named("ledger")),
     "breaker": Rule("setting", {}, ("state",), named=_breaker),
+    "tenant": Rule("tenant", {}, ("quota",)),
     "operated": Rule("operated"),
 }
 
@@ -182,7 +199,7 @@ def change(position: str, event: Mapping[str, str]) -> Change | None:
     if what == "lost" and event.get("again") == "1":
         rule = _live("waiting", **_NONE)
     named = rule.named(event)
-    if not named:  # a worker that had no device
+    if not named and what != "tenant":  # a worker that had no device; a tenant without a name is all that name none
         return None
     fields: dict[str, Any] = {"event": what, **_at(event)}
     if event.get("task"):
@@ -197,8 +214,7 @@ def change(position: str, event: Mapping[str, str]) -> Change | None:
 def _told(what: str, rule: Rule, event: Mapping[str, str]) -> dict[str, Any]:
     told = dict(rule.says)
     for name in rule.takes:
-        # The ids of what is held, and the number of what a node has, stand under one name.
-        source = {"core_ids": "cores"}.get(name, name)
+        source = SOURCES.get(name, name)
         if name == "worker" and rule.object == "device":  # such an event is the worker's own
             source = "id"
         if source in event:

@@ -31,6 +31,7 @@ steps = st.one_of(
     st.tuples(st.sampled_from(["cordon", "drain", "uncordon"]), st.sampled_from(TARGETS), st.none()),
     st.tuples(st.sampled_from(["pause", "resume", "undo", "redo", "unpark"]), _picks, st.none()),
     st.tuples(st.sampled_from(["leave", "close", "node", "smaller"]), st.sampled_from(["n1", "n2"]), st.none()),
+    st.tuples(st.sampled_from(["set-tenant", "reset-tenant"]), st.sampled_from(["", "a"]), st.integers(1, 3)),
     st.tuples(st.sampled_from(["open-breaker", "close-breaker"]), st.just("work"), st.none()),
 )
 
@@ -73,6 +74,9 @@ class Pool:
             self.operator.run(command(what, {}))
         elif what in ("cordon", "drain", "uncordon"):
             self.operator.run(command(what, {"target": how}))
+        elif what.endswith("-tenant"):
+            weight = {"weight": more} if what == "set-tenant" else {}
+            self.operator.run(command(what, {"name": how, **weight}))
         elif what.endswith("-breaker"):
             self.operator.run(command(what, {"name": how}))
         elif self.ids:

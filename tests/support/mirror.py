@@ -17,6 +17,7 @@ class Mirror:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.devices: dict[str, dict[str, Any]] = {}
         self.settings: dict[str, dict[str, Any]] = {}
+        self.tenants: dict[str, dict[str, Any]] = {}
 
     def follow(self, changes: Iterable[Change]) -> Mirror:
         """Be told."""
@@ -25,7 +26,10 @@ class Mirror:
         return self
 
     def _tell(self, change: Change) -> None:
-        told = {"allocation": self.allocations, "node": self.nodes, "device": self.devices, "setting": self.settings}
+        told = {
+            **{"allocation": self.allocations, "node": self.nodes, "device": self.devices},
+            **{"setting": self.settings, "tenant": self.tenants},
+        }
         objects = told[change.object]
         fields = {key: value for key, value in change.fields.items() if key not in ("event", "at", "operated")}
         if change.op == "delete":
@@ -52,6 +56,7 @@ class Mirror:
                 name: (a["state"], a.get("device"), a.get("priority")) for name, a in self.allocations.items()
             },
             "paused": self.settings.get("granting", {}).get("paused", False),
+            "quotas": {name: tenant["quota"] for name, tenant in self.tenants.items() if tenant["quota"]},
         }
 
 
@@ -66,6 +71,7 @@ def truth(ledger: Ledger) -> dict[str, Any]:
             a.allocation_id: (a.state.value, f"{a.node}/{a.device_id}" if a.node else None, a.priority) for a in live
         },
         "paused": state.paused == "stopped",
+        "quotas": {t.name: {**t.quota.as_dict(), "by": t.by} for t in ledger.tenants() if t.by},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_allocator.updates import OBJECTS, OPERATIONS, Change, change
-from celery_allocator.updates.changes import LEFT_OUT, RULES
+from celery_allocator.updates.changes import LEFT_OUT, RULES, SOURCES
 from tests.docs.test_rendered import render
 
 __all__ = ["render"]  # a fixture
@@ -39,7 +39,7 @@ def test_every_field_of_an_event_is_told_or_known(render: ModuleType) -> None:
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < 4 or cells[1].strip("`") not in RULES or cells[1] == "`operated`":
             continue
-        takes = {*RULES[cells[1].strip("`")].takes, "id"}
+        takes = {"id", *(SOURCES.get(name, name) for name in RULES[cells[1].strip("`")].takes)}
         fields = {field.strip(" `") for field in cells[2].split(",")} - {"–"}
         missing += [(cells[1], field) for field in fields - takes - kept_back]
     assert missing == []
@@ -75,6 +75,17 @@ def test_the_form_is_that_of_an_update(event: str) -> None:
         ("paused", {"by": "operator", "until": ""}, "setting", "update", {"paused": True, "until": None}),
         ("resumed", {}, "setting", "update", {"recovering": False}),
         ("breaker", {"id": "work", "state": "open"}, "setting", "update", {"state": "open"}),
+        ("waiting", {"position": "3", "estimate": "2500", "estimate_p90": "4000"}, "allocation", "update",
+         {"queue_position": 3, "estimated_start_at": 2.5, "estimated_start_p90_at": 4.0}),
+        ("waiting", {"position": "1", "estimate": "", "estimate_p90": ""}, "allocation", "update",
+         {"estimated_start_at": None, "estimated_start_p90_at": None}),
+        ("reserved", {"device": "n1/gpu_0", "until": "2500"}, "allocation", "update",
+         {"reserved_device": "n1/gpu_0", "reserved_until": 2.5, "device": None}),
+        ("reserved", {"device": "n1/gpu_0", "until": ""}, "allocation", "update", {"reserved_until": None}),
+        ("moved", {"from": "4", "position": "1"}, "allocation", "update", {"queue_position": 1}),
+        ("tenant", {"id": "vision", "quota": '{"weight": 2, "by": "operator"}'}, "tenant", "update",
+         {"quota": {"weight": 2, "by": "operator"}}),
+        ("tenant", {"id": "", "quota": ""}, "tenant", "update", {"quota": None}),
     ],
 )  # fmt: skip
 def test_what_is_new(event: str, fields: dict[str, str], object_: str, op: str, says: dict[str, Any]) -> None:
@@ -106,3 +117,4 @@ def test_what_somebody_else_wrote_breaks_nothing() -> None:
     assert change("5-0", {"event": "left", "id": "w", "device": ""}) is None
     assert told("granted", shape="no shape", cores="x", token="?").fields["shape"] == "no shape"
     assert told("operated", id="", entry="x").id == "granting"
+    assert told("tenant", id="vision", quota="[1]").fields["quota"] == "[1]"
