@@ -35,10 +35,10 @@ WIDTH = 88
 #: What each entry of the event stream means. An event that is missing here cannot be rendered.
 EVENTS = {
     "delayed": "Submitted with an ETA that lies ahead.",
-    "waiting": "Joined the line: nothing had room, or its ETA has come. `estimate` and `estimate_p90`: by when it starts in "
-    "one of two cases, and in nine of ten (ms; empty: nobody knows).",
-    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind, and how many GPUs "
-    "if several; `devices`: all of these.",
+    "waiting": "Joined the line: nothing had room, or its ETA has come. `estimate` and `estimate_p90`: by when it starts "
+    "in one of two cases, and in nine of ten (ms; empty: nobody knows).",
+    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind, and how many "
+    "GPUs if several; `devices`: all of these.",
     "started": "Passed the gate of its worker: the task runs.",
     "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
     "`error`: class of the exception, where a task failed.",
@@ -52,9 +52,9 @@ EVENTS = {
     "priority": "Has another priority, and its place in line with it.",
     "moved": "Moved before the first in line, or back. `from`: its number in line before (0: not in line); "
     "`position`: after.",
-    "reserved": "Is the first in line that does not fit, and has something kept for it: on `device` and its node nobody passes "
-    "it any more who would delay it. `until`: when it fits by the run times of what runs there (ms; empty: nobody knows, so "
-    "the device is emptied).",
+    "reserved": "Is the first in line that does not fit, and has something kept for it: on the node of `device` nobody "
+    "passes it any more who would delay it. `until`: when it fits by the run times of what runs there (ms; empty: nobody "
+    "knows, so the device is emptied).",
     "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had, "
     "or `waiting` where its place is taken.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
@@ -80,8 +80,8 @@ EVENTS = {
     "cordoned": "A node or device was closed to new work. `id` is its name.",
     "draining": "The same, and what had not started was taken back.",
     "uncordoned": "A node or device takes work again.",
-    "tenant": "Has another weight or other caps. `id` is the tenant (empty: what names none); `quota`: JSON, empty for none; "
-    "its `by` says whether `settings` or an `operator` set it.",
+    "tenant": "Has another weight or other caps. `id` is the tenant (empty: what names none); `quota`: JSON, empty for "
+    "none; its `by` says whether `settings` or an `operator` set it.",
     "operated": "An operator acted. `id`: what on (`node:n1`, `allocation:alloc_…`, `pool`); `entry`: its number in "
     "the journal; `state`: `done`, `undone` or `redone`; `before` and `after`: JSON.",
 }

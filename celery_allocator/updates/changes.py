@@ -110,8 +110,8 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "left": _whole("not_mended"),
 }
 
-#: Fields that are told apart from others of the same name: the ids of what is held (elsewhere: the number of what a node
-#: has), and what is kept for one that waits (elsewhere: what it holds).
+#: Fields that are told apart from others of the same name: the ids of what is held (elsewhere: the number of what a
+#: node has), and what is kept for one that waits (elsewhere: what it holds).
 SOURCES = {"core_ids": "cores", "reserved_device": "device", "reserved_until": "until"}
 
 _FIRST = ("shape", "priority", "strategy", "tenant", "expires")

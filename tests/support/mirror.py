@@ -26,10 +26,8 @@ class Mirror:
         return self
 
     def _tell(self, change: Change) -> None:
-        told = {
-            **{"allocation": self.allocations, "node": self.nodes, "device": self.devices},
-            **{"setting": self.settings, "tenant": self.tenants},
-        }
+        told = {"allocation": self.allocations, "node": self.nodes, "device": self.devices}
+        told |= {"setting": self.settings, "tenant": self.tenants}
         objects = told[change.object]
         fields = {key: value for key, value in change.fields.items() if key not in ("event", "at", "operated")}
         if change.op == "delete":
