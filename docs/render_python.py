@@ -86,7 +86,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...] | None]]] = {
                     "Unhold",
                 ),
                 *("Priority", "Front", "Cancel", "Release", "OpenBreaker", "CloseBreaker", "digest"),
-                *("Selection", "select", "Outcome"),
+                *("SetTenant", "ResetTenant", "Selection", "select", "Outcome"),
             ),
             "celery_allocator.updates": ("watch", "Watch", "Change"),
             "celery_allocator.history": ("open_history", "History", "allocations", "Filter", "Recorder"),

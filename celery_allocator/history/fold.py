@@ -259,10 +259,11 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "restored": _back,
     "priority": _prioritised,
     "moved": _unchanged,
+    "reserved": _unchanged,
 }
 
 #: Events that make no row.
-_LATER = ("republished", "renewed", "settled", "discarded")
+_LATER = ("republished", "renewed", "settled", "discarded", "moved", "reserved")
 
 #: State that an event leaves a node or device in.
 _STATES: dict[str, str] = {

@@ -210,8 +210,8 @@ def test_ids_sort_as_the_stream_does() -> None:
 EVENTS = st.sampled_from(
     ["delayed", "waiting", "granted", "started", "released", "requeued", "republished", "withdrawn", "cancelled",
      "expired", "renewed", "settled", "lost", "parked", "discarded", "reclaimed", "held", "unheld", "restored",
-     "priority", "moved", "node", "node_lost", "worker", "left", "cordoned", "uncordoned", "operated", "epoch",
-     "unheard of"]
+     "priority", "moved", "reserved", "tenant", "node", "node_lost", "worker", "left", "cordoned", "uncordoned",
+     "operated", "epoch", "unheard of"]
 )  # fmt: skip
 
 
