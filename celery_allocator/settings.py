@@ -110,8 +110,8 @@ class Settings:
     tenants: Mapping[str, Mapping[str, float]] = _setting(
         {},
         "Tenants that are not like the others: name → `weight` (1: a tenant of weight 2 gets twice the share) and caps "
-        "on what it may hold at a time: `gpu_memory_mb`, `cpu_cores`, `ram_mb`, `tasks`. Workers tell the ledger at their "
-        "start; what `celery-allocator tenant set` said of a tenant stays.",
+        "on what it may hold at a time: `gpu_memory_mb`, `cpu_cores`, `ram_mb`, `tasks`. Workers tell the ledger at "
+        "their start; what `celery-allocator tenant set` said of a tenant stays.",
     )
     runtime_decay: float = _setting(
         0.02, "Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs."

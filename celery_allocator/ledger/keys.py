@@ -17,7 +17,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "meta": (
         "meta",
         "hash",
-        "schema; counters seq (tokens), arr (arrivals), ord (devices); all_…: what all nodes offer; run of the server, …",
+        "schema; counters seq (tokens), arr (arrivals), ord (devices); all_…: what nodes offer; run of the server, …",
     ),
     "alloc": ("a:", "hash family", "one allocation, by its id, with its message until it ends"),
     "tomb": ("t:", "string family", "outcome of an ended allocation for two minutes, so that a repeated call is known"),
