@@ -135,11 +135,10 @@ class Reference:
     def ram_free(self, node: Node) -> int:
         return node.ram - sum(c.req.ram_mb for c in self.on_node(node.name))
 
-    def beside(self, device: Device) -> int:
-        """What decides between devices with equally much memory free: that of all GPUs of the node, or its cores."""
-        if not device.is_gpu:
-            return self.cores_free(self.nodes[device.node])
-        return sum(self.memory_free(d) for d in self.devices.values() if d.node == device.node and d.is_gpu)
+    def beside(self, device: Device) -> tuple[int, int]:
+        """What decides between devices with equally much memory free: that of all GPUs of the node; then its cores."""
+        together = sum(self.memory_free(d) for d in self.devices.values() if d.node == device.node and d.is_gpu)
+        return together, 0 if device.is_gpu else self.cores_free(self.nodes[device.node])
 
     def cores_free(self, node: Node) -> int:
         claims = self.on_node(node.name)
@@ -170,7 +169,11 @@ class Reference:
         if claim.strategy is Strategy.SPREAD:
             return max(
                 fitting,
-                key=lambda d: (self.memory_free(d), self.beside(d), -d.order),
+                key=lambda d: (
+                    self.memory_free(d),
+                    self.beside(d)[0] if d.is_gpu else self.cores_free(self.nodes[d.node]),
+                    -d.order,
+                ),
                 default=None,
             )
         if claim.strategy is Strategy.FGD:

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "DuplicateAction": ("a key", 12),
     "CapExceeded": ("gpu_memory_mb", 9000, 8192),
     "ChangesMissed": ("1-0", "9-0"),
+    "TenantCapError": ("vision", "gpu_memory_mb", 99, 24),
     "UnsatisfiableError": ("gpu_memory_mb", 99, 24, "Use a smaller model."),
     "GateConfigError": ("gate.toml", "wait_p95", "max", "is a text"),
     "GateRuleError": ("wait_p95", "wait_p95", "ZeroDivisionError: division by zero"),

@@ -59,7 +59,7 @@ local function audit_node(node, seen)
       local member = d.ord .. "|" .. dkey
       for _, name in ipairs({ "sched", "idle" }) do
         local score = call("ZSCORE", K.index .. name, member)
-        local should = ix == name and score_of(kind, d.free, kind == "gpu" and gpu_free(fleet) or tonumber(n[3])) or nil
+        local should = ix == name and score_of(kind, d.free, gpu_free(fleet), tonumber(n[3])) or nil
         eq(dkey .. " score in " .. name, tonumber(score or nil), should)
         local ord = call("ZSCORE", K.order .. name .. ":" .. kind .. ":" .. bucket(kind, d.free), member)
         eq(dkey .. " order in " .. name, tonumber(ord or nil), ix == name and tonumber(d.ord) or nil)

@@ -1,8 +1,9 @@
 -- Library: dates that come true: what was said of starts, and what came of it. Touches: dates, alloc.
--- The forecast (see _forecast) is scored at every start: how much longer or shorter than it said did the task wait? The
--- quantiles of that ratio, apart for short and long waits, correct the next dates: so half of what starts starts before
--- its p50, and nine of ten before their p90 (conformal prediction by ratios: Lei et al., JASA 113, 2018; for waits in
--- queues: Brevik, Nurmi, Wolski, PPoPP 2006).
+-- p50 is the forecast (see _forecast), which runs the line forward over median run times. It is scored at every start: how
+-- much longer or shorter than it said did the task wait? The quantile of that ratio within which nine of ten stayed, apart for
+-- short and long waits, makes a p90 of the next one: so nine of ten start before it (conformal prediction by ratios: Lei et
+-- al., JASA 113, 2018; for waits in queues: Brevik, Nurmi, Wolski, PPoPP 2006). The p50 is left as it is: corrected by the
+-- median of the ratio it was off by more where work comes in bursts (see docs/benchmarks.md).
 local ENOUGH, SOME, LOOKBACK = 30, 10, 0.01
 
 -- Waits within a factor of two of each other are one class.
@@ -20,9 +21,8 @@ local function corrected(wait)
   local v = call("HMGET", K.dates, class_of_wait(wait), "*")
   local s = sketch(v[1])
   if s[1] < ENOUGH then s = sketch(v[2]) end
-  local half, most = 1, 2
-  if s[1] >= SOME then half, most = quantile(s, 0.5) / 1000, quantile(s, 0.9) / 1000 end
-  return math.max(0, (wait + soft) * half - soft), math.max(0, (wait + soft) * most - soft)
+  local most = s[1] >= SOME and math.max(1, quantile(s, 0.9) / 1000) or 2
+  return wait, (wait + soft) * most - soft
 end
 
 -- The rule of thumb that ours is compared with: position · mean run time ÷ what runs at a time. nil if no mean is known.

@@ -5,14 +5,17 @@
 -- fit: least memory left, then the fullest node, then registration order. (Of GPUs with equally much free most are empty
 -- ones. Those of a node that is in use already are taken first, so that whole nodes stay free: 94 % of the GPUs of a real
 -- cluster can be given away so, against 85 % when of equals that with fewest free cores is taken; see docs/benchmarks.md.)
--- Score of a pseudo-device cpu: free cores − 2^40, below every GPU's. For first fit the same members also stand, by registration order, in one set per power of two of free
+-- Score of a pseudo-device cpu: free memory of all GPUs of its node · 8192 + free cores − 2^50, below every GPU's: work without
+-- a GPU goes where it takes cores from no idle GPU. For first fit the same members also stand, by registration order, in one set per power of two of free
 -- memory, GPUs and pseudo-devices apart.
-local NODES, CPU = 134217728, 1099511627776
+local NODES, CPU = 134217728, 1125899906842624
 
 local function kind_of(dkey) return string.sub(dkey, -4) == "/cpu" and "cpu" or "gpu" end
 
--- beside: of a GPU, what all GPUs of its node have free; of a pseudo-device cpu, the node's free cores.
-local function score_of(kind, free, beside) return kind == "cpu" and beside - CPU or free * NODES + beside end
+-- together: what all GPUs of the node have free; cfree: its free cores.
+local function score_of(kind, free, together, cfree)
+  return kind == "cpu" and together * 8192 + cfree - CPU or free * NODES + together
+end
 
 local function bucket(kind, free)
   if kind == "cpu" or free <= 0 then return 0 end
@@ -76,13 +79,13 @@ local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
     end
   end
   local scores = { sched = {}, idle = {} }
-  local together = kind == "gpu" and gpu_free(fleet) or 0
+  local together = gpu_free(fleet)
   for i = 1, #fleet, 4 do
     local theirs = kind_of(fleet[i])
-    local out = (i == at or (moved and theirs == "gpu") or (shifted and theirs == "cpu")) and scores[index_of(fleet[i + 1], fleet[i + 3])]
+    local out = (i == at or moved or (shifted and theirs == "cpu")) and scores[index_of(fleet[i + 1], fleet[i + 3])]
     if out then
       local n = #out
-      out[n + 1], out[n + 2] = score_of(theirs, fleet[i + 2], theirs == "gpu" and together or cfree), fleet[i]
+      out[n + 1], out[n + 2] = score_of(theirs, fleet[i + 2], together, cfree), fleet[i]
     end
   end
   if scores.sched[1] then call("ZADD", K.index .. "sched", unpack(scores.sched)) end

@@ -126,8 +126,25 @@ local function find_first(need, cache)
   return (other and (not dkey or other_ord < ord)) and other or dkey
 end
 
+-- Of work without a GPU: the node with the most free cores, of equals the first. Looks at all nodes.
+local function find_most_cores(need, cache)
+  local low, high = range_of(need)
+  local best, most
+  for _, ix in ipairs(need.kind == "m" and { "sched", "idle" } or { "sched" }) do
+    for _, member in ipairs(call("ZRANGEBYSCORE", K.index .. ix, low, high)) do
+      local dkey = string.sub(member, 10)
+      if has_room(cache, dkey, need) then
+        local cores = cache[node_of(dkey)].c
+        if not best or cores > most or (cores == most and member < best) then best, most = member, cores end
+      end
+    end
+  end
+  return best and string.sub(best, 10)
+end
+
 -- The device with the most memory left, then the node with most free in all, then the first; nil if none will do.
 local function find_emptiest(need, cache)
+  if need.g == 0 then return find_most_cores(need, cache) end
   local dkey, member, score = emptiest_in("sched", need, cache)
   if need.kind ~= "m" then return dkey end
   local other, other_member, other_score = emptiest_in("idle", need, cache)

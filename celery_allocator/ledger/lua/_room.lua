@@ -12,5 +12,5 @@ local function roomiest()
   end
   if not best then return 0, 0, 0 end
   local n = call("HMGET", K.node .. node_of(string.sub(best, 10)), "cfree", "rfree")
-  return floor(score / NODES), tonumber(n[1]), tonumber(n[2])
+  return kind_of(best) == "gpu" and floor(score / NODES) or 0, tonumber(n[1]), tonumber(n[2])
 end

@@ -81,6 +81,8 @@ end
 local function run_ms(name, size, xrt, ran)
   if xrt then return tonumber(xrt) end
   local s = runs_of(name, size)
+  -- A size that was seen once or twice: as its name.
+  if s[1] < FEWEST then s = runs_of(name) end
   if s[1] < FEWEST then return nil end
   return quantile(s, PROMISED, ran) or (ran or 0) * 1.5
 end

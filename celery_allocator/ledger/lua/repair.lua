@@ -160,7 +160,7 @@ for node, n in pairs(nodes) do
     local ix = index_of(mode, d.sfree)
     for _, value in ipairs({ member, mode, d.free, d.sfree }) do fleet[#fleet + 1] = value end
     if ix ~= "" then
-      call("ZADD", K.index .. ix, score_of(kind, d.free, kind == "gpu" and together or cfree), member)
+      call("ZADD", K.index .. ix, score_of(kind, d.free, together, cfree), member)
       call("ZADD", K.order .. ix .. ":" .. kind .. ":" .. bucket(kind, d.free), tonumber(d.ord), member)
     end
   end
