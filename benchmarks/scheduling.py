@@ -125,13 +125,13 @@ def measure_waiting(traces: list[Trace], runs: Runs, plots: Path | None) -> Foun
     return found
 
 
-def measure_dates(traces: list[Trace], runs: Runs, plots: Path | None) -> Found:
+def measure_dates(traces: list[Trace], limit: int | None, runs: Runs, plots: Path | None) -> Found:
     """How true the dates were."""
     found: Found = {}
     how = next(iter(waiting.backfills()))
     print(f"\n{'dates, second half, learned':36}{'scored':>8}{'by p90':>9}{'error':>15}{'naive':>12}{'ratio':>8}")
     scored: list[Dated] = []
-    for trace in traces:
+    for trace in [*traces, waiting.itp_5(blind=True).first(limit)]:
         dated = waiting.held_out(runs(trace, how, stated=False)[1])
         scored.append(dated)
         coverage = "-" if dated.coverage is None else f"{100 * dated.coverage:.1f} %"
@@ -193,7 +193,7 @@ def main() -> None:
         steps: dict[str, Callable[[], Found]] = {
             "packing": lambda: measure_packing(client, chosen, args.seeds, args.quick, args.plots),
             "waiting": lambda: measure_waiting(traces, runs, args.plots),
-            "dates": lambda: measure_dates(traces, runs, args.plots),
+            "dates": lambda: measure_dates(traces, limit, runs, args.plots),
             "adversarial": lambda: measure_adversarial(client),
             "cost": lambda: ledger.measure_tenants(client, ledger.QUICK if args.quick else ledger.FULL),
         }

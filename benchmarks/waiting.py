@@ -8,7 +8,8 @@ itp_5   cluster 5 of the itp traces (3,629 jobs of at most 8 GPUs): four nodes o
         Nobody requested a time there. Where run times are stated, they are the real ones, for EASY too.
 
 ``learned``: run times are not stated; a job has a size instead, by which the ledger learns them: for kth the requested
-time and the processors, for itp_5 the GPUs, each rounded up to a power of two.
+time and the processors, each rounded up to a power of two; for itp_5 the GPUs, likewise, and the order of magnitude of
+the run time in seconds, as a caller tells who knows minutes from hours. ``blind``: for itp_5 the GPUs alone.
 """
 
 from __future__ import annotations
@@ -96,17 +97,22 @@ def kth(path: Path) -> Trace:
     return Trace("kth", jobs, [KTH_CORES], sizes)
 
 
-def itp_5() -> Trace:
-    """Cluster 5 of the itp traces."""
+def itp_5(*, blind: bool = False) -> Trace:
+    """Cluster 5 of the itp traces. ``blind``: sizes say nothing of the run time."""
     rows = packing.rows("itp_5.csv.gz")
     jobs = [
         easy.Job(int(row["submit_s"]), int(row["duration_s"]), int(row["gpus"]), int(row["duration_s"])) for row in rows
     ]
-    return Trace("itp_5", jobs, [ITP_GPUS] * ITP_NODES, [f"{_power(job.procs)}g" for job in jobs])
+    sizes = [f"{_power(job.procs)}g" if blind else f"{_power(job.procs)}g-{_magnitude(job.run_s)}" for job in jobs]
+    return Trace("itp_5_blind" if blind else "itp_5", jobs, [ITP_GPUS] * ITP_NODES, sizes)
 
 
 def _power(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
+
+
+def _magnitude(seconds: float) -> str:
+    return f"1e{int(math.log10(max(1.0, seconds)))}s"
 
 
 # --- waits
