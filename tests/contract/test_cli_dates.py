@@ -51,6 +51,16 @@ def test_a_plan_says_when_behind_what_waits(run: Run, session: Session, worker: 
     assert text[1].startswith("Estimated start: ") and text[2].startswith("That is a wait of ")
 
 
+def test_a_plan_has_no_date_where_no_worker_would_take_it(run: Run) -> None:
+    told = run("plan", "--cpu-cores", "1", "--json")
+    assert (told["starts_now"], told["position"], told["estimated_start_at"]) == (False, 1, None)
+    allocate(run, "holder", f"--cpu-cores={by_hand.CORES}", "--ttl=600")
+    allocate(run, "waiting")
+    assert run("plan", "--cpu-cores", "1", "--json")["estimated_start_at"] is None
+    assert run("plan", "--cpu-cores", "1", "--by-hand", "--json")["estimated_start_at"] is not None
+    assert "Estimated start: not known yet." in run("plan", "--cpu-cores", "1")
+
+
 def test_a_plan_of_what_can_never_be_is_refused(run: Run, worker: str) -> None:
     assert "can never be met" in run("plan", "--cpu-cores", "999", code=1)
     assert run("plan", "--cpu-cores", "999", "--json", code=1)["error"]["code"] == "never_fits"

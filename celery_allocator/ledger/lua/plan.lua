@@ -24,7 +24,8 @@ local dkey = not held_up and not behind and place(need, ARGV[11])
 if dkey then return { "now", dkey, now } end
 local told = foresee(a)
 local at, order = told and told.starts[""], told and told.order[""]
-if told and not at then at = beyond(told, lane_of(a), call("ZCARD", K.line .. lane_of(a)), call("ZCARD", K.waiting)) end
+-- Where no device takes such a claim now (no worker, cordoned), nobody knows.
+if told and not at and seat_for(need) then at = beyond(told, lane_of(a), call("ZCARD", K.line .. lane_of(a)), call("ZCARD", K.waiting)) end
 local position = call("SCARD", K.queued) > 1 and order or call("ZCOUNT", K.waiting, "-inf", "(" .. string.format("%.17g", a.score)) + 1
 local p50, p90
 if at then p50, p90 = corrected(math.max(0, at - now)) end
