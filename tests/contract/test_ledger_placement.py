@@ -81,12 +81,14 @@ def test_the_strategy_also_picks_the_device_of_what_waited(
     assert cluster.ledger.get("a1").device_id == device
 
 
-def test_cpu_work_takes_the_node_with_the_fewest_cores_that_do(cluster: LedgerPool) -> None:
-    cluster.node("n1", gpus=(), cores=8)
-    cluster.node("n2", gpus=(8_000,), cores=4)
+def test_cpu_work_takes_cores_from_no_idle_gpu_then_the_node_with_the_fewest_that_do(cluster: LedgerPool) -> None:
+    cluster.node("n1", gpus=(8_000,), cores=4)
+    cluster.node("n2", gpus=(), cores=8)
+    cluster.node("n3", gpus=(), cores=4)
     placed = cluster.submit(0, 3).allocation
-    assert (placed.node, placed.device_id, placed.gpu_id) == ("n2", "cpu", None)
-    assert cluster.submit(0, 3).allocation.node == "n1"
+    assert (placed.node, placed.device_id, placed.gpu_id) == ("n3", "cpu", None)
+    assert cluster.submit(0, 6).allocation.node == "n2"
+    assert cluster.submit(0, 3).allocation.node == "n1"  # beside an idle GPU, as nothing else is free
 
 
 # --- worker slots
