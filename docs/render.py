@@ -35,10 +35,10 @@ WIDTH = 88
 #: What each entry of the event stream means. An event that is missing here cannot be rendered.
 EVENTS = {
     "delayed": "Submitted with an ETA that lies ahead.",
-    "waiting": "Joined the line: nothing had room, or its ETA has come. `estimate` and `estimate_p90`: by when it starts "
-    "in one of two cases, and in nine of ten (ms; empty: nobody knows).",
-    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind, and how many "
-    "GPUs if several; `devices`: all of these.",
+    "waiting": "Joined the line: nothing had room, or its ETA has come. `estimate` and `estimate_p90`: by when it "
+    "starts in one of two cases, and in nine of ten (ms; empty: nobody knows).",
+    "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind, and how "
+    "many GPUs if several; `devices`: all of these.",
     "started": "Passed the gate of its worker: the task runs.",
     "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
     "`error`: class of the exception, where a task failed.",
@@ -53,8 +53,8 @@ EVENTS = {
     "moved": "Moved before the first in line, or back. `from`: its number in line before (0: not in line); "
     "`position`: after.",
     "reserved": "Is the first in line that does not fit, and has something kept for it: on the node of `device` nobody "
-    "passes it any more who would delay it. `until`: when it fits by the run times of what runs there (ms; empty: nobody "
-    "knows, so the device is emptied).",
+    "passes it any more who would delay it. `until`: when it fits by the run times of what runs there (ms; empty: "
+    "nobody knows, so the device is emptied).",
     "restored": "An operator's cancel, release or allocate was undone or redone: it is back. `to`: the state it had, "
     "or `waiting` where its place is taken.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",

@@ -53,7 +53,7 @@ class RecordedHistory:
             select(
                 *(EventRow.event_id, EventRow.event, EventRow.at, EventRow.object_id, EventRow.fields),
                 *(AllocationRow.task_name, AllocationRow.tenant, AllocationRow.gpu_memory_mb, AllocationRow.cpu_cores),
-                *(AllocationRow.ram_mb, AllocationRow.kind),
+                *(AllocationRow.ram_mb, AllocationRow.kind, AllocationRow.gpu_count),
             )
             .outerjoin(
                 AllocationRow, (AllocationRow.pool == pool) & (AllocationRow.allocation_id == EventRow.object_id)
@@ -93,7 +93,7 @@ def _shape(row: Any) -> str:
     if row.gpu_memory_mb is None:
         return ""
     kind = Kind.MANUAL if row.kind == Kind.MANUAL.value else Kind.TASK
-    return str(Shape(row.gpu_memory_mb, row.cpu_cores or 0, row.ram_mb or 0, kind))
+    return str(Shape(row.gpu_memory_mb, row.cpu_cores or 0, row.ram_mb or 0, kind, row.gpu_count or 1))
 
 
 def _column(name: str) -> InstrumentedAttribute[Any]:

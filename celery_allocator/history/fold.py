@@ -100,7 +100,7 @@ def _met(record: AllocationRecord, entry: Entry) -> None:
     shape = Shape.parse(told.get("shape", ""))
     if shape is not None:
         record.gpu_memory_mb, record.cpu_cores, record.ram_mb = shape.gpu_memory_mb, shape.cpu_cores, shape.ram_mb
-        record.kind = shape.kind.value
+        record.kind, record.gpu_count = shape.kind.value, shape.gpu_count
     if "new" in told:
         record.submitted_at = entry.at
         record.priority = entry.number("priority")
@@ -109,6 +109,7 @@ def _met(record: AllocationRecord, entry: Entry) -> None:
         record.expires_at = entry.time("expires")
         record.queue_position = entry.number("position")
         record.estimated_start_at = entry.time("estimate")
+        record.estimated_start_p90_at = entry.time("estimate_p90")
 
 
 def _placed(record: AllocationRecord, entry: Entry) -> None:
@@ -162,7 +163,7 @@ def _granted(record: AllocationRecord, entry: Entry) -> None:
     _give_back(record, entry)
     _placed(record, entry)
     _lives(record, "granted")
-    record.cores = entry.fields.get("cores", "")
+    record.cores, record.devices = entry.fields.get("cores", ""), entry.fields.get("devices") or None
     record.worker, record.started_at = None, None
     record.granted_at = entry.at
     record.grants += 1
@@ -209,11 +210,23 @@ def _reclaimed(record: AllocationRecord, entry: Entry) -> None:
 
 def _prioritised(record: AllocationRecord, entry: Entry) -> None:
     record.priority = entry.number("priority")
+    _rearranged(record, entry)
+
+
+def _rearranged(record: AllocationRecord, entry: Entry) -> None:
+    """What was said of its start holds no more."""
+    if record.wait_s is None and record.rearranged_at is None:
+        record.rearranged_at = entry.at
+
+
+def _reserved(record: AllocationRecord, entry: Entry) -> None:
+    record.reserved_at = record.reserved_at or entry.at
 
 
 def _held(record: AllocationRecord, entry: Entry) -> None:
     _waiting(record, entry)
     record.state = "on_hold"
+    _rearranged(record, entry)
 
 
 def _back(record: AllocationRecord, entry: Entry) -> None:
@@ -258,12 +271,12 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "unheld": _back,
     "restored": _back,
     "priority": _prioritised,
-    "moved": _unchanged,
-    "reserved": _unchanged,
+    "moved": _rearranged,
+    "reserved": _reserved,
 }
 
 #: Events that make no row.
-_LATER = ("republished", "renewed", "settled", "discarded", "moved", "reserved")
+_LATER = ("reserved", "republished", "renewed", "settled", "discarded")
 
 #: State that an event leaves a node or device in.
 _STATES: dict[str, str] = {

@@ -94,7 +94,9 @@ class AllocationRow(Base):
     tenant: Mapped[str]
     #: "task" or "manual".
     kind: Mapped[str | None]
+    #: Of each GPU, where it asked for several.
     gpu_memory_mb: Mapped[int | None]
+    gpu_count: Mapped[int | None]
     cpu_cores: Mapped[int | None]
     ram_mb: Mapped[int | None]
     priority: Mapped[int | None]
@@ -102,9 +104,14 @@ class AllocationRow(Base):
     submitted_at: Mapped[datetime | None]
     eta_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None]
-    #: As estimated when it was submitted; so is the position.
+    #: As promised when it was submitted, for one of two cases and for nine of ten; so is the position.
     estimated_start_at: Mapped[datetime | None]
+    estimated_start_p90_at: Mapped[datetime | None]
     queue_position: Mapped[int | None]
+    #: When it was put on hold, moved or given another priority before its first start: what was promised is void since.
+    rearranged_at: Mapped[datetime | None]
+    #: When a device was first kept for it, as the first in line that did not fit.
+    reserved_at: Mapped[datetime | None]
     #: Of its last grant, and of its last start.
     granted_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
@@ -116,6 +123,8 @@ class AllocationRow(Base):
     node: Mapped[str | None]
     #: The bare device, "gpu_0".
     device: Mapped[str | None]
+    #: All of them, "n1/gpu_0 n1/gpu_1", where it was granted several.
+    devices: Mapped[str | None]
     worker: Mapped[str | None]
     #: Core ids, "0,1".
     cores: Mapped[str | None]

@@ -18,6 +18,7 @@ class AllocationRecord:
     tenant: str = ""
     kind: str | None = None
     gpu_memory_mb: int | None = None
+    gpu_count: int | None = None
     cpu_cores: int | None = None
     ram_mb: int | None = None
     priority: int | None = None
@@ -26,7 +27,10 @@ class AllocationRecord:
     eta_at: datetime | None = None
     expires_at: datetime | None = None
     estimated_start_at: datetime | None = None
+    estimated_start_p90_at: datetime | None = None
     queue_position: int | None = None
+    rearranged_at: datetime | None = None
+    reserved_at: datetime | None = None
     granted_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -34,6 +38,7 @@ class AllocationRecord:
     outcome: str | None = None
     node: str | None = None
     device: str | None = None
+    devices: str | None = None
     worker: str | None = None
     cores: str | None = None
     token: int | None = None

@@ -1,12 +1,14 @@
 """After a lost ledger: what the history can give back, and what only it knows of.
 
-A ledger that came back empty has lost what it had learned (mean run times, for estimates), what operators had told it
-(what is cordoned), and what was in flight. The first two are given back; the last is told, for it cannot be run again
-from here: the messages were in the ledger.
+A ledger that came back empty has lost what it had learned (run times, for dates), what operators had told it (what is
+cordoned, what tenants may hold), and what was in flight. The first two are given back; the last is told, for it cannot
+be run again from here: the messages were in the ledger.
 """
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +16,7 @@ from sqlalchemy import select
 
 from celery_allocator.errors import UnknownTargetError
 from celery_allocator.history.entry import ordinal
-from celery_allocator.history.models import AllocationRow, DeviceStateRow, NodeStateRow
+from celery_allocator.history.models import AllocationRow, DeviceStateRow, Event, NodeStateRow
 from celery_allocator.history.store import History
 from celery_allocator.ledger import Grant, Ledger
 
@@ -22,6 +24,9 @@ from celery_allocator.ledger import Grant, Ledger
 _OPERATORS = {"cordoned": "cordoned", "draining": "draining", "uncordoned": "ready"}
 #: Estimates for all names together stand under this one.
 ALL_NAMES = "*"
+#: Run times of each name that are given back: what came before these weighs nothing any more, by the default of
+#: ``allocator_runtime_decay``.
+MOST_RUNS = 500
 
 
 @dataclass
@@ -31,6 +36,9 @@ class Restoration:
     #: Means that were set; and those that the ledger has itself, with its own value.
     runtimes: dict[str, float] = field(default_factory=dict)
     runtimes_kept: dict[str, float] = field(default_factory=dict)
+    #: Quotas that operators had given to tenants, as their JSON; and tenants to whom one has given another since.
+    quotas: dict[str, str] = field(default_factory=dict)
+    quotas_kept: list[str] = field(default_factory=list)
     #: Nodes and devices that were closed again, with the state.
     closed: dict[str, str] = field(default_factory=dict)
     #: Whether the pool was stopped again (``True``: an operator had paused it) or resumed; ``None``: left as it is.
@@ -58,11 +66,12 @@ class Restorer:
         """What :meth:`apply` would do; changes nothing."""
         found = Restoration()
         known = {} if self._force else self._ledger.learned()
-        for name, mean in self.mean_runtimes().items():
+        for name, runs in self.runtimes().items():
             if name in known:
                 found.runtimes_kept[name] = known[name]
             else:
-                found.runtimes[name] = mean
+                found.runtimes[name] = self._mean(runs)
+        self._plan_quotas(found)
         cluster = self._ledger.snapshot()
         now = {**{n.node: n.state for n in cluster.nodes}, **{d.key: d.state for d in cluster.devices}}
         ours: set[str] = set()  # devices that are closed because we close their node
@@ -87,11 +96,12 @@ class Restorer:
     def apply(self) -> Restoration:
         """Give back. Raises :class:`LedgerUnavailable`; what was given back until then stays."""
         found = self.plan()
-        found.runtimes = {
-            name: found.runtimes[name] for name in self._ledger.learn(found.runtimes, overwrite=self._force)
-        }
+        runs = {name: list(runs) for name, runs in self.runtimes().items() if name in found.runtimes}
+        found.runtimes = {name: found.runtimes[name] for name in self._ledger.learn(runs, overwrite=self._force)}
         if found.stopped is not None:  # before anything that grants
             found.grants += self._ledger.pause(stop=found.stopped, publishes=self._publishes).grants
+        for name, packed in found.quotas.items():
+            found.grants += self._ledger.restore_tenant(name, packed, publishes=self._publishes).grants
         for target, state in list(found.closed.items()):
             try:
                 if state == "ready":
@@ -104,14 +114,40 @@ class Restorer:
                 found.grants += grants
         return found
 
-    def mean_runtimes(self) -> dict[str, float]:
-        """Decayed means by task name, in seconds, as the ledger makes them from each success (see ``release.lua``)."""
-        decay = self._ledger.options.runtime_decay
-        means: dict[str, float] = {}
+    def _plan_quotas(self, found: Restoration) -> None:
+        there = {tenant.name: tenant for tenant in self._ledger.tenants()}
+        for name, packed in self.operator_quotas().items():
+            tenant = there.get(name)
+            if tenant is not None and {**tenant.quota.as_dict(), "by": tenant.by} == json.loads(packed):
+                continue
+            if tenant is not None and tenant.by == "operator" and not self._force:
+                found.quotas_kept.append(name)
+            else:
+                found.quotas[name] = packed
+
+    def runtimes(self) -> dict[str, deque[float]]:
+        """The newest run times of successes by task name, in seconds, oldest first: the ledger learns from these."""
+        found: dict[str, deque[float]] = {}
         for name, ran in self._runs():
             for key in (name, ALL_NAMES):
-                means[key] = means[key] + decay * (ran - means[key]) if key in means else ran
-        return means
+                found.setdefault(key, deque(maxlen=MOST_RUNS)).append(ran)
+        return found
+
+    def operator_quotas(self) -> dict[str, str]:
+        """The last quota of each tenant, as its JSON, where an operator gave it; what settings say comes by itself."""
+        last: dict[str, str] = {}
+        query = select(Event.object_id, Event.fields).where(Event.pool == self._history.pool, Event.event == "tenant")
+        with self._history.session() as session:
+            for name, fields in session.execute(query.order_by(Event.ordinal)):
+                last[name] = str(fields.get("quota", ""))
+        return {name: packed for name, packed in sorted(last.items()) if _by_operator(packed)}
+
+    def _mean(self, runs: deque[float]) -> float:
+        """As the ledger weighs them (``absorb`` in ``_runtimes.lua``)."""
+        mean = 0.0
+        for number, ran in enumerate(runs, start=1):
+            mean += max(self._ledger.options.runtime_decay, 1 / number) * (ran - mean)
+        return mean
 
     def operator_states(self) -> dict[str, str]:
         """The last word of operators on each node and device: cordoned, draining or ready. Nodes come first.
@@ -169,6 +205,14 @@ class Restorer:
             for name, began, ended in session.execute(query.execution_options(yield_per=5000)):
                 assert began is not None and ended is not None  # by the query
                 yield name, (ended - began).total_seconds()
+
+
+def _by_operator(packed: str) -> bool:
+    try:
+        quota = json.loads(packed)
+    except ValueError:  # none, or damaged
+        return False
+    return isinstance(quota, dict) and quota.get("by") == "operator"
 
 
 def _closed(state: str) -> str:

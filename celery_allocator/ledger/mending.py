@@ -76,15 +76,19 @@ class Mending(Access):
             raise AllocationNotFound(f"no message of {allocation_id!r} is parked")
         return replies.grants(reply[1])
 
-    def learn(self, means_s: Mapping[str, float], *, overwrite: bool = False) -> tuple[str, ...]:
-        """Set mean run times, in seconds, by task name (``*``: all); those it has itself stay, unless ``overwrite``.
+    def learn(self, known_s: Mapping[str, float | Sequence[float]], *, overwrite: bool = False) -> tuple[str, ...]:
+        """Set what is known of run times, by task name (``*``: all). What it has learned itself stays.
 
-        Returns the names whose mean was set.
+        Of each name a mean in seconds, or some run times, oldest first: then it knows their quantiles, too.
+        ``overwrite``: also of names of which it has learned something. Returns the names that were set.
         """
-        if not means_s:
-            return ()
-        pairs = [part for name, mean in means_s.items() for part in (name, repr(mean * 1000))]
-        return tuple(_text(name) for name in self._run("learn", "1" if overwrite else "0", *pairs))
+        set_: list[str] = []
+        for name, known in known_s.items():  # one script each: some hundred run times take it a few milliseconds
+            told = ("mean", repr(known * 1000)) if isinstance(known, (int, float)) else ("runs", _ms_list(known))
+            if told[1]:
+                decay = self.options.runtime_decay
+                set_ += map(_text, self._run("learn", "1" if overwrite else "0", decay, name, *told))
+        return tuple(set_)
 
     def learned(self) -> dict[str, float]:
         """Mean run times in seconds, by task name; ``*``: all."""
@@ -117,6 +121,10 @@ class Mending(Access):
 def _literal(text: str) -> str:
     """As a pattern that matches only itself: a pool's name may hold what patterns give a meaning."""
     return "".join(f"\\{char}" if char in "*?[]^\\" else char for char in text)
+
+
+def _ms_list(runs_s: Sequence[float]) -> str:
+    return " ".join(f"{run * 1000:.0f}" for run in runs_s)
 
 
 def _text(value: bytes) -> str:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_allocator import history as histories
 from celery_allocator.errors import HistoryQueryError
+from celery_allocator.history.dates import kept
 from celery_allocator.history.outcomes import FAILURES, SUCCESS
 from celery_allocator.history.window import Window
+from celery_allocator.report.dates import DatesBy
 from celery_allocator.report.figures import Figures, Hours
 from celery_allocator.report.result import GapSpan, Group, Report
 from celery_allocator.report.series import Series
@@ -72,6 +74,7 @@ class _Builder:
         self._by = by
         self._groups: dict[Key, Figures] = {}
         self._series = Series(window)
+        self._dates = DatesBy()
         self._days = "day" in by
         self._memory: dict[tuple[str, str], int] = {}
         # What still lives counts where the window ends.
@@ -102,6 +105,7 @@ class _Builder:
             totals,
             self._series.finish(),
             tuple(self._gaps()),
+            self._dates,
         )
 
     def _gaps(self) -> Iterator[GapSpan]:
@@ -132,6 +136,10 @@ class _Builder:
             if row.estimated_start_at is not None and row.submitted_at is not None:
                 ready = max(row.submitted_at, row.eta_at or row.submitted_at)
                 figures.estimate_errors.append(row.wait_s - (row.estimated_start_at - ready).total_seconds())
+        promise = kept(row)
+        if promise is not None:
+            figures.dates.score(promise)
+            self._dates.score(promise, day=_day(row.ended_at), tenant=row.tenant, name=row.task_name)
         if row.wait_s is not None or row.run_s > 0:
             figures.runs.append(row.run_s)
 
@@ -143,16 +151,19 @@ class _Builder:
             return
         run_from_s = end_s if stretch.run_from is None else max(stretch.run_from.timestamp(), start_s)
         lost = stretch.lost and stretch.end is not None
-        device = f"{stretch.node}/{stretch.device}" if stretch.device else None
-        memory_mb = self._memory.get((stretch.node, stretch.device))
-        for day, upto_s in self._parts(start_s, end_s):
-            figures = self._figures(_Subject(row.task_name, row.tenant, stretch.node or None, device, day))
-            ran_s = max(0.0, upto_s - max(start_s, run_from_s))
-            _add(figures, row, upto_s - start_s, ran_s, memory_mb, lost=lost)
-            start_s = upto_s
-        if row.gpu_memory_mb:
-            begin_s = max(stretch.start.timestamp(), window.start_s)
-            self._series.held(row.task_name, device or "", memory_mb, row.gpu_memory_mb, begin_s, end_s)
+        for number, place in enumerate(_places(row, stretch)):
+            memory_mb = self._memory.get(place)
+            device = "/".join(place) if place[1] else None
+            cores = (row.cpu_cores or 0) if number == 0 else 0  # of several GPUs, cores are taken once
+            begin_s = start_s
+            for day, upto_s in self._parts(start_s, end_s):
+                figures = self._figures(_Subject(row.task_name, row.tenant, place[0] or None, device, day))
+                figures.core_hours += cores * (upto_s - begin_s) / 3600
+                ran_s = max(0.0, upto_s - max(begin_s, run_from_s))
+                _add(figures, row, upto_s - begin_s, ran_s, memory_mb, lost=lost)
+                begin_s = upto_s
+            if row.gpu_memory_mb:
+                self._series.held(row.task_name, device or "", memory_mb, row.gpu_memory_mb, start_s, end_s)
 
     def _parts(self, start_s: float, end_s: float) -> Iterator[tuple[str, float]]:
         """Up to where each day's part goes; one part where days are not told apart."""
@@ -166,8 +177,16 @@ class _Builder:
             start_s = upto_s
 
 
+def _places(row: Any, stretch: Any) -> list[tuple[str, str]]:
+    """Node and device of each GPU that was held: one, as a rule."""
+    first = (stretch.node, stretch.device)
+    names = [name.partition("/") for name in (row.devices or "").split()]
+    several = [(node, device) for node, _, device in names]
+    # The row tells those of the last grant; of earlier ones the first alone is known.
+    return several if several[:1] == [first] else [first] * (row.gpu_count or 1)
+
+
 def _add(figures: Figures, row: Any, held_s: float, ran_s: float, memory_mb: int | None, *, lost: bool) -> None:
-    figures.core_hours += (row.cpu_cores or 0) * held_s / 3600
     gpu_mb = row.gpu_memory_mb or 0
     if not gpu_mb:
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from celery_allocator.history.outcomes import FAILURES, SUCCESS
 from celery_allocator.history.percentile import nearest_rank, ordered
+from celery_allocator.report.dates import Dates
 
 #: Names of all figures, in the order in which they are shown. They are the columns of the CSV: append, do not reorder.
 FIGURES = (
@@ -18,6 +19,7 @@ FIGURES = (
     *("waste_gpu_hours", "promised_gb_hours", "used_gb_hours", "unstarted_gb_hours", "lost_gb_hours"),
     *("unused_gb_hours", "waste_gb_hours", "measured_gb_hours", "unplaced_gb_hours", "core_hours"),
     *("regrants", "losses", "estimates", "estimate_error_median_s", "started_by_estimate"),
+    *("dates_scored", "dates_covered", "date_error_median_s", "wait_max_s"),
 )
 
 
@@ -69,6 +71,7 @@ class Figures:
     core_hours: float = 0.0
     regrants: int = 0
     losses: int = 0
+    dates: Dates = field(default_factory=Dates)
 
     def add(self, other: Figures) -> None:
         """Add another group's."""
@@ -84,6 +87,7 @@ class Figures:
         self.core_hours += other.core_hours
         self.regrants += other.regrants
         self.losses += other.losses
+        self.dates.add(other.dates)
 
     @property
     def successes(self) -> int:
@@ -121,6 +125,8 @@ class Figures:
             "estimates": len(errors),
             "estimate_error_median_s": nearest_rank(errors, 50),
             "started_by_estimate": sum(1 for error in errors if error <= 0) / len(errors) if errors else None,
+            **self.dates.as_dict(),
+            "wait_max_s": waits[-1] if waits else None,
         }
         return {name: _rounded(told[name]) for name in FIGURES}
 

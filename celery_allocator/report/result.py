@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from celery_allocator.history.window import Window
+from celery_allocator.report.dates import DatesBy
 from celery_allocator.report.figures import Figures
 from celery_allocator.report.series import Series
 
@@ -40,6 +41,7 @@ class Report:
     totals: Figures
     series: Series
     gaps: tuple[GapSpan, ...]
+    dates: DatesBy
 
     @property
     def unit(self) -> str:
@@ -58,6 +60,7 @@ class Report:
                 {**dict(zip(self.by, group.key, strict=True)), **group.figures.as_dict()} for group in self.groups
             ],
             "totals": self.totals.as_dict(),
+            "dates": self.dates.as_dict(),
             "series": self.series.as_dict(),
             "gaps": [{"since": iso(g.start), "until": iso(g.end), "entries": g.entries} for g in self.gaps],
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from celery_allocator.gate import Judgement
@@ -73,6 +75,46 @@ def test_estimates(book: Book) -> None:
     assert book.value("estimate_error") == (10.0, 3)
     assert book.value("estimate_error", percent=100) == (30.0, 3)
     assert book.value("estimate_coverage") == (0.75, 4)
+
+
+def test_dates(book: Book) -> None:
+    def promised(late: float, by_p90: float, **columns: Any) -> None:
+        dates = {"estimated_start_at": 1000 - late, "estimated_start_p90_at": 1000 - by_p90, "queue_position": 1}
+        book.started(100.0, at_s=1000, **{**dates, **columns})
+
+    promised(-20, -50)  # earlier than both
+    promised(0, 0)  # by the second
+    promised(30, -5)
+    promised(60, 1)  # too late
+    promised(500, 400, rearranged_at=950)  # moved since: the promise was void
+    promised(700, 600, queue_position=None)  # had not to wait
+    book.started(100.0, at_s=1000, queue_position=1, estimated_start_at=990)  # of an older version: no second date
+    book.started(100.0, at_s=5000, queue_position=1, estimated_start_at=0, estimated_start_p90_at=0)  # after the window
+    assert book.value("dates_covered") == (0.75, 4)
+    assert book.value("dates_error") == (20.0, 5)
+    assert book.value("dates_error", percent=100) == (60.0, 5)
+
+
+def test_the_tenant_that_waits_longest(book: Book) -> None:
+    for wait in range(1, 11):
+        book.started(float(wait), tenant="a")
+        book.started(float(wait * 10), tenant="b", task_name="large")
+    for wait in (500, 600, 700, 800):
+        book.started(float(wait), tenant="few")
+    assert book.value("tenant_wait", percent=50) == (50.0, 20)
+    assert book.value("tenant_wait") == (100.0, 20)
+    assert book.measure("tenant_wait").measurement.details == ("b: 100.0 s", "a: 10.0 s")
+    # One more of the few, that is still stuck.
+    book.allocation(tenant="few", state="waiting", submitted_at=100, started_at=None, ended_at=None)
+    assert book.value("tenant_wait", percent=50) == (700.0, 25)
+    assert book.value("tenant_wait", tenant="a", percent=100) == (10.0, 10)
+
+
+def test_no_tenant_is_a_tenant_too(book: Book) -> None:
+    for _ in range(5):
+        book.started(3.0)
+    assert book.value("tenant_wait") == (3.0, 5)
+    assert book.measure("tenant_wait").measurement.details == ("without a tenant: 3.0 s",)
 
 
 def test_endings(book: Book) -> None:

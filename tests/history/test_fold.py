@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_allocator.history.dates import kept
 from celery_allocator.history.entry import Entry, moment, ordinal, parse, whole
 from celery_allocator.history.fold import Changes
 from celery_allocator.history.records import AllocationRecord
@@ -28,7 +29,7 @@ def row(*entries: Entry) -> AllocationRecord:
 
 def test_a_whole_life() -> None:
     record = row(
-        submitted(0, position=4, estimate=BEGAN + 9000, expires=BEGAN + 60_000),
+        submitted(0, position=4, estimate=BEGAN + 9000, estimate_p90=BEGAN + 12_000, expires=BEGAN + 60_000),
         grant(5),
         start(7),
         release(10, peak_gpu_mb=512, peak_ram_mb=300),
@@ -42,6 +43,7 @@ def test_a_whole_life() -> None:
         tenant="team",
         kind="task",
         gpu_memory_mb=6144,
+        gpu_count=1,
         cpu_cores=2,
         ram_mb=4096,
         priority=3,
@@ -49,6 +51,7 @@ def test_a_whole_life() -> None:
         submitted_at=at(0),
         expires_at=at(60),
         estimated_start_at=at(9),
+        estimated_start_p90_at=at(12),
         queue_position=4,
         granted_at=at(5),
         started_at=at(7),
@@ -129,6 +132,52 @@ def test_what_is_reclaimed_goes_on() -> None:
     assert (record.run_s, record.held_s, record.grants, record.outcome) == (3.0 + 2.0, 4.0 + 2.0, 1, "success")
     forgotten = row(entry(6, "reclaimed", name="proj.x", device="n1/gpu_0", token=1), release(8))
     assert (forgotten.run_s, forgotten.task_name, forgotten.submitted_at) == (2.0, "proj.x", None)
+
+
+PROMISED = {"position": 2, "estimate": BEGAN + 3000, "estimate_p90": BEGAN + 5000}
+
+
+@pytest.mark.parametrize(("started", "error_s", "covered"), [(2, -1.0, True), (5, 2.0, True), (6, 3.0, False)])
+def test_what_came_of_a_promise(started: int, error_s: float, covered: bool) -> None:
+    record = row(submitted(0, **PROMISED), grant(1), start(started), release(9))
+    assert kept(record) == (error_s, covered)
+    # A second try is nothing that was promised.
+    again = row(submitted(0, **PROMISED), grant(1), start(started), entry(8, "lost", again=1), grant(9), start(10))
+    assert kept(again) == (error_s, covered)
+
+
+@pytest.mark.parametrize(
+    "rearranged",
+    [
+        [entry(1, "moved", position=1, **{"from": 4})],
+        [entry(1, "priority", priority=2)],
+        [entry(1, "held", by="me"), entry(2, "unheld", to="waiting")],
+    ],
+)
+def test_what_is_moved_has_no_promise_any_more(rearranged: list[Entry]) -> None:
+    record = row(submitted(0, **PROMISED), *rearranged, grant(4), start(5))
+    assert (kept(record), record.rearranged_at, record.estimated_start_at) == (None, at(1), at(3))
+    started = row(submitted(0, **PROMISED), grant(4), start(5), entry(6, "requeued"), *rearranged)
+    assert kept(started) == (2.0, True)
+
+
+def test_no_promise_is_no_date() -> None:
+    assert kept(row(submitted(0, position=1, estimate="", estimate_p90=""), grant(1), start(2))) is None
+    assert kept(row(submitted(0, **PROMISED), grant(1))) is None
+    older = row(submitted(0, position=1, estimate=BEGAN), grant(1), start(2))
+    assert kept(older) == (2.0, None)
+
+
+def test_what_is_kept_for_one() -> None:
+    record = row(submitted(0), *(entry(n, "reserved", device="n1/gpu_0", until="") for n in (3, 5)))
+    assert (record.reserved_at, record.state, record.node) == (at(3), "waiting", None)
+    assert "a1" not in Changes().fold([entry(3, "reserved", device="n1/gpu_0", until="")]).allocations
+
+
+def test_several_gpus() -> None:
+    record = row(submitted(0, "granted", shape="4096:2:0:m:2", device="n1/gpu_0", devices="n1/gpu_0 n1/gpu_1"))
+    assert (record.gpu_memory_mb, record.gpu_count, record.device) == (4096, 2, "gpu_0")
+    assert record.devices == "n1/gpu_0 n1/gpu_1"
 
 
 def test_holding_back_and_priority() -> None:
@@ -223,7 +272,11 @@ def streams(draw: Any) -> list[Entry]:
         fields: dict[str, Any] = {"again": draw(st.integers(0, 1)), "token": number, "outcome": "success"}
         fields["device"] = draw(st.sampled_from(["n1/gpu_0", "n2/cpu", ""]))
         if draw(st.booleans()):
-            fields |= {"new": 1, "shape": draw(st.sampled_from(["1:1:1:t", "0:1:0:m", "bad"])), "priority": 1}
+            fields |= {
+                "new": 1,
+                "shape": draw(st.sampled_from(["1:1:1:t", "0:1:0:m", "1:1:0:m:2", "bad"])),
+                "priority": 1,
+            }
         ms = number * 1000 + draw(st.integers(-3000, 3000))
         made.append(entry(number, draw(EVENTS), draw(st.sampled_from(["a1", "a2", "n1"])), at=ms, **fields))
     return made

@@ -88,9 +88,11 @@ def test_those_whose_submit_was_missed_come_last(history: History) -> None:
 def test_the_table(run: Run, history: History) -> None:
     write(history, entries())
     head, *rows = run("history", "--limit", "3").splitlines()
-    assert " ".join(head.split()) == "SUBMITTED NAME TASK TENANT ASKED FOR DEVICE WAIT RUN OUTCOME"
+    assert " ".join(head.split()) == "SUBMITTED NAME TASK TENANT ASKED FOR DEVICE WAIT PROMISED RUN OUTCOME"
     assert [row.split()[-1] for row in rows] == ["cancelled", "running", "success"]
-    assert "proj.train" in rows[2] and "12288 MB GPU, 2 cores, 4096 MB RAM  n1/gpu_0  0 s   3 h " in rows[2]
+    assert "proj.train" in rows[2] and "12288 MB GPU, 2 cores, 4096 MB RAM  n1/gpu_0  0 s          -  3 h " in rows[2]
+    (promised,) = run("history", "--task", "task of ok").splitlines()[1:2]
+    assert "n1/gpu_0  2 h   1 h 30 min / 1 h 45 min  2 h  success" in promised
     assert run("history", "--name", "nothing*") == "No allocation matches.\n"
 
 
@@ -107,7 +109,8 @@ def test_what_happened_to_a_task_step_by_step(run: Run, history: History) -> Non
         "  2023-11-15T07:13:20.000Z  +2 h  released: success, ran 0 s\n"
     )
     waiting = run("history", "--task", "task of ok")
-    assert "submitted: waiting at position 1, start estimated for 2023-11-14T23:43:20.000Z\n" in waiting
+    assert "submitted: waiting at position 1, start estimated for 2023-11-14T23:43:20.000Z, in nine of ten " in waiting
+    assert "in nine of ten cases by 2023-11-14T23:58:20.000Z\n" in waiting
     cancelled = run("history", "--task", "task of wait")
     assert "+1 h  cancelled: cancelled, from waiting" in cancelled
 

@@ -25,14 +25,14 @@ from tests.history.made import BEGAN, entry, grant, release, start, stored, subm
 from tests.history.test_fold import streams
 from tests.history.told import HOUR, ZERO, at, entries, window, write
 
-ADDED = [name for name in FIGURES if not name.endswith(("_s", "_rate", "_by_estimate", "outcomes"))]
+ADDED = [name for name in FIGURES if not name.endswith(("_s", "_rate", "_by_estimate", "_covered", "outcomes"))]
 NOTHING = (
     dict.fromkeys(FIGURES, 0)
     | {"outcomes": {}, "success_rate": None, "used_gpu_hours": None}
     | dict.fromkeys(
         ["used_gb_hours", "wait_median_s", "wait_p95_s", "run_median_s", "run_p95_s", "estimate_error_median_s"]
     )
-    | {"started_by_estimate": None}
+    | dict.fromkeys(["started_by_estimate", "dates_covered", "date_error_median_s", "wait_max_s"])
 )
 
 
@@ -74,6 +74,10 @@ def test_every_number_of_a_known_history(history: History) -> None:
             "estimates": 2,
             "estimate_error_median_s": -3600,
             "started_by_estimate": 0.5,
+            "dates_scored": 2,
+            "dates_covered": 0.5,
+            "date_error_median_s": 1800,
+            "wait_max_s": 14400,
         },
         ("proj.train", "other"): NOTHING
         | {
@@ -94,6 +98,7 @@ def test_every_number_of_a_known_history(history: History) -> None:
             "lost_gb_hours": 12,
             "waste_gb_hours": 24,
             "core_hours": 8,
+            "wait_max_s": 0,
             "regrants": 1,
             "losses": 1,
         },
@@ -108,6 +113,7 @@ def test_every_number_of_a_known_history(history: History) -> None:
             "run_median_s": 3600,
             "run_p95_s": 3600,
             "core_hours": 2,
+            "wait_max_s": 0,
         },
         ("<script>alert(1)</script>", "team"): NOTHING | {"tasks": 1, "others": 1, "outcomes": {"cancelled": 1}},
     }
@@ -125,6 +131,42 @@ def test_every_number_of_a_known_history(history: History) -> None:
         *(3600, 10800),
     )
     assert list(totals) == list(FIGURES)
+
+
+def test_dates_are_told_by_day_tenant_and_name(history: History) -> None:
+    moved = [
+        submitted(30, object_id="moved", position=1, estimate=BEGAN, estimate_p90=BEGAN),
+        *(entry(31, "moved", "moved", position=1), grant(32, "moved"), start(33, "moved"), release(34, "moved")),
+    ]
+    write(history, [*entries(), *moved])
+    dates = make_report(history, window(0, 12), ("node",)).as_dict()["dates"]
+    late = {"dates_scored": 1, "dates_covered": 0.0, "date_error_median_s": 1800}
+    early = {"dates_scored": 1, "dates_covered": 1.0, "date_error_median_s": 3600}
+    both = {"dates_scored": 2, "dates_covered": 0.5, "date_error_median_s": 1800}
+    assert dates == {
+        "day": {"2023-11-15": both},
+        "tenant": {"team": both},
+        "name": {"proj.infer": both},
+    }
+    assert make_report(history, window(0, 4.5)).as_dict()["dates"]["name"] == {"proj.infer": late}
+    assert make_report(history, window(4.5, 12)).as_dict()["dates"]["name"] == {"proj.infer": early}
+
+
+def test_several_gpus_count_each(history: History) -> None:
+    """Two GPUs for two hours: memory twice, cores once, each on its own device."""
+    two = {"shape": "6144:2:4096:m:2", "name": "both", "device": "n1/gpu_0", "devices": "n1/gpu_0 n1/gpu_1"}
+    told = [
+        entry(0, "node", "n1", at=0, cores=8, ram_mb=65536, devices=2, gpu_memory_mb="gpu_0:12288 gpu_1:6144"),
+        submitted(1, "granted", "two", at=HOUR, token=1, cores="0,1", **two),
+        entry(2, "released", "two", at=3 * HOUR, name="both", device="n1/gpu_0", token=1, outcome="released"),
+    ]
+    write(history, told)
+    by_device = figures(make_report(history, window(0, 12), ("device",)))
+    names = ("promised_gb_hours", "promised_gpu_hours", "core_hours", "tasks")
+    assert {key[0]: tuple(value[name] for name in names) for key, value in by_device.items()} == {
+        "n1/gpu_0": (12, 1, 4, 1),
+        "n1/gpu_1": (12, 2, 0, 0),
+    }
 
 
 def test_time_counts_where_and_when_it_passed(history: History) -> None:

@@ -49,10 +49,12 @@ def test_the_table(run: Run, history: History) -> None:
     assert lines[0].endswith(", 2023-11-14T22:13:20Z to 2023-11-15T10:13:20Z")
     row = next(line for line in lines if line.startswith("proj.infer"))
     assert row.split() == (
-        "proj.infer team 2 1 1 1 50 % 6.00 0.50 1.50 2 h 4 h 1 h 2 h 0 0 -1 h 50 %".split()  # noqa: SIM905
+        "proj.infer team 2 1 1 1 50 % 6.00 0.50 1.50 2 h 4 h 1 h 2 h 0 0 -1 h 50 % 50 % 30 min".split()  # noqa: SIM905
     )
     assert next(line for line in lines if line.startswith("TOTAL")).split()[:6] == ["TOTAL", "-", "5", "1", "3", "1"]
-    assert lines[-1] == "outcomes: 1 cancelled, 1 failure, 3 success"
+    assert "outcomes: 1 cancelled, 1 failure, 3 success" in lines
+    dates = [" ".join(line.split()) for line in lines[lines.index("dates that were promised at submit:") + 1 :]]
+    assert dates[1:] == ["Day 2023-11-15 2 50 % 30 min", "Tenant team 2 50 % 30 min", "Name proj.infer 2 50 % 30 min"]
     assert "Nothing happened." in run("--since", "2020-01-01", "--until", "2020-01-02").stdout
 
 

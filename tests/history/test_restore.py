@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from celery_allocator.history import History, Recorder, Restorer
 from celery_allocator.ledger import Ledger, Options
+from celery_allocator.model import Quota
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
 from tests.support import by_hand
@@ -35,6 +36,12 @@ def lost(cluster: LedgerPool, settings: Settings, redis_server: RedisServer) -> 
         running = cluster.running(1000, 1, task_name="proj.a" if number % 2 else "proj.b")
         cluster.at += seconds
         cluster.ledger.release(running.allocation_id, running.token, "success")
+    cluster.ledger.set_tenant("gone", Quota(3))
+    cluster.ledger.set_tenant("gone", None)
+    cluster.ledger.set_tenant("team", Quota(1))
+    cluster.ledger.set_tenant("team", Quota(2, tasks=7))
+    cluster.ledger.set_tenant("", Quota(0.5))
+    cluster.ledger.load_tenants({"from-settings": Quota(4), "team": Quota(9)})
     cluster.ledger.cordon("n1")
     cluster.ledger.uncordon("n1/gpu_0")
     cluster.ledger.cordon("n1/gpu_1", drain=True)
@@ -44,11 +51,11 @@ def lost(cluster: LedgerPool, settings: Settings, redis_server: RedisServer) -> 
     cluster.running(9000, 1, id="runs")
     cluster.submit(9000, 1, id="waits")
     cluster.submit(9000, 1, id="later", eta_at=cluster.at + 99)
-    means = cluster.ledger.learned()
+    means, runtimes = cluster.ledger.learned(), cluster.ledger.runtimes()
     Recorder(lambda: Ledger(redis_server.client(), cluster.ledger.pool), settings).run(threading.Event(), once=True)
     for key in cluster.ledger.client.scan_iter(f"{{allocator:{cluster.ledger.pool}}}:*"):
         cluster.ledger.client.delete(key)
-    cluster.means = means  # type: ignore[attr-defined]
+    cluster.means, cluster.runtimes = means, runtimes  # type: ignore[attr-defined]
     yield cluster
     assert cluster.ledger.verify() == []
 
@@ -63,6 +70,8 @@ def test_what_the_ledger_had_learned_comes_back(lost: LedgerPool, history: Histo
     restored = Restorer(history, lost.ledger).apply()
     assert restored.runtimes == pytest.approx(lost.means)  # type: ignore[attr-defined]
     assert lost.ledger.learned() == pytest.approx(lost.means)  # type: ignore[attr-defined]
+    # Not the means alone: half and nine of ten of each, as they were.
+    assert sorted(lost.ledger.runtimes(), key=str) == sorted(lost.runtimes, key=str)  # type: ignore[attr-defined]
     again = Restorer(history, lost.ledger).apply()
     assert (again.runtimes, set(again.runtimes_kept)) == ({}, set(lost.means))  # type: ignore[attr-defined]
 
@@ -73,6 +82,24 @@ def test_what_the_ledger_has_itself_stays_unless_forced(lost: LedgerPool, histor
     assert lost.ledger.learned()["proj.a"] == 99.0
     Restorer(history, lost.ledger, force=True).apply()
     assert lost.ledger.learned() == pytest.approx(lost.means)  # type: ignore[attr-defined]
+
+
+def quotas(cluster: LedgerPool) -> dict[str, tuple[Quota, str]]:
+    return {tenant.name: (tenant.quota, tenant.by) for tenant in cluster.ledger.tenants() if tenant.by}
+
+
+def test_the_quotas_that_operators_had_set_come_back(lost: LedgerPool, history: History) -> None:
+    given = {"": (Quota(0.5), "operator"), "team": (Quota(2, tasks=7), "operator")}
+    assert set(Restorer(history, lost.ledger).plan().quotas) == {"", "team"} and quotas(lost) == {}
+    lost.ledger.load_tenants({"team": Quota(9)})  # a worker was first: what an operator has said counts more
+    restored = Restorer(history, lost.ledger).apply()
+    assert (set(restored.quotas), quotas(lost)) == ({"", "team"}, given)
+    assert (Restorer(history, lost.ledger).plan().quotas, restored.quotas_kept) == ({}, [])
+    lost.ledger.set_tenant("team", Quota(5))
+    again = Restorer(history, lost.ledger).apply()
+    assert (again.quotas, again.quotas_kept, quotas(lost)["team"]) == ({}, ["team"], (Quota(5), "operator"))
+    Restorer(history, lost.ledger, force=True).apply()
+    assert quotas(lost) == given
 
 
 def test_what_operators_had_closed_is_closed_again(lost: LedgerPool, history: History) -> None:
@@ -160,8 +187,8 @@ def test_the_commands(redis_server: RedisServer, pool: str, database_url: str, m
     assert (recorded["success"], recorded["lag"], recorded["gaps"]) == (True, 0, 0)
     assert recorded["recorded"] >= 2
     assert f"at {recorded['position']}, 0 behind, 0 recorded" in run("recorder", "--once")
-    assert run("history-db", "current", "--json")["version"] == "0001"
-    assert "0001" in run("history-db", "upgrade")
+    assert run("history-db", "current", "--json")["version"] == "0002"
+    assert "0002" in run("history-db", "upgrade")
 
     for key in redis_server.client().scan_iter(f"{{allocator:{pool}}}:*"):
         redis_server.client().delete(key)

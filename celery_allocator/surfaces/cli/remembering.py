@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from celery_allocator.history.models import AllocationRow, Event
 
 _COLUMNS = (
-    *("allocation_id", "task_id", "task_name", "tenant", "kind", "gpu_memory_mb", "cpu_cores", "ram_mb", "priority"),
-    *("strategy", "submitted_at", "eta_at", "expires_at", "estimated_start_at", "queue_position", "granted_at"),
-    *("started_at", "ended_at", "state", "outcome", "node", "device", "worker", "cores", "token", "grants", "losses"),
+    *("allocation_id", "task_id", "task_name", "tenant", "kind", "gpu_memory_mb", "gpu_count", "cpu_cores", "ram_mb"),
+    *("priority", "strategy", "submitted_at", "eta_at", "expires_at", "estimated_start_at", "estimated_start_p90_at"),
+    *("queue_position", "rearranged_at", "reserved_at", "granted_at", "started_at", "ended_at", "state", "outcome"),
+    *("node", "device", "devices", "worker", "cores", "token", "grants", "losses"),
     *("wait_s", "run_s", "held_s", "peak_gpu_memory_mb", "peak_ram_mb"),
 )
 
@@ -91,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 def _table(rows: Any, now: datetime) -> str:
     return text.table(
-        ("SUBMITTED", "NAME", "TASK", "TENANT", "ASKED FOR", "DEVICE", "WAIT", "RUN", "OUTCOME"),
+        ("SUBMITTED", "NAME", "TASK", "TENANT", "ASKED FOR", "DEVICE", "WAIT", "PROMISED", "RUN", "OUTCOME"),
         (
             (
                 None if row.submitted_at is None else row.submitted_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -101,12 +102,21 @@ def _table(rows: Any, now: datetime) -> str:
                 text.shape(row),
                 f"{row.node}/{row.device}" if row.device else None,
                 None if row.wait_s is None else duration(row.wait_s),
+                _promised(row),
                 _ran(row, now),
                 row.outcome or row.state,
             )
             for row in rows
         ),
     )
+
+
+def _promised(row: AllocationRow) -> str | None:
+    """The waits that were promised at submit: in one of two cases, and in nine of ten."""
+    if row.submitted_at is None or row.estimated_start_at is None:
+        return None
+    promised = (row.estimated_start_at, row.estimated_start_p90_at)
+    return " / ".join(duration(max(0.0, (at - row.submitted_at).total_seconds())) for at in promised if at is not None)
 
 
 def _ran(row: AllocationRow, now: datetime) -> str | None:
@@ -137,12 +147,14 @@ def _said(event: Event) -> str:
         words.append(f": {told['outcome']}")
     if told.get("position"):
         words.append(f" at position {told['position']}")
-    for name, before in (("eta", "until"), ("estimate", "start estimated for"), ("expires", "expires")):
+    if event.event == "reserved":
+        words.append(f": {told.get('device', '?')} is kept for it")
+    for name, before in _MOMENTS:
         at = moment_of(told.get(name))
         if at is not None:
             words.append(f", {before} {_at(at)}")
     if event.event in ("granted", "reclaimed"):
-        words.append(f" on {told.get('device', '?')}, token {told.get('token', '?')}")
+        words.append(f" on {told.get('devices') or told.get('device', '?')}, token {told.get('token', '?')}")
         words.append(f", cores {told['cores']}" if told.get("cores") else "")
     elif event.event in ("requeued", "withdrawn", "lost"):
         words.append(f" on {told.get('device', '?')}")
@@ -155,6 +167,13 @@ def _said(event: Event) -> str:
     if event.event == "released" and told.get("held_ms", "").isdecimal():
         words.append(f", ran {duration(int(told['held_ms'][:15]) / 1000)}")
     return "".join(words)
+
+
+#: Moments that an event tells, and how they are told.
+_MOMENTS = (
+    *(("eta", "until"), ("estimate", "start estimated for"), ("estimate_p90", "in nine of ten cases by")),
+    *(("expires", "expires"), ("until", "until")),
+)
 
 
 def _at(at: datetime) -> str:

@@ -16,8 +16,11 @@ from celery_allocator.report.result import iso
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 from celery_allocator.surfaces.report import csv_text, html_page
-from celery_allocator.surfaces.report.columns import HEADS, columns, gap_told, key_texts
+from celery_allocator.surfaces.report.columns import DATE_HEADS, HEADS, columns, date_rows, gap_told, key_texts
 from celery_allocator.surfaces.report.numbers import figure, hours
+
+#: Rows of the table of dates.
+_DATES = 40
 
 
 def when(option: str, value: str, now: datetime) -> datetime:
@@ -99,6 +102,12 @@ def _told(made: Report) -> str:
     ]
     if made.totals.outcomes:
         lines += ["", "outcomes: " + figure("outcomes", made.totals.as_dict()["outcomes"])]
+    dates = date_rows(made)
+    if dates:
+        lines += ["", "dates that were promised at submit:"]
+        lines.append(text.table([head.upper() for head in ("By", "Which", *DATE_HEADS)], dates[:_DATES]))
+        if len(dates) > _DATES:
+            lines.append(f"… and {len(dates) - _DATES} more (--json has all)")
     if made.totals.unplaced:
         lines += ["", f"{hours(made.totals.unplaced)} GB-hours were on devices whose memory is not known."]
     for gap in made.gaps:

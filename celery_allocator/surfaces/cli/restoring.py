@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,8 @@ def _plain(found: Restoration) -> dict[str, Any]:
         "runtimes_s": found.runtimes,
         "runtimes_kept_s": found.runtimes_kept,
         "stopped": found.stopped,
+        "quotas": {name: json.loads(packed) for name, packed in found.quotas.items()},
+        "quotas_kept": found.quotas_kept,
         "closed": found.closed,
         "not_known_yet": found.unknown,
         "differing": found.differing,
@@ -66,8 +69,13 @@ def _plain(found: Restoration) -> dict[str, Any]:
 def _tell(found: Restoration, *, dry_run: bool) -> None:
     would = "would be " if dry_run else ""
     click.echo(
-        f"{len(found.runtimes)} mean run times {would}given back; {len(found.runtimes_kept)} the ledger has itself"
+        f"run times of {len(found.runtimes)} names {would}given back; those of {len(found.runtimes_kept)} "
+        "the ledger has itself"
     )
+    for name in found.quotas:
+        click.echo(f"{_called(name)}: {would}given its quota again")
+    for name in found.quotas_kept:
+        click.echo(f"{_called(name)}: left as an operator has set it since (--force changes that)")
     if found.stopped is not None:
         click.echo(f"the pool: {would}{'paused' if found.stopped else 'resumed'}")
     for target, state in found.closed.items():
@@ -83,6 +91,10 @@ def _tell(found: Restoration, *, dry_run: bool) -> None:
         click.echo(f"  {row.task_id} {row.task_name} {row.state}{place}, submitted {submitted or 'at an unknown time'}")
     if len(found.in_flight) > _NAMED:
         click.echo(f"  … and {len(found.in_flight) - _NAMED} more (--json names all)")
+
+
+def _called(tenant: str) -> str:
+    return f"tenant {tenant}" if tenant else "what names no tenant"
 
 
 COMMANDS: tuple[click.Command, ...] = (restore,)

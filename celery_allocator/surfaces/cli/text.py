@@ -74,7 +74,7 @@ def shape(asked: Asked) -> str:
     """``2048 MB GPU, 2 cores, 4096 MB RAM``; what is not asked for, or not known, is left out."""
     words = []
     if asked.gpu_memory_mb:
-        count = getattr(asked, "gpu_count", 1)  # a row of the history has none
+        count = getattr(asked, "gpu_count", 1) or 1  # an old row of the history tells none
         words.append(f"{count} × {asked.gpu_memory_mb} MB GPU" if count > 1 else f"{asked.gpu_memory_mb} MB GPU")
     if asked.cpu_cores:
         words.append(f"{asked.cpu_cores} core{'s' if asked.cpu_cores != 1 else ''}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from celery_allocator.report import Report
 from celery_allocator.report.build import DIMENSIONS
+from celery_allocator.surfaces.report.numbers import figure
 
 #: How dimensions are called.
 HEADS = dict(zip(DIMENSIONS, ("Name", "Tenant", "Node", "Device", "Day"), strict=True))
@@ -41,6 +42,8 @@ def columns(report: Report) -> tuple[Column, ...]:
             ("losses", "Losses"),
             ("estimate_error_median_s", "Estimate off by"),
             ("started_by_estimate", "By estimate"),
+            ("dates_covered", "By p90"),
+            ("date_error_median_s", "Date off by"),
         )
     )
 
@@ -48,6 +51,19 @@ def columns(report: Report) -> tuple[Column, ...]:
 def key_texts(key: tuple[str | None, ...]) -> list[str]:
     """A group's values as they are shown: ``-`` for none."""
     return [part or "-" for part in key]
+
+
+#: How the figures of dates are called.
+DATE_HEADS = ("Starts", "By their p90", "Half off by less than")
+
+
+def date_rows(report: Report) -> list[tuple[str, ...]]:
+    """What, which of it, and the figures of its dates, as they are shown."""
+    return [
+        (HEADS[dimension], value or "-", *(figure(name, number) for name, number in figures.items()))
+        for dimension, groups in report.dates.as_dict().items()
+        for value, figures in groups.items()
+    ]
 
 
 def gap_told(entries: int | None, first: str, last: str) -> str:

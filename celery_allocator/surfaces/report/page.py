@@ -11,7 +11,7 @@ from celery_allocator import __version__
 from celery_allocator.report import Report
 from celery_allocator.report.result import iso
 from celery_allocator.surfaces.report import plots
-from celery_allocator.surfaces.report.columns import HEADS, columns, gap_told, key_texts
+from celery_allocator.surfaces.report.columns import DATE_HEADS, HEADS, columns, date_rows, gap_told, key_texts
 from celery_allocator.surfaces.report.elements import Child, element, html
 from celery_allocator.surfaces.report.numbers import figure
 
@@ -59,6 +59,7 @@ def html_page(report: Report) -> str:
         _section("By " + " and ".join(report.by), _unit_note(report), _groups(report)),
         *(_section(plot.title, plot.told, _scrolled(plot.picture), _numbers(plot)) for plot in plots.all_of(report)),
         _outcomes(report),
+        _dates(report),
         element("footer", f"Made {iso(report.made_at)} by celery-allocator {__version__}. Times are UTC."),
     )
     return html(element("html", head, element("body", main), lang="en"))
@@ -153,6 +154,17 @@ def _plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Element
     body = [element("tr", element("th", row[0], scope="row"), *(element("td", c) for c in row[1:])) for row in rows]
     head = element("thead", element("tr", *(element("th", h, scope="col") for h in heads)))
     return element("table", head, element("tbody", *body))
+
+
+def _dates(report: Report) -> Element | None:
+    rows = date_rows(report)
+    if not rows:
+        return None
+    told = "What came of the starts that were promised at submit, of those that waited and were not moved meanwhile."
+    if len(rows) > MOST_ROWS:
+        told += f" The first {MOST_ROWS} of {len(rows)}."
+    table = _plain_table(("By", "Which", *DATE_HEADS), rows[:MOST_ROWS])
+    return _section("Dates", told, _scrolled(table, "Dates"))
 
 
 def _outcomes(report: Report) -> Element | None:
