@@ -32,7 +32,7 @@ class Sketch:
 
     def quantile(self, q: float, above: float | None = None) -> float | None:
         """In ms; of those runs only that took longer than ``above``."""
-        told = {b: w for b, w in self.weights.items() if above is None or b > bucket(above)}
+        told = {b: w for b, w in self.weights.items() if not above or b > bucket(above)}
         total, so_far = sum(told.values()), 0.0
         for b in sorted(told):
             so_far += told[b]

@@ -450,7 +450,8 @@ class FairnessMachine(RuleBasedStateMachine):
         without, _ = self.shadow(holder, device, node, [a for a in held if a.allocation_id not in ours])
         now, room = self.shadow(holder, device, node, list(held))
         if without < math.inf:
-            assert now <= without + 0.001, f"{sorted(ours)} delay {holder.allocation_id} by {now - without} ms"
+            late = f"{sorted(ours)} delay {holder.allocation_id} by {now - without} ms"
+            assert now <= without + 0.001, f"{late}\n{self.told(held, (holder,), self.kept)}"
             return
         need = holder.requirements
         for a in held:
@@ -581,11 +582,15 @@ class FairnessMachine(RuleBasedStateMachine):
             return
         for node in NODES:
             self.node_(node, 0)
+            self.after()
             self.ledger.uncordon(node)
+            self.after()
         for device in DEVICES:
             self.worker_(device)
+            self.after()
         for a in self.ledger.on_hold():
             self.ledger.unhold(a.allocation_id)
+            self.after()
         if self.options.backfill == "none":  # these hold all others up
             for a in (*self.ledger.queue(1000), *self.ledger.delayed()):
                 if self.never(a):

@@ -37,7 +37,7 @@ end
 
 -- The value below which a share q of the weight lies. above: of those values only that are larger; nil if there are none.
 local function quantile(s, q, above)
-  local from, total = above and bucket_of(above) or -1, 0
+  local from, total = (above or 0) > 0 and bucket_of(above) or -1, 0
   for i = 3, #s, 2 do if s[i] > from then total = total + s[i + 1] end end
   if total <= 0 then return nil end
   local sum, last = 0, nil
