@@ -36,6 +36,7 @@ class Quota:
         weight = self.weight
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1_000_000:
             raise RequirementsError("weight", weight, "must be a number from 0.001 to 1000000")
+        object.__setattr__(self, "weight", float(weight))  # 2 and 2.0 are one quota, and written as one
         for name in CAPS:
             value = getattr(self, name)
             if value is None:

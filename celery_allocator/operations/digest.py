@@ -20,7 +20,7 @@ def digest(ledger: Ledger) -> str:
 
 
 def content(ledger: Ledger) -> dict[str, Any]:
-    """Nodes and devices with their states and what is free, the line in its order, and who holds what where.
+    """Nodes and devices with their states and what is free, the line in its order, who holds what where, and quotas.
 
     Without tokens, times and workers' leases: those go on, whatever operators do.
     """
@@ -30,6 +30,7 @@ def content(ledger: Ledger) -> dict[str, Any]:
     return {
         "stopped": state.paused == "stopped",
         "breakers": [[breaker.name, breaker.allows] for breaker in ledger.breakers() if breaker.allows is not None],
+        "tenants": [[tenant.name, tenant.quota.as_dict(), tenant.by] for tenant in ledger.tenants() if tenant.by],
         "nodes": [_node(node) for node in state.nodes],
         "line": [allocation.allocation_id for allocation in line],
         "allocations": sorted((_allocation(a) for a in (*line, *others)), key=lambda row: str(row["id"])),

@@ -8,7 +8,7 @@ from celery.bin.base import CLIContext
 
 from celery_allocator import install
 from celery_allocator.allocating import Session
-from celery_allocator.model import Requirements, State
+from celery_allocator.model import Quota, Requirements, State
 from celery_allocator.operations import Actor, Operator, ResetTenant, SetTenant, digest
 from tests.support import by_hand
 from tests.support.command_line import Run, allocate, submit_task
@@ -182,11 +182,8 @@ def test_what_can_be_no_quota_is_refused(run: Run, args: tuple[str, ...], told: 
 def test_quotas_are_undone_and_redone(cluster: LedgerPool) -> None:
     cluster.node()
     chief = Operator(cluster.ledger, Actor("ada"), lambda _: None)
-
-    def quotas() -> list[object]:
-        return [(state.name, state.quota, state.by) for state in cluster.ledger.tenants()]
-
-    states = [quotas()]
+    cluster.ledger.load_tenants({"red": Quota(3.0)})
+    states = [digest(cluster.ledger)]
     for action in (
         SetTenant("blue", 2.0, tasks=3),
         SetTenant.changed(cluster.ledger, "red", cpu_cores=4),
@@ -194,10 +191,13 @@ def test_quotas_are_undone_and_redone(cluster: LedgerPool) -> None:
         ResetTenant("blue"),
     ):
         chief.run(action)
-        states.append(quotas())
+        states.append(digest(cluster.ledger))
+    assert len(set(states)) == 5
+    (red,) = (state for state in cluster.ledger.tenants() if state.name == "red")
+    assert (red.quota, red.by) == (Quota(3.0, cpu_cores=4), "operator"), "what is not named stays"
     for state in reversed(states[:-1]):
         chief.undo()
-        assert quotas() == state
+        assert digest(cluster.ledger) == state
     for state in states[1:]:
         chief.redo()
-        assert quotas() == state
+        assert digest(cluster.ledger) == state

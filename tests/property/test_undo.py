@@ -30,7 +30,9 @@ _breaker = st.tuples(st.sampled_from(["open-breaker", "close-breaker"]), st.samp
 _one = st.tuples(st.sampled_from(["hold", "unhold", "front", "cancel", "release"]), st.integers(0, 30))
 _priority = st.tuples(st.just("priority"), st.tuples(st.integers(0, 30), st.sampled_from(PRIORITIES)))
 _allocate = st.tuples(st.just("allocate"), st.tuples(st.sampled_from([0, 500, 2_000, 9_000]), st.integers(0, 3)))
-actions = st.one_of(_targets, _pool, _breaker, _one, _priority, _allocate)
+_quota = st.tuples(st.sampled_from(["blue", "red"]), st.sampled_from([1, 2.5]))
+_tenant = st.tuples(st.sampled_from(["set-tenant", "reset-tenant"]), _quota)
+actions = st.one_of(_targets, _pool, _breaker, _one, _priority, _allocate, _tenant)
 
 
 class Desk:
@@ -76,6 +78,9 @@ class Desk:
             return command(what, {"target": how})
         if what.endswith("-breaker"):
             return command(what, {"name": how})
+        if what.endswith("-tenant"):
+            name, weight = how  # type: ignore[misc]
+            return command(what, {"name": name, **({"weight": weight, "tasks": 3} if what == "set-tenant" else {})})
         if what == "priority":
             number, priority = how  # type: ignore[misc]
             return command(what, {"allocation_id": self._pick(self.waiting, number), "priority": priority})
