@@ -131,7 +131,7 @@ def _reached(library: str, body: str) -> str:
     functions = {match.group(1): match.group() for match in _FUNCTION.finditer(library)}
     rest = _FUNCTION.sub("", library)
     kept: set[str] = set()
-    words = set(re.findall(r"\w+", rest + body))
+    words = set(re.findall(r"\w+", re.sub(r"--[^\n]*", "", rest + body)))
     while new := (functions.keys() & words) - kept:
         kept |= new
         words = {word for name in new for word in re.findall(r"\w+", functions[name])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_utc, known_strategy
+from celery_allocator.model.allocation import Allocation, Kind, State, Strategy, iso_between, iso_utc, known_strategy
 from celery_allocator.model.cluster import (
     CPU_DEVICE,
     ClusterState,
@@ -47,6 +47,7 @@ __all__ = [
     "TenantState",
     "WorkerState",
     "WorkerUse",
+    "iso_between",
     "iso_utc",
     "known_strategy",
     "label",

@@ -204,6 +204,15 @@ class Allocation:
         )
 
 
+def iso_between(half: float | None, most: float | None) -> str | None:
+    """An estimated start as its p50 and p90, ``2026-01-01T12:00:00Z … 12:05:00Z``; ``None``: it is not known."""
+    first, last = iso_utc(half), iso_utc(most)
+    if first is None or last is None or last == first:
+        return first
+    day, _, clock = last.partition("T")
+    return f"{first} … {clock if first.startswith(day) else last}"
+
+
 def iso_utc(seconds: float | None) -> str | None:
     """Seconds since the epoch as ``2026-01-01T12:00:00Z`` (whole seconds); ``None`` stays ``None``."""
     if seconds is None:

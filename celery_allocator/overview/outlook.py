@@ -50,9 +50,10 @@ class Outlook:
         """One tenant; ``None`` for one that holds nothing, does not wait and has no quota."""
         return next((tenant for tenant in self.tenants if tenant.name == name), None)
 
-    def keeps_for(self, allocation: Allocation) -> bool:
-        """Whether the reservation is that allocation's."""
-        return self.kept is not None and self.kept.holder.allocation_id == allocation.allocation_id
+    def kept_for(self, allocation: Allocation) -> Reservation | None:
+        """The reservation, if it is that allocation's."""
+        kept = self.kept
+        return kept.reservation if kept is not None and kept.holder.allocation_id == allocation.allocation_id else None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON-ready data."""

@@ -52,7 +52,7 @@ def _capped(asked: Requirements, tenant: TenantState | None) -> Reason | None:
 def _kept(fits: Sequence[str], allocation: Allocation, outlook: Outlook) -> Reason | None:
     """Where it has room on that node only on which something is kept for another."""
     kept = outlook.kept
-    if kept is None or kept.device is None or not fits or outlook.keeps_for(allocation):
+    if kept is None or kept.device is None or not fits or outlook.kept_for(allocation) is not None:
         return None
     if {_node(device) for device in fits} != {_node(kept.device)}:
         return None

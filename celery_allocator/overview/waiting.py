@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_allocator.ledger import Ledger
+from celery_allocator.ledger import Ledger, Reservation
 from celery_allocator.model import Allocation, ClusterState, Kind, Requirements
 from celery_allocator.overview.outlook import Outlook
 from celery_allocator.overview.reasons import Reason, fitting, why
@@ -28,10 +28,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Waiting:
-    """One allocation in line, and why it is not granted yet."""
+    """One allocation in line, and why it is not granted yet. ``kept``: the reservation, where it is its own."""
 
     allocation: Allocation
     reason: Reason
+    kept: Reservation | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class _Reasons:
 
     def of(self, allocations: tuple[Allocation, ...]) -> tuple[Waiting, ...]:
         """Each with its reason."""
-        return tuple(Waiting(a, in_turn(*self._room(a), a, self._outlook)) for a in allocations)
+        return tuple(
+            Waiting(a, in_turn(*self._room(a), a, self._outlook), self._outlook.kept_for(a)) for a in allocations
+        )
 
     def _room(self, a: Allocation) -> tuple[Reason, tuple[str, ...]]:
         asked = a.requirements

@@ -56,8 +56,7 @@ def test_what_is_kept_for_the_first_in_line_is_told_to_all(cluster: LedgerPool) 
     assert told["big"].reason.code == "room"
     text = "There is room on n1/gpu_0, and that is kept for train (task task of big), which goes first."
     assert (told["long"].reason.code, told["long"].reason.text) == ("kept", text)
-    assert seen.outlook.keeps_for(told["big"].allocation)
-    assert not seen.outlook.keeps_for(told["long"].allocation)
+    assert (told["big"].kept, told["long"].kept) == (kept.reservation, None)
     plain = json.loads(json.dumps(seen.as_dict()))
     assert plain["reservation"]["task_id"] == "task of big"
     assert [d["kept"] and d["kept"]["name"] for n in plain["nodes"] for d in n["devices"]].count("train") == 1

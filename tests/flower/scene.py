@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, TaskUse, WorkerUse
+from celery_allocator.model import DeviceInventory, NodeInventory, Quota, Requirements, TaskUse, WorkerUse
 
 LEASE_S = 3600.0
 #: A name that would be markup, if it were not text.
@@ -20,7 +22,7 @@ def node(ledger: Ledger, name: str, gpus: int, *, cores: int = 32, memory_mb: in
         ledger.register_worker(f"{device}@{name}", "one", name, device, **where)  # type: ignore[arg-type]
 
 
-def task(ledger: Ledger, number: int, name: str, gpu: int, cores: int = 2, ram: int = 4096, **more: int) -> bool:
+def task(ledger: Ledger, number: int, name: str, gpu: int, cores: int = 2, ram: int = 4096, **more: Any) -> bool:
     """Submit a task, and start it where it is granted; returns whether it was."""
     asked = Requirements(gpu, cores, ram, **more)
     made = ledger.submit(f"alloc_{number:032x}", f"{number:08x}-0000-4000-8000-000000000000", name, asked, message=b"-")
@@ -64,6 +66,24 @@ def busy_day(ledger: Ledger) -> None:
     ledger.hold("alloc_" + f"{45:032x}", by="ada@example.org")
     ledger.set_state("edge-1", "cordoned")
     measure(ledger)
+
+
+def turns(ledger: Ledger) -> None:
+    """Two tenants; a device that is kept for the first in line for ten minutes; who waits for that, who for a cap."""
+    ledger.set_tenant("vision", Quota(weight=2, gpu_memory_mb=66_000, tasks=8))
+    node(ledger, "n2", 1, memory_mb=24576)
+    task(ledger, 201, "vision.caption", 24576, expected_runtime_s=30, tenant="vision")
+    task(ledger, 202, "vision.caption", 24576, expected_runtime_s=3600, tenant="vision")
+    first = ledger.held()[0]
+    ledger.release(first.allocation_id, first.token, "success")
+    waited = ledger.get(f"alloc_{202:032x}")
+    worker = f"{waited.device_id}@{waited.node}"
+    ledger.start(waited.allocation_id, waited.token, worker, "one", "n", repeatable=True)
+    node(ledger, "n1", 1)
+    task(ledger, 203, "vision.embed", 40960, expected_runtime_s=600, tenant="vision")
+    task(ledger, 204, "llm.train", 65536, expected_runtime_s=7200, tenant="text")
+    task(ledger, 205, "llm.evaluate", 20480, expected_runtime_s=36000, tenant="text")
+    task(ledger, 206, "vision.caption", 8192, expected_runtime_s=60, tenant="vision")
 
 
 def measure(ledger: Ledger) -> None:

@@ -63,7 +63,7 @@ def test_every_column_has_its_head_at_80(cluster: LivePool, reach: dict[str, str
             for heads in (
                 "NODE, DEVICE STATE MEMORY LOAD TEMP CORES SLOTS",
                 "NAME TASK DEVICE CLAIM GPU,C,RAM USED GPU,RAM FOR",
-                "POS NAME TASK CLAIM GPU,C,RAM PRIO AGE STARTS WAITS FOR",
+                "POS NAME TASK CLAIM GPU,C,RAM PRIO AGE STARTS IN WAITS FOR",
             ):
                 assert heads in text
 
@@ -263,7 +263,7 @@ def test_names_of_tasks_are_text_and_nothing_else(cluster: LivePool, reach: dict
         cluster.ledger.client.hset(keys.key(cluster.ledger.pool, "alloc", "alloc_evil"), field, f"{field}{evil}")
 
     async def act() -> None:
-        async with piloted(reach, size=(160, 50)) as top:
+        async with piloted(reach, size=(200, 50)) as top:
             await top.wait_for("[red]x[/]", "[bold]id[/]", r"name\x1b[2J\x1b]0;title\x07\u202e")
             assert not set(top.text) & set("\x1b\x07\u202e\r")
             await top.press("enter")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-from celery_allocator.model import Allocation, iso_utc
+from celery_allocator.model import Allocation, iso_between, iso_utc
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -48,13 +48,7 @@ def span(seconds: float | None) -> str:
 
 def dates(half: float | None, most: float | None) -> str:
     """An estimated start as its p50 and p90: ``2026-01-01T12:00:00Z … 12:05:00Z``; seconds since the epoch."""
-    if half is None:
-        return "not known yet"
-    first, last = iso_utc(half) or "", iso_utc(most) or ""
-    if not last or last == first:
-        return first
-    day, _, clock = last.partition("T")
-    return f"{first} … {clock if first.startswith(day) else last}"
+    return iso_between(half, most) or "not known yet"
 
 
 class Asked(Protocol):

@@ -50,6 +50,7 @@ class Top(App[None]):
         Binding("n", "page(1)"),
         Binding("b", "page(-1)"),
         Binding("z", "zoom"),
+        Binding("t", "tenants"),
         Binding("space", "pause"),
         *(Binding(key, f"act('{key}')") for key in dict.fromkeys(act.key for act in ACTS)),
     ]
@@ -198,6 +199,13 @@ class Top(App[None]):
         """This table alone."""
         self._main.query_one("#tables").toggle_class("-zoomed")
 
+    def action_tenants(self) -> None:
+        """Their table, and back to the line."""
+        tenants = self._main.query_one("#tenants", Panel)
+        tenants.toggle_class("-shown")
+        shown = tenants.has_class("-shown")
+        (tenants if shown else self._main.query_one("#queue", Panel)).rows.focus()
+
     def action_pause(self) -> None:
         """Stop looking, or go on."""
         self._watcher.paused = not self._watcher.paused
@@ -285,7 +293,8 @@ class Top(App[None]):
         if not self._main.is_attached:
             return
         row: Any = None if self._panel is None else self._panel.selected
-        self._say("#detail", "" if row is None else brief(row), wrap=True)
+        now = 0.0 if self._frame is None else self._frame.now
+        self._say("#detail", "" if row is None else brief(row, now), wrap=True)
 
     def _show_keys(self) -> None:
         acts = () if self._panel is None or self._read_only else acts_on(self._panel.table.name)

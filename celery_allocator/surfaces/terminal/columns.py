@@ -10,6 +10,8 @@ from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces
 
 R = TypeVar("R")
+#: Marks the device that is kept for the first in line, and that one.
+KEPT = "◆"
 
 
 @dataclass(frozen=True)

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_allocator.model import Allocation, WorkerUse, iso_utc
-from celery_allocator.overview import Bar, Running, Waiting
+from celery_allocator.ledger import Reservation
+from celery_allocator.model import Allocation, TenantState, WorkerUse, iso_between, iso_utc
+from celery_allocator.overview import Bar, Kept, Running, Waiting
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.places import Place
+from celery_allocator.surfaces.terminal.tenancy import NOBODY
 
 Facts = list[tuple[str, str]]
 
 
 def facts(row: Any) -> Facts:
-    """Of a place, of what runs or of what waits; harmless texts."""
+    """Of a place, a tenant, of what runs or of what waits; harmless texts."""
     if isinstance(row, Place):
         told = _of_node(row) if row.device is None else _of_device(row)
     elif isinstance(row, Running):
         told = _of_allocation(row.allocation)
         if row.use is not None:
             told += [("uses GPU memory", _mb(row.use.gpu_memory_mb)), ("uses RAM", _mb(row.use.ram_mb))]
+    elif isinstance(row, TenantState):
+        told = _of_tenant(row)
     else:
         assert isinstance(row, Waiting)
-        told = [("waits", row.reason.text), *_of_allocation(row.allocation)]
+        told = [("waits", row.reason.text), ("reservation", _reserved(row.kept)), *_of_allocation(row.allocation)]
     return [(name, words.clean(str(value))) for name, value in told if value not in (None, "")]
 
 
-def brief(row: Any) -> str:
-    """The most important of it, for a few lines."""
+def brief(row: Any, now: float) -> str:
+    """The most important of it, for a few lines. ``now``: the ledger's clock, in seconds since the epoch."""
     if isinstance(row, Place):
         if row.device is None:
             return f"{words.clean(row.key)}: RAM {_bar(row.node.ram)}"
         told = [row.device.device.model, row.device.device.uuid, row.device.device.worker or "no worker"]
         memory = f"\nGPU memory {_bar(row.device.memory)}" if row.device.device.is_gpu else ""
-        return words.clean(f"{row.key}  {'  '.join(filter(None, told))}") + memory
+        kept = f"\n{words.clean(_for_whom(row.device.kept, now))}" if row.device.kept is not None else ""
+        return words.clean(f"{row.key}  {'  '.join(filter(None, told))}") + memory + kept
+    if isinstance(row, TenantState):
+        return f"{words.clean(row.name or NOBODY)}\n" + "  ".join(f"{name} {value}" for name, value in facts(row)[1:])
     allocation: Allocation = row.allocation
     first = words.clean(f"{allocation.allocation_id}  {allocation.task_id}")
     if isinstance(row, Waiting):
-        return f"{first}\n{words.clean(row.reason.text)}"
+        tenant = allocation.requirements.tenant
+        last = filter(None, [_reserved(row.kept, now), _dates(allocation, now), tenant and f"for {tenant}"])
+        return f"{first}\n{words.clean(row.reason.text)}\n{words.clean('  '.join(last))}"
     cores = ", ".join(str(core) for core in allocation.cpu_cores)
     return f"{first}\n{words.clean(allocation.task_name)}  cores {cores or '-'}  {words.clean(allocation.worker or '')}"
 
@@ -67,6 +76,7 @@ def _of_device(place: Place) -> list[tuple[str, Any]]:
         ("GPU memory", _bar(place.device.memory) if device.is_gpu else None),
         ("slots", f"{device.slots_free} of {device.slots} free" if device.worker else None),
         ("holds", ", ".join(device.allocations) or "nothing"),
+        ("kept for", None if place.device.kept is None else _for_whom(place.device.kept)),
         *(() if use is None else _measured(use)),
     ]
 
@@ -82,7 +92,8 @@ def _measured(use: WorkerUse) -> list[tuple[str, Any]]:
 
 def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
     asked = allocation.requirements
-    claimed = f"{asked.gpu_memory_mb} MB GPU, {asked.cpu_cores} cores, {asked.ram_mb} MB RAM"
+    several = f"{asked.gpu_count} × " if asked.gpu_count > 1 else ""
+    claimed = f"{several}{asked.gpu_memory_mb} MB GPU, {asked.cpu_cores} cores, {asked.ram_mb} MB RAM"
     return [
         ("name", allocation.task_name),
         ("task", allocation.task_id),
@@ -99,12 +110,58 @@ def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
         ("submitted", iso_utc(allocation.submitted_at)),
         ("granted", iso_utc(allocation.granted_at)),
         ("started", iso_utc(allocation.started_at)),
-        ("estimated start", iso_utc(allocation.estimated_start_at)),
+        ("estimated start", iso_between(allocation.estimated_start_at, allocation.estimated_start_p90_at)),
         ("ETA", iso_utc(allocation.eta_at)),
         ("expires", iso_utc(allocation.expires_at)),
         ("workers lost", allocation.losses or None),
         ("on hold by", allocation.on_hold_by),
     ]
+
+
+def _of_tenant(tenant: TenantState) -> list[tuple[str, Any]]:
+    def held(name: str, unit: str) -> str:
+        cap = getattr(tenant.quota, name)
+        return f"{getattr(tenant, name)}{unit}" + ("" if cap is None else f" of at most {cap}{unit}")
+
+    return [
+        ("tenant", tenant.name or NOBODY),
+        ("weight", f"{tenant.quota.weight:g}"),
+        ("share", f"{tenant.share:.1%}"),
+        ("waiting", str(tenant.waiting)),
+        ("GPU memory", held("gpu_memory_mb", " MB")),
+        ("cores", held("cpu_cores", "")),
+        ("RAM", held("ram_mb", " MB")),
+        ("tasks", held("tasks", "")),
+        ("quota by", tenant.by),
+    ]
+
+
+def _dates(allocation: Allocation, now: float) -> str | None:
+    half, most = allocation.estimated_start_at, allocation.estimated_start_p90_at
+    if half is None:
+        return None
+    return "starts " + " … ".join(dict.fromkeys(words.clock(at, now) for at in (half, most or half)))
+
+
+def _reserved(kept: Reservation | None, now: float | None = None) -> str | None:
+    """What is kept for one that waits. ``now``: short, for one who looks at that time."""
+    if kept is None:
+        return None
+    if kept.device is None:
+        return f"passed {kept.passed} times since {_at(kept.since, now)}"
+    return f"{kept.device} is kept for it {_until(kept, now)}"
+
+
+def _for_whom(kept: Kept, now: float | None = None) -> str:
+    return f"kept for {kept.holder.task_name} ({kept.holder.task_id}) {_until(kept.reservation, now)}"
+
+
+def _until(kept: Reservation, now: float | None) -> str:
+    return "and emptied" if kept.starts_at is None else f"until {_at(kept.starts_at, now)}"
+
+
+def _at(at: float, now: float | None) -> str:
+    return str(iso_utc(at)) if now is None else words.clock(at, now)
 
 
 def _bar(bar: Bar) -> str:

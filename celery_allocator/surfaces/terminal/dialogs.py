@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 from celery_allocator.model import FIELDS
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import legend
+from celery_allocator.surfaces.terminal.columns import KEPT
 from celery_allocator.surfaces.terminal.keys import ACTS, LOOKING, Act
 from celery_allocator.surfaces.terminal.styles import styled
 
@@ -141,4 +142,5 @@ def help_page(*, read_only: bool) -> Page:
     """What the keys do, and the marks mean."""
     acting = [(act.key, f"{act.word} ({'device' if 'devices' in act.tables else 'task'})") for act in ACTS]
     rows = [*LOOKING, *([] if read_only else acting)]
-    return Page("Keys", [*rows, ("?", "this page")], Text("\n") + styled(legend()))
+    marks = (*legend(), (KEPT, "kept"), (" kept for the first in line; that one", "dim"))
+    return Page("Keys", [*rows, ("?", "this page")], Text("\n") + styled(marks))

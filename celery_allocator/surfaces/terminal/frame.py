@@ -67,7 +67,7 @@ def _read(ledger: Ledger, overview: Overview, ask: Ask) -> Page:
     cluster = overview.cluster
     match = Match(ask.text) if ask.text else None
     if ask.view == "waiting":
-        return read_waiting(ledger, cluster, limit=ask.limit, offset=ask.offset, match=match)
+        return read_waiting(ledger, cluster, overview.outlook, limit=ask.limit, offset=ask.offset, match=match)
     on_hold = ask.view == "on_hold"
     rows, reason = (ledger.on_hold, _held_by) if on_hold else (ledger.delayed, _due)
     total = cluster.on_hold if on_hold else cluster.delayed
@@ -102,6 +102,8 @@ def _row(row: Waiting) -> dict[str, Any]:
         **allocation.to_wire(),
         "queue_position": allocation.queue_position,
         "estimated_start_at": allocation.estimated_start_at,
+        "estimated_start_p90_at": allocation.estimated_start_p90_at,
+        "holds_reservation": row.kept is not None,
         "eta_at": allocation.eta_at,
         "on_hold_by": allocation.on_hold_by,
         "reason": asdict(row.reason),

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_allocator.model import FIELDS
+from celery_allocator.model import FIELDS, TenantState
 from celery_allocator.operations import Cancel, Command, Cordon, Drain, Front, Hold, Priority, Uncordon, Unhold
 from celery_allocator.surfaces.terminal.places import Place
+from celery_allocator.surfaces.terminal.tenancy import NOBODY
 
 DEVICES, TASKS, WAITING = ("devices",), ("running", "queue"), ("queue",)
 
@@ -67,6 +68,8 @@ def subject(row: Any) -> tuple[str, str]:
     """The name by which a command knows a row, and what people call it."""
     if isinstance(row, Place):
         return row.key, f"{row.key}"
+    if isinstance(row, TenantState):
+        return row.name, f"tenant {row.name or NOBODY}"
     allocation = row.allocation
     return allocation.allocation_id, f"{allocation.task_name}, task {allocation.task_id}, {allocation.allocation_id}"
 
@@ -84,6 +87,7 @@ LOOKING: tuple[tuple[str, str], ...] = (
     ("/", "only what has a text in its name or id; Esc: all again"),
     ("s, r", "sort by the next column; the other way round"),
     ("v", "what waits, what is on hold, what is delayed"),
+    ("t", "tenants: turns, caps, what each holds; again: not"),
     ("n, b", "next page of it, page before"),
     ("z", "this table alone; all again"),
     ("Space", "stop looking; go on"),

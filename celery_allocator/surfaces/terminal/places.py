@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from celery_allocator.overview import Bar, DeviceView, NodeView
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces, gauge
-from celery_allocator.surfaces.terminal.columns import Column, plain
+from celery_allocator.surfaces.terminal.columns import KEPT, Column, plain
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Place:
 def _name(place: Place, _: float, width: int) -> Pieces:
     if place.device is None:
         return plain(place.node.node.node, "strong")
+    mark: Pieces = ((f" {KEPT}", "kept"),) if place.device.kept is not None else ()
     if place.flat:
-        return plain(words.end(place.key, width))
-    return (("  ", "plain"), *plain(place.device.device.device_id))
+        return (*plain(words.end(place.key, width - 2 * len(mark))), *mark)
+    return (("  ", "plain"), *plain(place.device.device.device_id), *mark)
 
 
 def _state(place: Place, _: float, width: int) -> Pieces:

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_allocator.surfaces.terminal.bars import legend
 from celery_allocator.surfaces.terminal.frame import Frame
-from celery_allocator.surfaces.terminal.tables import DEVICES, TABLES, Table, flat, head, notice
+from celery_allocator.surfaces.terminal.tables import DEVICES, SHARES, TABLES, Table, flat, head, notice
 
 #: Rows of one table at most.
 _MOST = 500
@@ -27,6 +27,8 @@ def _lines(frame: Frame, width: int) -> Iterator[str]:
     if told := notice(frame):
         yield told
     for table in TABLES:
+        if table is SHARES and not frame.overview.outlook.is_shared:
+            continue
         yield ""
         yield from _table(table, frame, width)
         if table is DEVICES:

@@ -18,6 +18,7 @@ STYLES = {
     "unused": "#c9a24a",
     "foreign": "#b48ce0",
     "free": "#566070",
+    "kept": "bold #7cc4ff",
 }
 
 
@@ -35,6 +36,8 @@ Screen { background: #14171c; color: #d5dae3; }
 #notice.-shown { display: block; }
 Panel { height: 1fr; }
 #devices { height: auto; max-height: 42%; }
+#tenants { height: auto; max-height: 34%; display: none; }
+#tenants.-shown { display: block; }
 #tables.-zoomed Panel { display: none; }
 #tables.-zoomed Panel:focus-within { display: block; height: 1fr; max-height: 100%; }
 Panel > .bar { height: 1; background: #1b2129; color: #9fb4d0; }
@@ -42,8 +45,8 @@ Panel:focus-within > .bar { background: #264463; color: #ffffff; text-style: bol
 Rows { height: 1fr; background: #14171c; scrollbar-size: 0 1;
        scrollbar-color: #3d4a5c; scrollbar-background: #14171c; scrollbar-color-hover: #5a6c86;
        scrollbar-gutter: stable; overflow-x: hidden; }
-#devices Rows { height: auto; }
-#tables.-zoomed #devices Rows { height: 1fr; }
+#devices Rows, #tenants Rows { height: auto; }
+#tables.-zoomed #devices Rows, #tables.-zoomed #tenants Rows { height: 1fr; }
 Rows > .datatable--header { background: #14171c; color: #7f8a9a; text-style: none; }
 Rows > .datatable--cursor { background: #14171c; color: #d5dae3; text-style: none; }
 Rows:focus > .datatable--cursor { background: #2f4f75; color: #ffffff; text-style: bold; }

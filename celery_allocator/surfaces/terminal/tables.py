@@ -1,4 +1,4 @@
-"""The three tables of a frame: which rows, in which order, under which title. For the screen and for plain text."""
+"""The tables of a frame: which rows, in which order, under which title. For the screen and for plain text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from celery_allocator.model import TenantState
 from celery_allocator.overview import Running, Waiting
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces
@@ -13,6 +14,7 @@ from celery_allocator.surfaces.terminal.columns import Column, line, widths
 from celery_allocator.surfaces.terminal.frame import Frame
 from celery_allocator.surfaces.terminal.places import PLACES, Place
 from celery_allocator.surfaces.terminal.tasks import QUEUE, RUNNING
+from celery_allocator.surfaces.terminal.tenancy import NOBODY, TENANTS
 
 R = TypeVar("R")
 
@@ -99,6 +101,16 @@ def _waiting(frame: Frame, _: str) -> list[Waiting]:
     return list(frame.page.rows)
 
 
+def _tenants(frame: Frame, text: str) -> list[TenantState]:
+    outlook = frame.overview.outlook
+    return [row for row in outlook.tenants if _found(text, row.name or NOBODY)] if outlook.is_shared else []
+
+
+def _title_tenants(frame: Frame, shown: int) -> str:
+    outlook = frame.overview.outlook
+    return f"TENANTS  {_counted(shown, len(outlook.tenants) if outlook.is_shared else 0, 'tenant')}"
+
+
 def _counted(count: int, whole: int, one: str) -> str:
     many = f"{whole:,} {one}{'' if whole == 1 else 's'}"
     return many if count == whole else f"{count:,} of {many}"
@@ -129,13 +141,22 @@ def _title_queue(frame: Frame, shown: int) -> str:
         told += f", {page.matched:,} found"
     if shown and shown < page.matched:
         told += f"; {ask.offset + 1:,} to {ask.offset + shown:,} shown"
-    return told
+    return f"{told}{_dates(frame)}" if ask.view == "waiting" else told
+
+
+def _dates(frame: Frame) -> str:
+    """How true the dates were so far."""
+    scored = frame.overview.outlook.scored
+    if scored is None or scored.covered is None or scored.median_error_s is None:
+        return ""
+    return f"   dates: {scored.covered:.0%} by their p90, half off by <{words.span(scored.median_error_s)}"
 
 
 DEVICES: Table[Place] = Table("devices", PLACES, _places, lambda row: row.key, _title_places, _flat)
 HELD: Table[Running] = Table("running", RUNNING, _running, lambda row: row.allocation.allocation_id, _title_running)
 LINE: Table[Waiting] = Table("queue", QUEUE, _waiting, lambda row: row.allocation.allocation_id, _title_queue)
-TABLES: tuple[Table[Any], ...] = (DEVICES, HELD, LINE)
+SHARES: Table[TenantState] = Table("tenants", TENANTS, _tenants, lambda row: row.name, _title_tenants)
+TABLES: tuple[Table[Any], ...] = (DEVICES, SHARES, HELD, LINE)
 
 
 def head(frame: Frame) -> tuple[str, str]:
@@ -145,6 +166,9 @@ def head(frame: Frame) -> tuple[str, str]:
         f"{cluster.running:,} running  {cluster.granted:,} granted  {cluster.waiting:,} waiting  "
         f"{cluster.delayed:,} delayed  {cluster.on_hold:,} on hold"
     )
+    outlook = frame.overview.outlook
+    if outlook.is_shared:
+        counts += f"  {_counted(len(outlook.tenants), len(outlook.tenants), 'tenant')}"
     return words.clean(f"pool {cluster.pool}  {frame.url}"), counts
 
 

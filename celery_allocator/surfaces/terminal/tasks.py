@@ -6,7 +6,7 @@ from celery_allocator.model import Allocation
 from celery_allocator.overview import Running, Waiting
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces
-from celery_allocator.surfaces.terminal.columns import Column, plain
+from celery_allocator.surfaces.terminal.columns import KEPT, Column, plain
 
 # --- what runs
 
@@ -65,10 +65,15 @@ RUNNING: tuple[Column[Running], ...] = (
 
 
 def _estimate(row: Waiting, now: float, width: int) -> Pieces:
-    at = row.allocation.eta_at if row.reason.code == "delayed" else row.allocation.estimated_start_at
-    if at is None or row.reason.code == "on_hold":
-        return plain("-", "dim")
-    return plain("now" if at <= now else f"~{words.span(at - now)}")
+    a = row.allocation
+    half, most = (a.eta_at,) * 2 if row.reason.code == "delayed" else (a.estimated_start_at, a.estimated_start_p90_at)
+    told = "-" if row.reason.code == "on_hold" else words.starts(half, most, now)
+    return plain(told, "dim" if told == "-" else "plain")
+
+
+def _position(row: Waiting, _: float, width: int) -> Pieces:
+    mark: Pieces = ((KEPT, "kept"),) if row.kept is not None and row.kept.device else ()
+    return (*mark, *plain(str(row.allocation.queue_position or "-")))
 
 
 def _why(row: Waiting, _: float, width: int) -> Pieces:
@@ -80,11 +85,11 @@ QUEUE: tuple[Column[Waiting], ...] = (
     Column(
         "POS",
         5,
-        lambda row, _, w: plain(str(row.allocation.queue_position or "-")),
+        _position,
         lambda row: row.allocation.queue_position,
         right=True,
     ),
-    Column("NAME", 14, lambda row, _, w: plain(row.allocation.task_name), lambda row: row.allocation.task_name, grow=2),
+    Column("NAME", 12, lambda row, _, w: plain(row.allocation.task_name), lambda row: row.allocation.task_name, grow=2),
     Column(
         "TASK", 8, lambda row, _, w: plain(row.allocation.task_id, "dim"), lambda row: row.allocation.task_id, grow=2
     ),
@@ -108,6 +113,13 @@ QUEUE: tuple[Column[Waiting], ...] = (
         lambda row: row.allocation.submitted_at,
         right=True,
     ),
-    Column("STARTS", 7, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
+    Column("STARTS IN", 9, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
+    Column(
+        "TENANT",
+        12,
+        lambda row, _, w: plain(row.allocation.requirements.tenant),
+        lambda row: row.allocation.requirements.tenant,
+        since=120,
+    ),
     Column("WAITS FOR", 11, _why, lambda row: row.reason.text, grow=4),
 )

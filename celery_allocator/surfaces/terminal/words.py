@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from datetime import datetime
 
 from celery_allocator.model import Requirements
 from celery_allocator.overview import Reason
@@ -17,6 +18,9 @@ _SHORT = {
     "paused": "paused",
     "no_device": "no device",
     "in_line": "next",
+    "cap": "tenant cap",
+    "kept": "kept room",
+    "behind": "its turn",
     "on_hold": "on hold",
     "delayed": "ETA ahead",
 }
@@ -54,10 +58,35 @@ def span(seconds: float | None) -> str:
     return f"{left // 86400}d"
 
 
+def short_span(seconds: float) -> str:
+    """A length of time in its largest unit with two figures or more, at most four characters: ``45s``, ``119m``."""
+    left = max(0, int(seconds))
+    for unit, size_s, below in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172800)):
+        if left < below:
+            return f"{left // size_s}{unit}"
+    return f"{min(left // 86400, 999)}d"
+
+
+def starts(half: float | None, most: float | None, now: float) -> str:
+    """In how long something starts, p50 and p90: ``3m…12m``; ``-``: not known. At most nine characters."""
+    if half is None:
+        return "-"
+    texts = ["now" if at <= now else short_span(at - now) for at in (half, most or half)]
+    return "…".join(dict.fromkeys(texts))
+
+
+def clock(at: float, now: float) -> str:
+    """A time of day, local as that of the head; with its date where that is far away."""
+    return datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S" if abs(at - now) < 72_000 else "%Y-%m-%d %H:%M")
+
+
 def claim(asked: Requirements) -> str:
-    """``2.0G 2c 4.0G``: GPU memory, cores, RAM; ``-`` for what is not asked for."""
+    """``2.0G 2c 4.0G``: GPU memory, cores, RAM; ``-`` for what is not asked for. ``2×40G``: so much of each of two."""
     gpu, ram = (size(mb) if mb else "-" for mb in (asked.gpu_memory_mb, asked.ram_mb))
-    return f"{gpu:>5} {asked.cpu_cores:>3}c {ram:>5}"
+    if asked.gpu_count > 1:
+        gpu = f"{asked.gpu_count}×{gpu.replace('.0', '')}"
+    room = max(0, 10 - len(gpu) - 2)
+    return f"{gpu:>5} {asked.cpu_cores:>{min(3, room)}}c {ram:>5}"
 
 
 def short(reason: Reason, width: int) -> str:
