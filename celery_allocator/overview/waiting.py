@@ -53,8 +53,9 @@ def read_waiting(
     offset: int = 0,
     match: Match | None = None,
 ) -> Page:
-    """``limit`` of those that wait (and are meant), from the ``offset``-th on, in the order of the line.
+    """``limit`` of those that wait (and are meant), from the ``offset``-th on in order of priority and arrival.
 
+    Within these they stand by their place in line, which the turns of tenants change all the time.
     ``cluster``, ``outlook``: what reasons are taken from; without an outlook they tell of room alone. Raises
     :class:`~celery_allocator.errors.LedgerError`.
     """
@@ -77,8 +78,9 @@ class _Reasons:
 
     def of(self, allocations: tuple[Allocation, ...]) -> tuple[Waiting, ...]:
         """Each with its reason."""
+        line = sorted(allocations, key=lambda a: a.queue_position)
         return tuple(
-            Waiting(a, in_turn(*self._room(a), a, self._outlook), self._outlook.kept_for(a)) for a in allocations
+            Waiting(a, in_turn(*self._room(a), a, self._outlook), self._outlook.kept_for(a)) for a in line
         )
 
     def _room(self, a: Allocation) -> tuple[Reason, tuple[str, ...]]:

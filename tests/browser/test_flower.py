@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -112,7 +113,57 @@ def test_the_page_says_what_the_ledger_says(tab: Tab, ledger: Ledger) -> None:
     )
     assert free == len(seen.cluster.nodes[1].cpu_cores_free)
     rows = tab.ask("[...document.querySelectorAll('#alc-waiting tbody tr')].map((r) => r.dataset.allocation)")
-    assert rows == [a.allocation_id for a in ledger.queue(50)]
+    assert rows == [a.allocation_id for a in sorted(ledger.queue(50), key=lambda a: a.queue_position)]
+
+
+def test_dates_the_reservation_and_tenants_are_seen(tab: Tab, ledger: Ledger) -> None:
+    tab.open(width=1280)
+    outlook = read_overview(ledger).outlook
+    assert outlook.kept is not None
+    device, holder = outlook.kept.device, outlook.kept.holder
+
+    def marked(inside: str, whose: str) -> Any:
+        found = f"[...document.querySelectorAll('{inside} .alc-kept')]"
+        return tab.ask(f"{found}.map((e) => [e.closest('[data-{whose}]').dataset.{whose}, e.innerText])")
+
+    (told,) = marked(".alc-device", "device")
+    assert told[0] == device
+    assert told[1].startswith(f"◆ kept for {holder.task_name}, until ")
+    assert marked("#alc-waiting td", "allocation") == [[holder.allocation_id, f"◆ {device} is kept"]]
+    (when, title) = tab.ask("((e) => [e.innerText, e.title])(document.querySelector('#alc-waiting .alc-when'))")
+    assert re.fullmatch(r"\d+ (s|min|h) … \d+ (s|min|h)", when), when
+    assert re.fullmatch(r"half of such tasks start before [\d:]+, nine of ten before [\d:]+", title), title
+    heads = tab.ask("[...document.querySelectorAll('#alc-waiting th')].map((e) => e.innerText)")
+    assert heads[:6] == ["#", "Task", "Tenant", "Asks for", "Waits for", "Starts in"]
+    tenants = tab.ask("[...document.querySelectorAll('[data-tenant]')].map((e) => e.innerText.split('\\t'))")
+    assert [row[0] for row in tenants] == ["llm", "speech", "train", "vision"]
+    vision = outlook.tenant("vision")
+    assert vision is not None
+    assert tenants[3][4] == f"{vision.gpu_memory_mb // 1024} GB of 200 GB"
+    assert tenants[3][7] == f"{vision.tasks} of 20"
+    assert tenants[0][1:3] == ["2", f"{round(100 * outlook.tenants[0].share, 1):g} %"]
+    assert tab.ask("document.getElementById('alc-dates').innerText").startswith(
+        "Dates: 100 % of 8 starts came by their p90, half"
+    )
+
+
+def test_who_is_alone_sees_no_tenants(
+    browser: Browser, start: Callable[..., FlowerProcess], server: RedisServer, ledger: Ledger
+) -> None:
+    alone = connect(Settings(backend_url=server.url, pool="alone"))
+    with alone.client:
+        scene.node(alone, "n1", 1)
+        scene.task(alone, 1, "work", 81920)
+        scene.task(alone, 2, "work", 81920)
+    tab = Tab(browser, start(f"--basic_auth={USER}:{PASSWORD}", env={"ALLOCATOR_POOL": "alone"}))
+    tab.open(width=1280)
+    assert tab.count("waiting") == 1
+    assert tab.ask("document.getElementById('alc-s-tenants').hidden")
+    assert tab.ask("document.getElementById('alc-dates').hidden")
+    assert "Tenant" not in tab.ask("[...document.querySelectorAll('#alc-waiting th')].map((e) => e.innerText)")
+    assert tab.ask("document.querySelector('#alc-waiting tbody').innerText.includes('not known yet')")
+    assert tab.ask("document.querySelectorAll('.alc-kept').length") == 0
+    assert browser.messages == []
 
 
 def test_a_name_that_would_be_markup_is_text(tab: Tab) -> None:

@@ -29,16 +29,38 @@ def task(ledger: Ledger, number: int, name: str, gpu: int, cores: int = 2, ram: 
     allocation = made.allocation
     if allocation.device_id is None:
         return False
-    worker = f"{allocation.device_id}@{allocation.node}"
-    ledger.start(allocation.allocation_id, allocation.token, worker, "one", "n", repeatable=True)
+    begin(ledger, number)
     return True
+
+
+def begin(ledger: Ledger, number: int) -> None:
+    """Start the task of that number, which was granted."""
+    a = ledger.get(f"alloc_{number:032x}")
+    ledger.start(a.allocation_id, a.token, f"{a.device_id}@{a.node}", "one", "n", repeatable=True)
+
+
+def dated(ledger: Ledger, gpu: int, starts: int) -> None:
+    """So many tasks that had to wait have started, and ended."""
+    task(ledger, 1000, "speech.transcribe", gpu, expected_runtime_s=20)
+    for number in range(1001, 1001 + starts):
+        assert not task(ledger, number, "speech.transcribe", gpu, expected_runtime_s=20)
+        (held,) = ledger.held()
+        ledger.release(held.allocation_id, held.token, "failure")
+        begin(ledger, number)
+    (last,) = ledger.held()
+    ledger.release(last.allocation_id, last.token, "failure")
 
 
 def busy_day(ledger: Ledger) -> None:
     """Two nodes of A100s, one of L4s that is cordoned; most is taken, and some use what is not theirs."""
+    node(ledger, "edge-1", 2, cores=8, memory_mb=24576, slots=2)
+    ledger.set_state("edge-1/gpu_1", "cordoned")
+    dated(ledger, 24576, 8)
+    ledger.set_state("edge-1/gpu_1", "ready")
     node(ledger, "gpu-node-1", 4)
     node(ledger, "gpu-node-2", 4)
-    node(ledger, "edge-1", 2, cores=8, memory_mb=24576, slots=2)
+    ledger.set_tenant("llm", Quota(weight=2))
+    ledger.set_tenant("vision", Quota(gpu_memory_mb=204_800, tasks=20))
     done = task(ledger, 1, "speech.transcribe", 8192)
     assert done
     first = ledger.held()[0]
@@ -51,21 +73,22 @@ def busy_day(ledger: Ledger) -> None:
     )
     for number in range(2, 30):
         name, gpu, cores = names[number % len(names)]
-        task(ledger, number, name, gpu, cores, 16384 if number % 3 else 8192)
-    task(ledger, 40, EVIL, 2048, 1)
+        task(ledger, number, name, gpu, cores, 16384 if number % 3 else 8192, **_whose(name))
+    task(ledger, 40, EVIL, 2048, 1, tenant="train")
     for number in range(41, 60):
-        task(
-            ledger,
-            number,
-            ("train.lora", "llm.generate")[number % 2],
-            65536 - 8192 * (number % 3),
-            6,
-            32768,
-            priority=number % 4,
-        )
+        name = ("train.lora", "llm.generate")[number % 2]
+        task(ledger, number, name, 65536 - 8192 * (number % 3), 6, 32768, priority=number % 4, **_whose(name))
+    task(ledger, 60, "speech.transcribe", 4096, **_whose("speech.transcribe"))
     ledger.hold("alloc_" + f"{45:032x}", by="ada@example.org")
     ledger.set_state("edge-1", "cordoned")
+    ledger.tick()
     measure(ledger)
+
+
+def _whose(name: str) -> dict[str, Any]:
+    """Whom a task is for, and how long it takes."""
+    tenant = name.partition(".")[0]
+    return {"tenant": tenant, "expected_runtime_s": {"llm": 900, "vision": 300, "speech": 120, "train": 5400}[tenant]}
 
 
 def turns(ledger: Ledger) -> None:
@@ -76,9 +99,7 @@ def turns(ledger: Ledger) -> None:
     task(ledger, 202, "vision.caption", 24576, expected_runtime_s=3600, tenant="vision")
     first = ledger.held()[0]
     ledger.release(first.allocation_id, first.token, "success")
-    waited = ledger.get(f"alloc_{202:032x}")
-    worker = f"{waited.device_id}@{waited.node}"
-    ledger.start(waited.allocation_id, waited.token, worker, "one", "n", repeatable=True)
+    begin(ledger, 202)
     node(ledger, "n1", 1)
     task(ledger, 203, "vision.embed", 40960, expected_runtime_s=600, tenant="vision")
     task(ledger, 204, "llm.train", 65536, expected_runtime_s=7200, tenant="text")

@@ -117,14 +117,35 @@ def test_the_pool_is_what_the_ledger_says(flower: FlowerProcess, ledger: Ledger)
 
 def test_the_line_in_pages_with_reasons(flower: FlowerProcess, ledger: Ledger) -> None:
     page = flower.ask(f"{DATA}/waiting?limit=5&offset=3", user=ME).json
-    expected = read_waiting(ledger, ledger.snapshot(), limit=5, offset=3)
+    seen = read_overview(ledger)
+    expected = read_waiting(ledger, seen.cluster, seen.outlook, limit=5, offset=3)
     assert page["total"] == expected.total
     assert [row["task_id"] for row in page["rows"]] == [row.allocation.task_id for row in expected.rows]
-    assert [row["position"] for row in page["rows"]] == [4, 5, 6, 7, 8]
+    positions = [row["position"] for row in page["rows"]]
+    assert positions == sorted(positions) == [row.allocation.queue_position for row in expected.rows]
     assert [row["reason"]["text"] for row in page["rows"]] == [row.reason.text for row in expected.rows]
     found = flower.ask(f"{DATA}/waiting?text=LORA", user=ME).json
     assert {row["name"] for row in found["rows"]} == {"train.lora"}
     assert 0 < found["matched"] == len(found["rows"]) < found["total"]
+
+
+def test_dates_tenants_and_what_is_kept_for_whom(flower: FlowerProcess, ledger: Ledger) -> None:
+    pool = flower.ask(f"{DATA}/pool", user=ME).json
+    outlook = read_overview(ledger).outlook
+    assert outlook.kept is not None and outlook.kept.device is not None
+    assert pool["reservation"]["allocation_id"] == outlook.kept.holder.allocation_id
+    kept = {one["key"]: one["kept"]["task_id"] for node in pool["nodes"] for one in node["devices"] if one["kept"]}
+    assert kept == {outlook.kept.device: outlook.kept.holder.task_id}
+    assert [one["name"] for one in pool["tenants"]] == ["llm", "speech", "train", "vision"]
+    assert pool["tenants_total"] == 4
+    by_name = {one["name"]: one for one in pool["tenants"]}
+    assert (by_name["llm"]["quota"], by_name["llm"]["by"]) == ({"weight": 2}, "operator")
+    assert by_name["vision"]["quota"]["gpu_memory_mb"] == 204_800
+    assert sum(one["waiting"] for one in pool["tenants"]) == pool["waiting"]
+    assert pool["accuracy"]["scored"] == 8
+    rows = flower.ask(f"{DATA}/waiting?limit=200", user=ME).json["rows"]
+    assert [row["allocation_id"] for row in rows if row["kept"]] == [outlook.kept.holder.allocation_id]
+    assert all(0 < row["estimated_start_at"] <= row["estimated_start_p90_at"] for row in rows)
 
 
 def test_what_runs_by_task_device_and_worker(flower: FlowerProcess, ledger: Ledger) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from celery_allocator.errors import AllocatorError
 from celery_allocator.ledger import Ledger
-from celery_allocator.overview import Match, Overview, Running, read_overview, read_waiting
+from celery_allocator.overview import Match, Overview, Page, Running, read_overview, read_waiting
 from celery_allocator.surfaces.flower import cells
 from celery_allocator.surfaces.flower.placements import Placements
 
@@ -93,11 +93,7 @@ class Board:
         """A part of the line."""
         return self._once(
             ("waiting", query),
-            lambda: cells.waiting_dict(
-                read_waiting(
-                    self.ledger, self._look().cluster, limit=query.limit, offset=query.offset, match=query.match
-                )
-            ),
+            lambda: cells.waiting_dict(self._waiting(query)),
         )
 
     def running(self, query: Query) -> bytes:
@@ -124,6 +120,11 @@ class Board:
     def placements(self) -> bytes:
         """Grants, ends and losses per minute of the last hour."""
         return self._once("placements", lambda: self._placements.per_minute(self.ledger))
+
+    def _waiting(self, query: Query) -> Page:
+        seen = self._look()
+        part = {"limit": query.limit, "offset": query.offset}
+        return read_waiting(self.ledger, seen.cluster, seen.outlook, **part, match=query.match)
 
     def _look(self) -> Overview:
         with self._overview_lock:

@@ -7,12 +7,27 @@ from dataclasses import asdict
 from typing import Any
 
 from celery_allocator.model import Allocation, ClusterState, TaskUse
-from celery_allocator.overview import DeviceView, NodeView, Overview, Page, Running
+from celery_allocator.overview import DeviceView, NodeView, Outlook, Overview, Page, Running
+
+#: Tenants that are told at most.
+MOST_TENANTS = 100
 
 
 def pool_dict(overview: Overview) -> dict[str, Any]:
-    """The whole pool: counts, and every node with its cores and devices."""
-    return {**counts(overview.cluster), "nodes": [_node(view) for view in overview.nodes]}
+    """The whole pool: counts, every node with its cores and devices, tenants, how true dates were."""
+    nodes = [_node(view) for view in overview.nodes]
+    return {**counts(overview.cluster), **_outlook(overview.outlook), "nodes": nodes}
+
+
+def _outlook(outlook: Outlook) -> dict[str, Any]:
+    """``tenants`` is empty where everything is one tenant's."""
+    told = outlook.as_dict()
+    return {
+        "tenants": told["tenants"][:MOST_TENANTS] if outlook.is_shared else [],
+        "tenants_total": len(told["tenants"]),
+        "reservation": told["reservation"],
+        "accuracy": told["accuracy"] if outlook.scored else None,
+    }
 
 
 def counts(cluster: ClusterState) -> dict[str, Any]:
@@ -56,6 +71,7 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "memory": view.memory.as_dict() if device.is_gpu else None,
         "slots": view.slots.as_dict(),
         "held": len(view.held),
+        "kept": None if view.kept is None else view.kept.as_dict(),
         "measured_at": None if use is None else use.at,
         "utilization": None if use is None else use.gpu_utilization,
         "temperature_c": None if use is None else use.gpu_temperature_c,
@@ -74,6 +90,8 @@ def waiting_dict(page: Page) -> dict[str, Any]:
                 "position": row.allocation.queue_position,
                 "submitted_at": row.allocation.submitted_at,
                 "estimated_start_at": row.allocation.estimated_start_at,
+                "estimated_start_p90_at": row.allocation.estimated_start_p90_at,
+                "kept": None if row.kept is None else asdict(row.kept),
                 "reason": asdict(row.reason),
             }
             for row in page.rows

@@ -1,6 +1,6 @@
 // Nodes and their devices: bars for memory, cells for cores and slots.
-import { byId, h, mb, show } from "./dom.js";
-import { workerUrl } from "./wire.js";
+import { byId, h, mb, moment, show } from "./dom.js";
+import { taskUrl, workerUrl } from "./wire.js";
 import { buttons } from "./acts.js";
 import { pager } from "./tables.js";
 
@@ -52,7 +52,15 @@ function slots(device) {
     ...Array.from({ length: capacity }, (_, i) => h("i", { class: i < promised ? "alc-held" : "" })));
 }
 
-function device(one) {
+/** For whom a device is kept, and until when. */
+function kept(one, now) {
+  if (!one.kept) return null;
+  const { name, task_id, starts_at } = one.kept;
+  return h("div", { class: "alc-kept" }, "◆ kept for ", h("a", { href: taskUrl(task_id) }, name),
+    starts_at === null ? ", and emptied for it" : `, until ${moment(starts_at, now)}`);
+}
+
+function device(one, at) {
   const now = [
     one.utilization === null ? null : `${Math.round(one.utilization * 100)} %`,
     one.temperature_c === null ? null : `${one.temperature_c} °C`,
@@ -65,18 +73,19 @@ function device(one) {
       h("span", { class: "alc-muted" }, one.model),
       h("span", { class: "alc-end" }, buttons("device", one))),
     one.memory ? measure("memory", one.memory) : null,
+    kept(one, at),
     h("div", { class: "alc-line alc-muted" },
       one.worker ? slots(one) : null,
       one.worker ? h("a", { href: workerUrl(one.worker) }, one.worker) : h("span", {}, "no worker"),
       h("span", { class: "alc-end" }, one.is_gpu && one.worker && one.memory.used === null ? "use not measured" : now)));
 }
 
-function node(view) {
+function node(view, at) {
   return h("article", { class: "alc-node", "data-node": view.node },
     h("div", { class: "alc-line" }, h("h3", {}, view.node), badge(view.state), h("span", { class: "alc-end" }, buttons("node", view))),
     measure("RAM", view.ram),
     cores(view),
-    ...view.devices.filter((one) => one.is_gpu || one.worker).map(device));
+    ...view.devices.filter((one) => one.is_gpu || one.worker).map((one) => device(one, at)));
 }
 
 const needsAttention = (one) => one.state !== "ready" || (one.memory && (one.memory.foreign > 0 || one.memory.overused > 0));
@@ -105,7 +114,7 @@ export function devices(pool, text, wanted) {
     delete place.dataset.shows;
     place.replaceChildren(...page.map((view) => {
       const slot = known.get(view.node) || h("div", { "data-slot": view.node });
-      show(slot, view, () => node(view));
+      show(slot, view, () => node(view, pool.at));
       return slot;
     }));
   }

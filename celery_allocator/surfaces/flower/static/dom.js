@@ -40,15 +40,37 @@ export function span(seconds) {
   return parts.slice(0, 2).join(" ");
 }
 
+/** A length of time in its largest unit of which there are two at least. */
+export function roughly(seconds) {
+  const left = Math.max(0, Math.floor(seconds));
+  const [unit, size] = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]].find(([, one]) => left >= 2 * one || one === 1);
+  return `${Math.floor(left / size)} ${unit}`;
+}
+
+/** A time of day; with its date where that is not near. */
+export function moment(seconds, now) {
+  return Math.abs(seconds - now) < 72000 ? clock(seconds) : new Date(seconds * 1000).toLocaleString([], { hour12: false });
+}
+
+/** An estimated start, p50 and p90: in how long, and, for who points at it, when. */
+export function starts(half, most, now) {
+  if (half === null) return "not known yet";
+  const late = most ?? half;
+  const texts = [half, late].map((at) => (at <= now ? "now" : roughly(at - now)));
+  const text = texts[0] === texts[1] ? texts[0] : texts.join(" … ");
+  const title = `half of such tasks start before ${moment(half, now)}, nine of ten before ${moment(late, now)}`;
+  return h("span", { class: "alc-when", title }, text);
+}
+
 export const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour12: false });
 
 export function shape(asked) {
   const words = [];
-  if (asked.gpu_memory_mb) words.push(`${mb(asked.gpu_memory_mb)} GPU`);
+  const several = asked.gpu_count > 1 ? `${asked.gpu_count} × ` : "";
+  if (asked.gpu_memory_mb) words.push(`${several}${mb(asked.gpu_memory_mb)} GPU`);
   if (asked.cpu_cores) words.push(`${asked.cpu_cores} core${asked.cpu_cores === 1 ? "" : "s"}`);
   if (asked.ram_mb) words.push(`${mb(asked.ram_mb)} RAM`);
   if (asked.priority) words.push(`priority ${asked.priority}`);
-  if (asked.tenant) words.push(`for ${asked.tenant}`);
   return words.join(", ");
 }
 

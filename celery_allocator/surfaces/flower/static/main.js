@@ -5,6 +5,7 @@ import { buttons, whenDone } from "./acts.js";
 import { chart } from "./chart.js";
 import { devices } from "./devices.js";
 import { List } from "./tables.js";
+import { dates, tenants } from "./tenants.js";
 
 const EVENTS = 40;
 const lists = {
@@ -40,6 +41,8 @@ async function look() {
     const pool = await view("pool");
     head(pool);
     devices(pool, query.text, byId("state").value);
+    tenants(pool);
+    dates(pool.accuracy);
     byId("s-hold").hidden = pool.on_hold === 0;
     const views = [lists.waiting.look(query, pool.at), lists.running.look(query, pool.at)];
     if (pool.on_hold) views.push(lists.on_hold.look({}, pool.at));

@@ -1,5 +1,5 @@
 // Lists in pages: what waits, what is on hold, what runs.
-import { byId, clock, h, mb, shape, show, span } from "./dom.js";
+import { byId, h, mb, moment, shape, show, span, starts } from "./dom.js";
 import { acts, taskUrl, view, workerUrl } from "./wire.js";
 import { buttons } from "./acts.js";
 
@@ -22,25 +22,36 @@ const task = (row) => [
   h("a", { href: taskUrl(row.task_id) }, row.name),
   h("span", { class: "alc-id" }, row.task_id),
 ];
+/** The mark of the one for which something is kept. */
+function first(row, now) {
+  const kept = row.kept;
+  if (!kept?.device) return null;
+  const until = kept.starts_at === null ? "it is emptied for it" : `until ${moment(kept.starts_at, now)}`;
+  return h("span", { class: "alc-kept", title: `${kept.device} is kept for it, ${until}` }, `◆ ${kept.device} is kept`);
+}
+const tenant = ["Tenant", (row) => row.requirements.tenant || "", "", (row) => row.requirements.tenant];
 const ago = (seconds, now) => (seconds === null ? "–" : span(now - seconds));
 
 const COLUMNS = {
   waiting: [
     ["#", (row) => row.position, "alc-number"],
-    ["Task", task],
+    ["Task", (row, now) => [...task(row), first(row, now)]],
+    tenant,
     ["Asks for", (row) => shape(row.requirements)],
     ["Waits for", (row, now) => ago(row.submitted_at, now), "alc-nowrap"],
-    ["Starts perhaps", (row) => (row.estimated_start_at === null ? "not known yet" : clock(row.estimated_start_at)), "alc-nowrap"],
+    ["Starts in", (row, now) => starts(row.estimated_start_at, row.estimated_start_p90_at, now), "alc-nowrap"],
     ["Why", (row) => row.reason.text, "alc-why"],
   ],
   on_hold: [
     ["Task", task],
+    tenant,
     ["Asks for", (row) => shape(row.requirements)],
     ["Since submission", (row, now) => ago(row.submitted_at, now), "alc-nowrap"],
     ["By", (row) => row.on_hold_by || ""],
   ],
   running: [
     ["Task", task],
+    tenant,
     ["Device", (row) => [row.device, h("span", { class: "alc-id" }, row.worker ? h("a", { href: workerUrl(row.worker) }, row.worker) : row.kind === "manual" ? "by hand" : "")]],
     ["State", (row) => row.state],
     ["Holds", (row) => shape(row.requirements)],
@@ -80,7 +91,8 @@ export class List {
 
   draw(found, query, now) {
     byId(`${this.name}-count`).textContent = found.matched === found.total ? `${found.total}` : `${found.matched} of ${found.total}`;
-    const columns = COLUMNS[this.name];
+    // Of a column that says nothing in any row there is none.
+    const columns = COLUMNS[this.name].filter(([, , , said]) => !said || found.rows.some(said));
     // Ages change every second: they are drawn in steps that people notice.
     const minute = Math.floor(now / 10);
     show(byId(this.name), [found.rows, minute, acts], () => {
@@ -90,7 +102,7 @@ export class List {
       return h("table", {},
         h("thead", {}, h("tr", {}, ...heads)),
         h("tbody", {}, ...found.rows.map((row) => h("tr", { "data-allocation": row.allocation_id },
-          ...columns.map(([, cell, kind]) => h("td", { class: kind }, ...[cell(row, now)].flat())),
+          ...columns.map(([, cell, kind]) => h("td", { class: kind || null }, ...[cell(row, now)].flat().filter((part) => part !== null))),
           acts ? h("td", {}, buttons(this.name, row)) : null))));
     });
     pager(byId(`${this.name}-pager`), this.offset, PER_PAGE, found.matched, (offset) => {
