@@ -74,8 +74,17 @@ allocator_default_resources: dict[str, int] | None = None
 # Task types of allocate_resources(), beside or in place of ml_inference, rendering and processing: a name, such as
 # "training", for requirements, such as {"gpu_memory_mb": 16384, "cpu_cores": 4, "ram_mb": 32768}.
 allocator_task_types: dict[str, dict[str, Any]] = {}
-# Weight of the newest run time in the mean behind estimated starts: 1 looks at the last run only.
-allocator_runtime_decay = 0.2
+# Who may pass the first in line that does not fit: "easy" (who does not delay it), "greedy" (who fits) or "none".
+allocator_backfill = "easy"
+# How often, and for how many seconds, where run times are not known.
+allocator_max_bypass = 100
+allocator_max_bypass_s = 300.0
+# Points of priority that a waiting task earns per minute.
+allocator_age_weight = 0.0
+# Tenants that are not like the others: name → weight and caps.
+allocator_tenants = {}
+# Weight of the newest run time in what is learned about a task name.
+allocator_runtime_decay = 0.02
 
 # --- Bounds
 

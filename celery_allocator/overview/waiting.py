@@ -79,9 +79,7 @@ class _Reasons:
     def of(self, allocations: tuple[Allocation, ...]) -> tuple[Waiting, ...]:
         """Each with its reason."""
         line = sorted(allocations, key=lambda a: a.queue_position)
-        return tuple(
-            Waiting(a, in_turn(*self._room(a), a, self._outlook), self._outlook.kept_for(a)) for a in line
-        )
+        return tuple(Waiting(a, in_turn(*self._room(a), a, self._outlook), self._outlook.kept_for(a)) for a in line)
 
     def _room(self, a: Allocation) -> tuple[Reason, tuple[str, ...]]:
         asked = a.requirements
