@@ -80,9 +80,9 @@ REFUSALS = ("ended", "not_granted", "superseded", "running", "not_serving")
 class Line:
     """Who waits, in figures, at one instant ``at`` (seconds since the epoch, the ledger's clock).
 
-    ``since``: since when (submit or ETA) who has waited longest of those at the head of a lane; ``None``: nobody
-    waits. ``shapes``: how many of each; some may be left out where there are very many. ``rejected``: deliveries that
-    the gate has refused, by :data:`REFUSALS`.
+    ``since``: since when (submit or ETA) who has waited longest of the first of each priority, tenant and shape;
+    ``None``: nobody waits. ``shapes``: how many of each; some may be left out where there are very many. ``rejected``:
+    deliveries that the gate has refused, by :data:`REFUSALS`.
     """
 
     at: float

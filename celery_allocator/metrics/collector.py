@@ -9,11 +9,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from celery_allocator.metrics.gauges import Value, about, gauges
+from celery_allocator.metrics.gauges import about, gauges
 from celery_allocator.metrics.looking import Look
 from celery_allocator.metrics.recorded import Recorded
 from celery_allocator.metrics.table import COUNTER, HISTOGRAM, METRICS, Metric
 from celery_allocator.metrics.tallies import Distribution, Tallies
+from celery_allocator.metrics.value import Value
 
 
 class PoolCollector(Collector):

@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from celery_allocator.gate.rules.endings import OUT_OF_MEMORY
+from celery_allocator.history.dates import kept
 from celery_allocator.history.entry import Entry, parse
 from celery_allocator.history.fold import Changes, concerns_allocation
 from celery_allocator.history.outcomes import FAILURES, KNOWN
 from celery_allocator.history.records import AllocationRecord
 from celery_allocator.metrics.tallies import Tallies
+from celery_allocator.metrics.value import OTHER
 from celery_allocator.updates.changes import LEFT_OUT, RULES
 
 #: Allocations that are remembered at most; beyond it the one heard of first is forgotten, and its end only counted.
 MOST = 200_000
-#: What stands for a label's value that is not one of those foreseen.
-OTHER = "other"
 
 _EVENTS = frozenset({*RULES, *LEFT_OUT})
 _REGRANTS = ("lost", "withdrawn", "requeued")
@@ -93,9 +93,9 @@ class Counting:
 
     def _first_start(self, record: AllocationRecord, wait_s: float) -> None:
         self._tallies.observe("queue_wait_seconds", wait_s)
-        if record.queue_position and record.estimated_start_at is not None and record.started_at is not None:
-            late = (record.started_at - record.estimated_start_at).total_seconds()
-            self._tallies.observe("estimate_error_seconds", late)
+        promise = kept(record)
+        if record.queue_position and promise is not None:
+            self._tallies.observe("estimate_error_seconds", promise.error_s)
 
     def _granted(self, record: AllocationRecord) -> None:
         self._tallies.add("grants_total", record.node or "", record.device or "")

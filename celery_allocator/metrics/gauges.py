@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
-from typing import NamedTuple
 
-from celery_allocator.metrics.counting import OTHER
+from celery_allocator.metrics import fairness
 from celery_allocator.metrics.looking import Look
 from celery_allocator.metrics.overusing import overuse
 from celery_allocator.metrics.recorded import Recorded
+from celery_allocator.metrics.value import OTHER, Value
 from celery_allocator.model import Shape
 from celery_allocator.overview import DeviceView, NodeView
 
@@ -20,14 +20,6 @@ SHAPES = 20
 _MB = 2**20
 _STATES = ("ready", "cordoned", "draining", "offline")
 _PAUSES = ("stopped", "paused")
-
-
-class Value(NamedTuple):
-    """One series at this moment: the metric's name without prefix, the values of its labels in their order."""
-
-    name: str
-    labels: tuple[str, ...]
-    value: float
 
 
 def about(pool: str, *, up: bool) -> Iterator[Value]:
@@ -58,6 +50,9 @@ def gauges(look: Look, recorded: Recorded | None) -> Iterator[Value]:
         yield Value("allocations", (state,), getattr(cluster, state))
     yield from _waiting(line.waiting, dict(line.shapes))
     yield Value("oldest_waiting_age_seconds", (), 0 if line.since is None else max(0.0, line.at - line.since))
+    yield from fairness.tenants(look.tenants)
+    yield from fairness.reservation(look.reservation, line.at)
+    yield from fairness.dates(look.accuracy)
     for reason in _PAUSES:
         yield Value("granting_paused", (reason,), float(cluster.paused == reason))
     if recorded is not None:

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_allocator.errors import AllocatorError
-from celery_allocator.ledger import Ledger, Line
+from celery_allocator.ledger import Accuracy, Ledger, Line, Reservation
 from celery_allocator.metrics.idling import Idling
 from celery_allocator.metrics.overusing import Overusing
 from celery_allocator.metrics.tallies import Tallies
+from celery_allocator.model import TenantState
 from celery_allocator.overview import Overview, read_overview
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,17 @@ class Look:
     overview: Overview
     line: Line
     position: str
+    tenants: tuple[TenantState, ...]
+    reservation: Reservation | None
+    accuracy: Accuracy
 
 
 def look(ledger: Ledger) -> Look:
-    """Look once: four reads, none of which writes. Raises what the ledger raises."""
-    return Look(read_overview(ledger), ledger.line(), ledger.position())
+    """Look once: seven reads, none of which writes. Raises what the ledger raises."""
+    return Look(
+        *(read_overview(ledger), ledger.line(), ledger.position()),
+        *(ledger.tenants(), ledger.reservation(), ledger.accuracy()),
+    )
 
 
 class Lookout:
@@ -117,6 +124,9 @@ class Lookout:
                     self._tallies.add("out_of_memory_total", device.node, device.device_id, amount=0)
             for reason, count in seen.line.rejected.items():
                 self._tallies.put("deliveries_rejected_total", reason, value=count)
+            accuracy = seen.accuracy
+            self._tallies.put("dates_scored_total", value=accuracy.scored)
+            self._tallies.put("dates_covered_total", value=round((accuracy.covered or 0) * accuracy.scored))
             self._overusing.look(seen.overview)
             self._idling.look(seen.overview.cluster, seen.line)
         return seen

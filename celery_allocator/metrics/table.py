@@ -94,7 +94,39 @@ _ALL = (
     ),
     _gauge(
         "oldest_waiting_age_seconds",
-        "Age of the oldest of those at the head of their priority, since submit or ETA; 0 if nothing waits.",
+        "Age of the oldest of the first of each priority, tenant and shape, since submit or ETA; 0 if nothing waits.",
+    ),
+    # --- fairness
+    _gauge(
+        "tenant_gpu_memory_held_bytes",
+        "GPU memory that the tenant's granted and running tasks hold. Empty: what names no tenant. Those that hold or "
+        "wait for most have series of their own, the rest is `other` (sums; of the share, the largest).",
+        "tenant",
+    ),
+    _gauge("tenant_cpu_cores_held", "CPU cores, likewise.", "tenant"),
+    _gauge("tenant_ram_held_bytes", "RAM, likewise.", "tenant"),
+    _gauge("tenant_allocations_held", "How many allocations hold that.", "tenant"),
+    _gauge("tenant_waiting", "How many allocations of the tenant wait.", "tenant"),
+    _gauge(
+        "tenant_share_ratio",
+        "The tenant's dominant share: the largest of its shares of all GPU memory, cores and RAM, divided by its "
+        "weight. Whose is smallest has the next turn.",
+        "tenant",
+    ),
+    _gauge("tenant_weight", "What the tenant's turns are worth, beside a weight of 1.", "tenant"),
+    _gauge(
+        "reservation",
+        "1 for what is done for the first in line that does not fit, 0 for the others: it may be `passed`, and nothing "
+        "is kept yet; a device is `kept` for it until a known time; a device is `emptied` for it.",
+        "state",
+    ),
+    _gauge("reservation_age_seconds", "Since when it has been the first; 0 where there is none."),
+    _gauge("reservation_passed", "How often it was passed since; 0 where there is none."),
+    _gauge(
+        "date_error_median_seconds",
+        "By how much half of the promised starts were off, at most, over the life of the ledger, the newest most: of "
+        "its `dates`, and of the `rule_of_thumb` position · mean run time ÷ what runs. Only where any was scored.",
+        "rule",
     ),
     _gauge(
         "granting_paused",
@@ -137,6 +169,9 @@ _ALL = (
     ),
     _counter("stream_gaps_total", "How often the exporter fell behind the capped event stream: what came in between is "
              "in no counter."),
+    _counter("dates_scored_total", "Starts of what had been promised a date, over the whole life of the ledger.",
+             elsewhere=True),
+    _counter("dates_covered_total", "Of these, at or before the date for nine of ten cases (p90).", elsewhere=True),
     # --- how long it took, since the exporter began
     _histogram("queue_wait_seconds", "Time from submit (or ETA) to the first start.", _WAITS),
     _histogram(
@@ -146,8 +181,8 @@ _ALL = (
     ),
     _histogram(
         "estimate_error_seconds",
-        "Real first start less the estimate that was told at submit, of those that waited: positive is later than "
-        "told. With negative buckets it has no sum.",
+        "Real first start less the one that was promised at submit (p50), of those that waited and were not put on "
+        "hold, moved or given another priority: positive is later than promised. With negative buckets it has no sum.",
         _ERRORS,
     ),
     _histogram(

@@ -8,14 +8,16 @@ from dataclasses import replace
 import pytest
 
 from celery_allocator.errors import HistoryUnavailable, StaleTokenError
-from celery_allocator.ledger import REFUSALS, keys
+from celery_allocator.ledger import REFUSALS, Options, keys
 from celery_allocator.metrics.counting import Counting
+from celery_allocator.metrics.fairness import TENANTS
 from celery_allocator.metrics.following import BATCH, Follower
 from celery_allocator.metrics.gauges import SHAPES, gauges
 from celery_allocator.metrics.looking import Look, Lookout, look
 from celery_allocator.metrics.recorded import Recorded, RecordedWatch
 from celery_allocator.metrics.tallies import Tallies
-from celery_allocator.model import Kind, Shape, TaskUse, WorkerUse
+from celery_allocator.metrics.value import OTHER
+from celery_allocator.model import Kind, Quota, Shape, TaskUse, WorkerUse
 from celery_allocator.settings import Settings
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
@@ -173,7 +175,10 @@ def test_waits_dispatch_and_estimates(watched: Watched) -> None:
     pool.ledger.release(first.allocation_id, first.token, "success")
     blocks = pool.running(10_000)
     waits = pool.submit(10_000)
-    assert waits.allocation.estimated_start_at == pytest.approx(pool.at + 40)
+    # A tenth is the width of a bucket of run times.
+    assert waits.allocation.estimated_start_at == pytest.approx(pool.at + 40, abs=4)
+    told = pool.ledger.newest_events(1)[0][1]
+    assert (told["event"], int(told["estimate"])) == ("waiting", waits.allocation.estimated_start_at * 1000)
     pool.at += 50
     pool.ledger.release(blocks.allocation_id, blocks.token, "success")
     pool.start(pool.ledger.get(waits.allocation.allocation_id))
@@ -299,6 +304,118 @@ def test_the_shapes_that_have_a_series_are_capped(watched: Watched) -> None:
     assert found[str(100 + SHAPES + 9), "1", "0", "task"] == 2
     assert found["other", "other", "other", "other"] == 10
     assert sum(found.values()) == SHAPES + 11
+
+
+def test_tenants_are_told_as_the_ledger_has_them(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000,), cores=8, ram=64_000, slots=2)
+    pool.ledger.set_tenant("vision", Quota(2))
+    pool.submit(4_000, 3, 2_000, tenant="vision")
+    pool.submit(4_000, 1, 0)
+    for _ in range(3):
+        pool.submit(4_000, 1, 0, tenant="vision")
+    found = values(watched.look())
+    told = {state.name: state for state in pool.ledger.tenants()}
+    assert set(told) == {"", "vision"} and told["vision"].waiting == 3
+    for name, state in told.items():
+        assert {metric: found[f"tenant_{metric}", name] for metric in TOLD} == {
+            "gpu_memory_held_bytes": state.gpu_memory_mb * MB,
+            "cpu_cores_held": state.cpu_cores,
+            "ram_held_bytes": state.ram_mb * MB,
+            "allocations_held": state.tasks,
+            "waiting": state.waiting,
+            "share_ratio": state.share,
+        }
+        assert found["tenant_weight", name] == state.quota.weight
+    assert found["tenant_share_ratio", "vision"] == pytest.approx(0.4 / 2)
+    assert all(found[f"tenant_{metric}", "other"] == 0 for metric in TOLD)
+    assert ("tenant_weight", "other") not in found
+
+
+#: What is told of each tenant, and of the others together.
+TOLD = ("gpu_memory_held_bytes", "cpu_cores_held", "ram_held_bytes", "allocations_held", "waiting", "share_ratio")
+
+
+def test_the_tenants_that_have_a_series_are_capped(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000,), slots=1)
+    pool.running(10_000)
+    names = [f"t{number:02}" for number in range(TENANTS + 5)]
+    for name in [*names, names[-1], OTHER, OTHER, OTHER]:  # one calls itself as those are called
+        pool.submit(1_000, tenant=name)
+    found = {labels: n for (metric, *labels_), n in values(watched.look()).items() if metric == "tenant_waiting"
+             for labels in labels_}  # fmt: skip
+    assert len(found) == TENANTS + 1
+    assert (found[names[-1]], found[""], found[names[0]], found[OTHER]) == (2, 0, 1, 6 + 3)
+    assert sum(found.values()) == TENANTS + 9
+
+
+def test_what_is_kept_for_the_first_in_line(cluster: LedgerPool) -> None:
+    watched = Watched(LedgerPool(cluster.ledger.client, cluster.ledger.pool, Options(max_bypass=1)))
+
+    def kept() -> dict[str, float]:
+        found = values(watched.look())
+        states = {name[1]: value for name, value in found.items() if name[0] == "reservation"}
+        assert set(states) == {"passed", "kept", "emptied"}
+        return {name: value for name, value in states.items() if value} | {
+            "age": found["reservation_age_seconds",],
+            "passed": found["reservation_passed",] or states["passed"],
+        }
+
+    pool = watched.pool
+    pool.node(gpus=(10_000,), slots=4)
+    assert kept() == {"age": 0, "passed": 0}
+    holds = pool.running(6_000, task_name="unknown")
+    pool.submit(10_000, id="large")
+    pool.at += 7
+    pool.submit(1_000, id="small")  # passes it: nobody knows how long either runs
+    found = kept()
+    now = pool.ledger.reservation()
+    assert now is not None and (now.allocation_id, now.device, now.passed) == ("large", None, 1)
+    assert found == {"passed": 1, "age": pool.at - now.since}
+    pool.submit(1_000, id="late")  # it has been passed as often as may be
+    assert kept()["emptied"] == 1
+    pool.ledger.release(holds.allocation_id, holds.token, "success")
+    pool.ledger.release("small", None, "success")
+    assert kept() == {"age": 0, "passed": 0}
+
+
+def test_dates_are_scored_as_the_ledger_scores_them(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000,))
+    known = pool.running(10_000)
+    pool.at += 40
+    pool.ledger.release(known.allocation_id, known.token, "success")
+    assert not [name for name in values(watched.look()) if name[0] == "date_error_median_seconds"]
+    for lasts in (50, 500):  # once by its second date, once after it
+        blocks = pool.running(10_000)
+        waits = pool.submit(10_000).allocation
+        pool.at += lasts
+        pool.ledger.release(blocks.allocation_id, blocks.token, "success")
+        waits = pool.start(pool.ledger.get(waits.allocation_id))
+        pool.ledger.release(waits.allocation_id, waits.token, "failure")
+    told = pool.ledger.accuracy()
+    found = values(watched.look())
+    assert (told.scored, told.covered) == (2, 0.5)
+    assert found["date_error_median_seconds", "dates"] == told.median_error_s
+    assert found["date_error_median_seconds", "rule_of_thumb"] == told.thumb_error_s
+    assert watched.counter("dates_scored_total") == {(): 2}
+    assert watched.counter("dates_covered_total") == {(): 1}
+
+
+def test_what_is_moved_is_no_date(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000,))
+    known = pool.running(10_000)
+    pool.at += 40
+    pool.ledger.release(known.allocation_id, known.token, "success")
+    blocks = pool.running(10_000)
+    pool.submit(10_000, id="moved")
+    pool.ledger.prioritize("moved", 5)
+    pool.ledger.release(blocks.allocation_id, blocks.token, "success")
+    pool.start(pool.ledger.get("moved"))
+    assert watched.observed("estimate_error_seconds") == {}
+    assert pool.ledger.accuracy().scored == 0
 
 
 def test_overuse_is_seen_per_task_and_each_episode_counts_once(watched: Watched) -> None:

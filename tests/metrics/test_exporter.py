@@ -75,6 +75,7 @@ def until(exporter: Exporter, pooled: LedgerPool) -> Scrape:
 
 def test_a_scrape_has_every_metric_and_equals_the_ledger(exporter: Exporter, pooled: LedgerPool) -> None:
     pooled.node(gpus=(10_000,))
+    _keep_a_date(pooled)
     for number in range(5):
         pooled.submit(4_000, id=f"w{number}")
     found = until(exporter, pooled)
@@ -99,8 +100,22 @@ def test_a_scrape_has_every_metric_and_equals_the_ledger(exporter: Exporter, poo
     }
 
 
+def _keep_a_date(pooled: LedgerPool) -> None:
+    """One that waited for another, and was promised when it starts."""
+    known = pooled.running(10_000)
+    pooled.at += 10
+    pooled.ledger.release(known.allocation_id, known.token, "success")
+    blocks = pooled.running(10_000)
+    promised = pooled.submit(10_000).allocation
+    pooled.at += 10
+    pooled.ledger.release(blocks.allocation_id, blocks.token, "success")
+    started = pooled.start(pooled.ledger.get(promised.allocation_id))
+    pooled.ledger.release(started.allocation_id, started.token, "success")
+    assert pooled.ledger.accuracy().scored == 1
+
+
 #: Scripts that one look calls.
-SCRIPTS = 3
+SCRIPTS = 5
 #: What nobody has measured or recorded here.
 NOT_MEASURED = {
     "gpu_memory_used_bytes",

@@ -88,6 +88,7 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
     assert [panel["title"] for panel in board["panels"] if panel["type"] == "row"] == [
         "Capacity",
         "Queue",
+        "Tenants and dates",
         "Latency",
         "Health",
     ]

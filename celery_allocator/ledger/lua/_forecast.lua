@@ -396,7 +396,8 @@ local function promise(id, a)
   local at, position = expected(told, id, a)
   if not at then return nil, nil, position end
   local p50, p90 = corrected(at - now)
-  call("HSET", K.alloc .. id, "p50", string.format("%.0f", now + p50), "p90", string.format("%.0f", now + p90),
+  p50, p90 = string.format("%.0f", now + p50), string.format("%.0f", now + p90) -- events tell whole milliseconds
+  call("HSET", K.alloc .. id, "p50", p50, "p90", p90,
     "fw", string.format("%.0f", at - now), "fc", NOW, "nv", string.format("%.0f", thumb(a.name, position) or -1))
-  return now + p50, now + p90, position
+  return p50, p90, position
 end
