@@ -180,6 +180,17 @@ def test_a_node_whose_lease_ends_is_offline_until_it_is_back(cluster: LedgerPool
     assert cluster.ledger.get("a2").state is State.RUNNING
 
 
+def test_what_a_node_offers_counts_again_once_its_worker_is_back(cluster: LedgerPool) -> None:
+    """Though it is the worker alone that tells of it: shares of tenants are of what there is."""
+    cluster.node(gpus=(10_000,))
+    cluster.at += 60
+    cluster.ledger.tick()
+    assert cluster.ledger.verify() == []
+    cluster.worker("n1", "gpu_0")
+    cluster.submit(5_000, tenant="t")
+    assert [tenant.share for tenant in cluster.ledger.tenants()] == [0.5]
+
+
 # --- operators
 
 

@@ -94,9 +94,9 @@ local function turns()
   return names
 end
 
--- Count what a node offers, as it is now, in what all offer together.
-local function count_node(node)
-  local v = call("HMGET", K.node .. node, "own", "ram", "devs", "counted")
+-- What a node offers as it is now, for `use_of`.
+local function offer_of(node)
+  local v = call("HMGET", K.node .. node, "own", "ram", "devs")
   local g, c, r = 0, 0, 0
   if v[1] and call("ZSCORE", K.nodes, node) then
     local _, cores = string.gsub(v[1], "%d", "")
@@ -106,11 +106,16 @@ local function count_node(node)
       if d[2] == "1" then g = g + tonumber(d[1] or 0) end
     end
   end
-  local counted = string.format("%.0f %.0f %.0f 0", g, c, r)
-  if counted == v[4] then return end
-  local before = use_of(v[4])
-  call("HINCRBY", K.meta, "all_g", g - before.g)
-  call("HINCRBY", K.meta, "all_c", c - before.c)
-  call("HINCRBY", K.meta, "all_r", r - before.r)
+  return string.format("%.0f %.0f %.0f 0", g, c, r)
+end
+
+-- Count that in what all nodes offer together.
+local function count_node(node)
+  local counted, was = offer_of(node), call("HGET", K.node .. node, "counted")
+  if counted == was then return end
+  local before, is = use_of(was), use_of(counted)
+  call("HINCRBY", K.meta, "all_g", is.g - before.g)
+  call("HINCRBY", K.meta, "all_c", is.c - before.c)
+  call("HINCRBY", K.meta, "all_r", is.r - before.r)
   call("HSET", K.node .. node, "counted", counted)
 end

@@ -49,6 +49,7 @@ local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
 d.box, d.head = ARGV[14], ARGV[15]
 store_device(dkey, d)
+count_node(node_of(dkey))
 local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")
 set_class(dkey, d.mem .. ":" .. count_free(n[1]) .. ":" .. n[2])
 event("worker", worker, "", "device", dkey, "slots", slots, "incarnation", inc, "state", d.st)

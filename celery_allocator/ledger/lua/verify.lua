@@ -65,7 +65,9 @@ end
 for tenant in pairs(uses) do check(false, "what tenant ", tenant, " uses is not counted") end
 local all, is = { g = 0, c = 0, r = 0 }, call("HMGET", K.meta, "all_g", "all_c", "all_r")
 for _, node in ipairs(call("SMEMBERS", K.known)) do
-  local u = use_of(call("HGET", K.node .. node, "counted"))
+  local counted = call("HGET", K.node .. node, "counted")
+  eq("what node " .. node .. " counts for (GPU memory, cores, RAM)", counted, offer_of(node))
+  local u = use_of(counted)
   all.g, all.c, all.r = all.g + u.g, all.c + u.c, all.r + u.r
 end
 for i, name in ipairs({ "g", "c", "r" }) do eq("what all nodes offer (" .. name .. ")", tonumber(is[i] or 0), all[name]) end
