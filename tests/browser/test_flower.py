@@ -86,7 +86,7 @@ def tab(browser: Browser, flower: FlowerProcess) -> Tab:
 
 def test_pictures_of_a_busy_day(tab: Tab, tmp_path: Path) -> None:
     folder = PICTURES if os.environ.get("UPDATE_SCREENSHOTS") else tmp_path
-    looks = {"light": (1280, 1200, "light"), "dark": (1280, 1200, "dark"), "phone": (390, 1100, "light")}
+    looks = {"light": (1280, 1440, "light"), "dark": (1280, 1440, "dark"), "phone": (390, 1100, "light")}
     for name, (width, height, scheme) in looks.items():
         tab.open(width=width, height=height, scheme=scheme)
         assert tab.ask("document.documentElement.scrollWidth") == width, "it scrolls sideways"
@@ -139,7 +139,9 @@ def test_dates_the_reservation_and_tenants_are_seen(tab: Tab, ledger: Ledger) ->
     assert [row[0] for row in tenants] == ["llm", "speech", "train", "vision"]
     vision = outlook.tenant("vision")
     assert vision is not None
-    assert tenants[3][4] == f"{vision.gpu_memory_mb // 1024} GB of 200 GB"
+    reasons = tab.ask("[...document.querySelectorAll('#alc-waiting td.alc-why')].map((e) => e.innerText)")
+    assert f"Its tenant vision has {vision.gpu_memory_mb} of at most 69632 MB of GPU memory; it needs 16384." in reasons
+    assert tenants[3][4] == f"{vision.gpu_memory_mb // 1024} GB of 68 GB"
     assert tenants[3][7] == f"{vision.tasks} of 20"
     assert tenants[0][1:3] == ["2", f"{round(100 * outlook.tenants[0].share, 1):g} %"]
     assert tab.ask("document.getElementById('alc-dates').innerText").startswith(

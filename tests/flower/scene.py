@@ -60,7 +60,7 @@ def busy_day(ledger: Ledger) -> None:
     node(ledger, "gpu-node-1", 4)
     node(ledger, "gpu-node-2", 4)
     ledger.set_tenant("llm", Quota(weight=2))
-    ledger.set_tenant("vision", Quota(gpu_memory_mb=204_800, tasks=20))
+    ledger.set_tenant("vision", Quota(gpu_memory_mb=69_632, tasks=20))
     done = task(ledger, 1, "speech.transcribe", 8192)
     assert done
     first = ledger.held()[0]

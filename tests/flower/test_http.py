@@ -140,7 +140,7 @@ def test_dates_tenants_and_what_is_kept_for_whom(flower: FlowerProcess, ledger: 
     assert pool["tenants_total"] == 4
     by_name = {one["name"]: one for one in pool["tenants"]}
     assert (by_name["llm"]["quota"], by_name["llm"]["by"]) == ({"weight": 2}, "operator")
-    assert by_name["vision"]["quota"]["gpu_memory_mb"] == 204_800
+    assert by_name["vision"]["quota"]["gpu_memory_mb"] == 69_632
     assert sum(one["waiting"] for one in pool["tenants"]) == pool["waiting"]
     assert pool["accuracy"]["scored"] == 8
     rows = flower.ask(f"{DATA}/waiting?limit=200", user=ME).json["rows"]
