@@ -10,7 +10,7 @@ import redis
 
 from celery_allocator.allocating import Session
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import TaskUse, WorkerUse
+from celery_allocator.model import Quota, TaskUse, WorkerUse
 from celery_allocator.operations import Actor, Cordon, Operator
 from celery_allocator.settings import Settings
 from tests.support.ledger_pool import LedgerPool
@@ -19,7 +19,7 @@ from tests.terminal.piloted import piloted, run
 from tests.terminal.scene import uuid
 
 #: Longer than the day that the picture tells of.
-_LEASE_S = 1e6
+_LEASE_S = 1e7
 #: Name, GPU MB, cores, RAM MB, minutes it runs by then, share of the claim that is used.
 _RUNNING = (
     ("research.finetune", 61440, 12, 131072, 171, 0.91),
@@ -45,22 +45,49 @@ def _day(cluster: LedgerPool) -> None:
     """Two hosts that have worked all day, and a line before them."""
     cluster.node("host1", gpus=(24576, 24576), cores=32, ram=131072, lease_s=_LEASE_S)
     cluster.node("host2", gpus=(81920, 81920), cores=64, ram=524288, lease_s=_LEASE_S)
-    for name, gpu, minutes in (("shop.train", 40960, 48), ("research.finetune", 61440, 95), ("shop.infer", 8192, 7)):
+    cluster.ledger.set_tenant("research", Quota(weight=2))
+    cluster.ledger.set_tenant("media", Quota(gpu_memory_mb=16_384, tasks=4))
+    times = (
+        ("shop.train", 40960, 48),
+        ("research.finetune", 61440, 95),
+        ("shop.infer", 8192, 7),
+        ("media.render", 4096, 9),
+    )
+    for name, gpu, minutes in times * 3:
         done = cluster.running(gpu, 4, 8192, task_name=name)  # so that it is known how long they take
         cluster.at += minutes * 60
         assert cluster.ledger.release(done.allocation_id, done.token, "success").done
+    _dated(cluster)
     end = cluster.at + 3 * 3600
     for number, (name, gpu, cores, ram, minutes, _) in enumerate(_RUNNING):
         cluster.at = end - minutes * 60
-        cluster.running(gpu, cores, ram, task_name=name, task_id=uuid(0x5A17C3E0 + 77 * number), id=f"alloc_{number}")
+        more = {"task_name": name, "task_id": uuid(0x5A17C3E0 + 77 * number), "tenant": name.partition(".")[0]}
+        cluster.running(gpu, cores, ram, id=f"alloc_{number}", **more)
     for number in range(9):
         cluster.at = end - (9 - number) * 137
         name, gpu = (("shop.train", 40960), ("research.finetune", 61440), ("research.finetune", 61440))[number % 3]
         asked = (gpu, 8, 65536, 10 if number == 1 else 0)
-        cluster.submit(*asked, task_name=name, task_id=uuid(0x61C0FFEE + 91 * number), id=f"alloc_{uuid(number)}")
+        more = {"task_name": name, "task_id": uuid(0x61C0FFEE + 91 * number), "tenant": name.partition(".")[0]}
+        cluster.submit(*asked, id=f"alloc_{uuid(number)}", **more)
+    cluster.submit(
+        8192, 4, 16384, task_name="media.render", task_id=uuid(0x62A0BEEF), tenant="media", id="alloc_capped"
+    )
     cluster.at = end
     Operator(cluster.ledger, Actor("ada")).run(Cordon("host1/gpu_1"))
     _measure(cluster)
+
+
+def _dated(cluster: LedgerPool) -> None:
+    """Some that had to wait have started: so their dates are scored."""
+    name = {"task_name": "shop.train", "gpu": 61440, "cores": 4}
+    running = [cluster.running(**name) for _ in range(2)]
+    for number in range(24):
+        cluster.submit(**name, id=f"dated{number}")
+        cluster.at += (21 + 7 * (number % 3)) * 60
+        assert cluster.ends(running.pop(0).allocation_id) == [f"dated{number}"]
+        running.append(cluster.start(cluster.ledger.get(f"dated{number}")))
+    for last in running:
+        cluster.ends(last.allocation_id)
 
 
 def _measure(cluster: LedgerPool) -> None:
@@ -69,7 +96,8 @@ def _measure(cluster: LedgerPool) -> None:
     for place, device in enumerate(cluster.ledger.snapshot().devices):
         mine = [held[name] for name in device.allocations]
         tasks = tuple(
-            TaskUse(a.allocation_id, int(a.gpu_memory_mb * shares[a.allocation_id]), int(a.ram_mb * 0.6)) for a in mine
+            TaskUse(a.allocation_id, int(a.gpu_memory_mb * shares.get(a.allocation_id, 0.7)), int(a.ram_mb * 0.6))
+            for a in mine
         )
         ours = sum(task.gpu_memory_mb or 0 for task in tasks)
         load = min(0.97, 0.03 + 0.31 * len(mine) + 0.04 * place)
@@ -88,9 +116,9 @@ def test_the_picture_of_the_docs(ledger_client: redis.Redis, reach: dict[str, st
     async def act() -> None:
         session = Session(Settings(pool="research"), ledger)
         async with piloted(reach, size=(120, 36), session=session, actor=Actor("ada", "cli")) as top:
-            await top.wait_for("8 running", "9 waiting", "cordoned", "~1h")
+            await top.wait_for("8 running", "10 waiting", "cordoned", "4 tenants", "◆")
             await top.press("down")
-            await top.wait_for("Lacks GPU memory")
+            await top.wait_for("Lacks GPU memory", "is kept for it until")
             drawn = top.app.export_screenshot(title="celery-allocator top", simplify=True)
             # Of fonts that would be fetched from elsewhere the reader's own take the place.
             (folder / "top.svg").write_text(re.sub(r"@font-face\s*{[^}]*}", "", drawn), encoding="utf-8")

@@ -56,7 +56,7 @@ RUNNING: tuple[Column[Running], ...] = (
         12,
         lambda row, _, w: plain(row.allocation.requirements.tenant),
         lambda row: row.allocation.requirements.tenant,
-        since=120,
+        since=119,
     ),
 )
 
@@ -119,7 +119,7 @@ QUEUE: tuple[Column[Waiting], ...] = (
         12,
         lambda row, _, w: plain(row.allocation.requirements.tenant),
         lambda row: row.allocation.requirements.tenant,
-        since=120,
+        since=119,
     ),
     Column("WAITS FOR", 11, _why, lambda row: row.reason.text, grow=4),
 )
