@@ -34,10 +34,11 @@ end
 local seat
 local function reservation()
   if seat == nil then
-    local v = call("HMGET", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape")
+    local v = call("HMGET", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape", "due")
     local score = tonumber(v[7] or nil)
     seat = v[1] and score and need_of(v[8] or "") and { id = v[1], dkey = node_of(v[2] or "") and v[2], at = tonumber(v[3] or nil),
-      since = tonumber(v[4] or nil) or now, by = tonumber(v[5] or nil) or 0, tenant = v[6] or "", score = score, shape = v[8] } or false
+      since = tonumber(v[4] or nil) or now, by = tonumber(v[5] or nil) or 0, tenant = v[6] or "", score = score, shape = v[8],
+      due = tonumber(v[9] or nil) } or false
   end
   return seat
 end
@@ -54,8 +55,10 @@ end
 -- What waits no longer needs nothing kept for it. stays: it does wait; how often and since when it was passed is not forgotten.
 local function vacate(id, stays)
   if not reservation() or seat.id ~= id then return end
-  if stays and call("EXISTS", K.alloc .. id) == 1 then call("HSET", K.alloc .. id, "by", seat.by, "since", seat.since) end
-  call("HDEL", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape")
+  if stays and call("EXISTS", K.alloc .. id) == 1 then
+    call("HSET", K.alloc .. id, "by", seat.by, "since", seat.since, "due", seat.due or "")
+  end
+  call("HDEL", K.reserved, "id", "dev", "at", "since", "by", "tenant", "score", "shape", "due")
   free_seat(seat.dkey)
   seat = false
 end

@@ -1,7 +1,8 @@
 -- Library: what is kept for the first in line. Touches: reserved, node, dev, on, alloc, manual (reads) and all that hold touches.
 -- Others may pass the first in line that does not fit, but may not delay it (EASY backfilling: Lifka 1995; Feitelson and
 -- Weil 1998). It is given a device, and the time at which enough of it and of its node will be free by the run times of
--- what runs there. On that node others are granted only what ends before then, or what will still be left beside it.
+-- what runs there. On that node others are granted only what ends before then, or what will still be left beside it; when it
+-- is too late already (see `late`), only the latter.
 -- Where run times are not known, it may be passed by MAX_BYPASS times or for MAX_BYPASS_MS; then one device is emptied for
 -- it: nothing is granted there but what leaves room for it already. On all other nodes nothing is held back.
 -- There is one reservation at a time. Its holder keeps it until it is granted, or does not wait any more, or one of the
@@ -155,9 +156,17 @@ local function seat_for(need)
   return best, best_left
 end
 
+-- The time that was said first stays.
+local function say_due(r, at)
+  if r.due or not at then return end
+  r.due = at
+  call("HSET", K.reserved, "due", string.format("%.0f", at))
+end
+
 local function take_seat(r, dkey, at)
   if r.dkey ~= dkey then free_seat(r.dkey) end
   r.dkey, r.at = dkey, at
+  say_due(r, at)
   call("HSET", K.reserved, "dev", dkey, "at", at and string.format("%.0f", at) or "")
   event("reserved", r.id, r.tid or call("HGET", K.alloc .. r.id, "tid") or "", "device", dkey,
     "until", at and string.format("%.0f", at) or "")
@@ -183,11 +192,11 @@ local function reserve()
         local dkey, left
         if id then dkey, left = seat_for(need) end
         if dkey then
-          local v = call("HMGET", K.alloc .. id, "since", "by")
+          local v = call("HMGET", K.alloc .. id, "since", "by", "due")
           seat = { id = id, tid = a.tid, since = tonumber(v[1] or nil) or now, by = tonumber(v[2] or nil) or 0, tenant = tenant,
-            score = tonumber(a.score), shape = a.shape }
+            score = tonumber(a.score), shape = a.shape, due = tonumber(v[3] or nil) }
           call("HSET", K.reserved, "id", id, "dev", "", "at", "", "since", string.format("%.0f", seat.since), "by", seat.by,
-            "tenant", tenant, "score", a.score, "shape", a.shape)
+            "tenant", tenant, "score", a.score, "shape", a.shape, "due", v[3] or "")
           if left.at < math.huge then take_seat(seat, dkey, left.at) end
           return
         end
@@ -203,6 +212,11 @@ end
 
 -- Whether it has been passed as often, or for as long, as may be.
 local function overdue(r) return r.by >= MAX_BYPASS or now - r.since >= MAX_BYPASS_MS end
+
+-- Whether it is too far behind the time that was said first: by MAX_BYPASS_MS, or by as long as it was to wait, if that is
+-- longer. Run times that were learned are quantiles. Of many that are let in since they should end in time a few do not, each
+-- of these puts the time off, and more are let in until then: so it would wait for good.
+local function late(r) return r.due ~= nil and now - r.due >= math.max(MAX_BYPASS_MS, r.due - r.since) end
 
 -- Called before anybody passes the first in line: it has a reservation then, and a device if that is due.
 local function guard()
@@ -258,7 +272,7 @@ local function kept_from(dkey, n, need)
   if not find_in(fleet_of(n), r.dkey) then return false end
   local left = shadow(head, r.dkey, n)
   if not left then return false end
-  if need.run and now + need.run <= left.at and left.at < math.huge then return false end
+  if need.run and now + need.run <= left.at and left.at < math.huge and not late(r) then return false end
   local beside
   if head.k > 1 then
     beside = leaves_several(left, head, dkey, need)
@@ -294,6 +308,7 @@ local function review()
     r.dkey, r.at = false, nil
   elseif dkey == r.dkey then
     r.at = known and left.at or nil
+    say_due(r, r.at)
     call("HSET", K.reserved, "at", known and string.format("%.0f", r.at) or "")
   else
     take_seat(r, dkey, known and left.at or nil)
