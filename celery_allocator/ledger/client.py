@@ -260,8 +260,12 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
         return found
 
     def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
-        """Waiting allocations in their order, with position and estimated start."""
-        return self._find("waiting", offset, limit)
+        """Waiting allocations with position and estimated start.
+
+        Pages follow each other by priority and arrival. Where several tenants wait, whose turns follow their shares, the
+        allocations of one page are in the order of their turns.
+        """
+        return tuple(sorted(self._find("waiting", offset, limit), key=lambda a: a.queue_position))
 
     def search(
         self, text: str = "", tenant: str = "", limit: int = 100, offset: int = 0

@@ -13,7 +13,7 @@ import pytest
 from celery_allocator.allocating import Session
 from celery_allocator.allocating.reading import pool_status
 from celery_allocator.ledger import keys, new_allocation_id
-from celery_allocator.model import Kind, NodeInventory, Requirements, State
+from celery_allocator.model import Kind, NodeInventory, Requirements, State, iso_utc
 from celery_allocator.resource_allocator import (
     allocate_resources,
     allocation,
@@ -113,7 +113,8 @@ def test_what_does_not_fit_now_waits_in_line_and_is_granted_when_room_appears(se
         assert reply["success"] is True
         assert reply["resources"] is None
         assert reply["queue_position"] == position
-        assert reply["estimated_start_time"] is None
+        # No run time is known; what is held ends with its TTL at the latest.
+        assert reply["estimated_start_time"] == iso_utc(session.ledger.get(held).expires_at)
         assert reply["state"] == "waiting"
         assert reply["metadata"]["available_resources"] == {
             "gpu_memory_mb": 0,

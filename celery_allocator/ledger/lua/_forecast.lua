@@ -284,9 +284,15 @@ local function foresee(more)
 
   local function pass_once(v, at)
     if #tenants > 1 then
-      for _, tenant in ipairs(tenants) do tenant.share = share_of(tenant.used, quotas[tenant], totalled) end
+      for _, tenant in ipairs(tenants) do
+        tenant.share, tenant.first = share_of(tenant.used, quotas[tenant], totalled), math.huge
+        for _, lane in ipairs(tenant.lanes) do tenant.first = math.min(tenant.first, lane.score) end
+      end
       table.sort(tenants, function(x, y)
         if x.share ~= y.share then return x.share < y.share end
+        local a, b = x.before or x.share, y.before or y.share -- as in turns()
+        if a ~= b then return a < b end
+        if x.first ~= y.first then return x.first < y.first end
         return x.name < y.name
       end)
     end
@@ -330,12 +336,14 @@ local function foresee(more)
     local tenant = by_name[run.tenant]
     if tenant then
       local u = tenant.used
+      tenant.before = #tenants > 1 and share_of(u, quotas[tenant], totalled) or nil
       u.g, u.c, u.r = u.g - run.need.g * (run.need.k or 1), u.c - run.need.c, u.r - run.need.r
     end
     local waits = false
     for _, other in ipairs(tenants) do waits = waits or #other.lanes > 0 end
     if not waits then break end
     while steps < MOST_STEPS and pass_once(v, at) do end
+    if tenant then tenant.before = nil end
   end
   if told.started == 0 and total > 0 then return false end
   return told

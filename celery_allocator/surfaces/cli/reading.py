@@ -100,7 +100,7 @@ def queue(console: Console, limit: int, *, on_hold: bool, as_json: bool) -> None
     if on_hold:
         _on_hold(console.ledger.on_hold(limit=limit), now, as_json=as_json)
         return
-    waiting = sorted(console.ledger.queue(limit=limit), key=lambda a: a.queue_position)
+    waiting = console.ledger.queue(limit=limit)
     if as_json:
         print_json(
             [
