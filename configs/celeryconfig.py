@@ -74,16 +74,18 @@ allocator_default_resources: dict[str, int] | None = None
 # Task types of allocate_resources(), beside or in place of ml_inference, rendering and processing: a name, such as
 # "training", for requirements, such as {"gpu_memory_mb": 16384, "cpu_cores": 4, "ram_mb": 32768}.
 allocator_task_types: dict[str, dict[str, Any]] = {}
-# Who may pass the first in line that does not fit: "easy" (who does not delay it), "greedy" (who fits) or "none".
+# Who may pass the first in line that does not fit: "easy" (who does not delay it; a device is kept for it), "greedy"
+# (who fits) or "none" (nobody). This and the next three: the same in all programs of a pool.
 allocator_backfill = "easy"
-# How often, and for how many seconds, where run times are not known.
+# Times, and seconds, that it may be passed where run times are not known, before a device is emptied for it.
 allocator_max_bypass = 100
 allocator_max_bypass_s = 300.0
-# Points of priority that a waiting task earns per minute.
+# Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for good.
 allocator_age_weight = 0.0
-# Tenants that are not like the others: name → weight and caps.
-allocator_tenants = {}
-# Weight of the newest run time in what is learned about a task name.
+# Tenants that are not like the others: a name, such as "vision", for a weight and caps on what it may hold at a time,
+# such as {"weight": 2, "gpu_memory_mb": 81920, "cpu_cores": 32, "ram_mb": 262144, "tasks": 40}.
+allocator_tenants: dict[str, dict[str, float]] = {}
+# Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs.
 allocator_runtime_decay = 0.02
 
 # --- Bounds

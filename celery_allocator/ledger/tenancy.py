@@ -10,7 +10,8 @@ from celery_allocator.errors import RequirementsError
 from celery_allocator.ledger import journal, replies, wire
 from celery_allocator.ledger.journal import Note, Operated
 from celery_allocator.ledger.operating import Operating
-from celery_allocator.model import Quota, TenantState, label
+from celery_allocator.model import Quota, TenantState
+from celery_allocator.model.tenant import check_tenant
 
 
 class Tenancy(Operating):
@@ -40,23 +41,17 @@ class Tenancy(Operating):
         """Give tenants the quotas of the settings. What an operator has said of one stays."""
         grants: list[replies.Grant] = []
         for name, quota in quotas.items():
-            _check(name, quota)
+            check_tenant(name, quota)
             reply = self._run("tenant", name, _packed(quota, "settings"), "1" if publishes else "0", "", "1")
             if reply[0] == b"ok":
                 grants += replies.grants(reply[2])
         return tuple(grants)
 
     def _set_quota(self, name: str, packed: str, publishes: bool, note: Note | None) -> Operated:
-        _check(name, _quota(packed)[0])
+        check_tenant(name, _quota(packed)[0])
         reply = self._noted(note, "tenant", name, packed, "1" if publishes else "0", self._pack(note), "0")
         _, was, grants, entry = reply
         return Operated(journal.number(entry), replies.grants(grants), was.decode(), packed)
-
-
-def _check(name: str, quota: Quota) -> None:
-    label("tenant", name, without="/,", empty=True)
-    if not name and any(cap is not None for key, cap in quota.as_dict().items() if key != "weight"):
-        raise RequirementsError("tenant", name, "caps need a tenant's name; those that name none have a weight only")
 
 
 def _packed(quota: Quota | None, by: str) -> str:

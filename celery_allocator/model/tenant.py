@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from celery_allocator.errors import RequirementsError
+from celery_allocator.errors import LabelError, RequirementsError, SettingsError
+from celery_allocator.model.label import label
 
 #: Caps of a quota, and what each counts.
 CAPS: dict[str, str] = {
@@ -58,6 +59,26 @@ class Quota:
     def as_dict(self) -> dict[str, Any]:
         """As plain data, without the caps that there are not."""
         return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def quotas(tenants: Mapping[str, Any]) -> dict[str, Quota]:
+    """What the setting ``allocator_tenants`` says. Raises :class:`SettingsError` naming tenant, value and rule."""
+    found: dict[str, Quota] = {}
+    for name, given in tenants.items():
+        try:
+            quota = Quota.parse(given)
+            found[check_tenant(name, quota)] = quota
+        except (RequirementsError, LabelError) as error:
+            raise SettingsError(f"allocator_tenants (ALLOCATOR_TENANTS) of tenant {name!r}: {error}") from error
+    return found
+
+
+def check_tenant(name: str, quota: Quota) -> str:
+    """``name`` if a tenant of that name can have that quota. Raises ``LabelError``, ``RequirementsError``."""
+    label("tenant", name, without="/,", empty=True)
+    if not name and quota != Quota(quota.weight):
+        raise RequirementsError("tenant", name, "caps need a tenant's name; those that name none have a weight only")
+    return name
 
 
 @dataclass(frozen=True)

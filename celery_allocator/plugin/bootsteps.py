@@ -24,7 +24,8 @@ from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.inventory import discover
 from celery_allocator.isolation import device_environment
 from celery_allocator.ledger.connection import check_schema, durability_warnings
-from celery_allocator.model import CPU_DEVICE, NodeInventory, Quota
+from celery_allocator.model import CPU_DEVICE, NodeInventory
+from celery_allocator.model.tenant import quotas
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.fence import guard
 from celery_allocator.plugin.keeper import WorkerKeeper
@@ -179,8 +180,7 @@ class AllocatorStep(bootsteps.StartStopStep):
 def _check_server(current: Session) -> None:
     check_schema(current.ledger)
     current.ledger.try_strategies()
-    quotas = {name: Quota.parse(quota) for name, quota in current.settings.tenants.items()}
-    current.ledger.load_tenants(quotas, publishes=False)
+    current.ledger.load_tenants(quotas(current.settings.tenants), publishes=False)
     for warning in durability_warnings(current.ledger):
         logger.warning(warning)
     if current.is_embedded:
