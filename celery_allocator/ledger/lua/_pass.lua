@@ -45,12 +45,12 @@ local function backfilling(tenant)
   return lanes
 end
 
--- Grant one that fits, if any does. could(shape): its need where there is room for it, else nil. find(need, strategy):
+-- Grant one that fits, if any does. could(shape, lane): its need where there is room for it, else nil. find(need, strategy):
 -- device and node. only: a tenant, where no other's can have become fit. Returns whether something was granted.
 local function grant_next(could, find, out, only)
   local tenants, first = only and { only } or turns(), not only
   local function try(lane, shape, tenant, is_first)
-    local need = could(shape)
+    local need = could(shape, lane)
     if not need or capped(tenant, need) then return false end
     local id, a = head_of(lane)
     if not id then return false end
@@ -104,15 +104,18 @@ end
 
 -- Ask the whole index for each shape. only: as in `grant_next`.
 local function pass_everywhere(out, only)
-  local full = {} -- shapes that fit nowhere: room only shrinks
-  local function could(shape)
-    local need = not full[shape] and need_of(shape) or nil
-    if need then need.shape = shape end
+  -- Shapes that fit nowhere, and lanes that may go nowhere: room only shrinks (where something is kept no more, pass_unkept
+  -- looks).
+  local full = {}
+  local function could(shape, lane)
+    local need = not full[shape] and not full[lane] and need_of(shape) or nil
+    if need then need.shape, need.lane = shape, lane end
     return need
   end
   local function find(need, strategy)
+    kept_back = false
     local dkey, n = place(need, strategy)
-    if not dkey and not (reservation() and reservation().dkey) then full[need.shape] = true end
+    if not dkey then full[kept_back and need.lane or need.shape] = true end
     return dkey, n
   end
   while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out, only) do end

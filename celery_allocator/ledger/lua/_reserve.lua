@@ -10,6 +10,7 @@
 local MOST_SEATS, MOST_DEVICES = 32, 1024 -- devices that could hold it, and devices, looked at: those with most free memory first
 local MOST_HEADS = 16 -- heads of lanes looked at for one that a device could hold now
 local debut -- id of one that goes before the holder because its tenant holds nothing
+local kept_back = false -- whether anything was kept from anyone since this was set to false
 
 -- The first of a lane, with its record. A name without one that waits here is damage: it is taken out, so that those behind
 -- it are not held up, and no script stops halfway.
@@ -280,9 +281,12 @@ local function kept_from(dkey, n, need)
     beside = dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1))
   end
   if need.c <= left.c and need.r <= left.r and beside then return false end
-  if not debuts(need, r) then return true end
-  debut = need.id
-  return false
+  if debuts(need, r) then
+    debut = need.id
+    return false
+  end
+  kept_back = true
+  return true
 end
 
 -- Look once more where the holder of the reservation will fit first: its device may have been closed, or what runs there

@@ -75,7 +75,7 @@ local function turns()
     local some = { unpack(names, from, math.min(#names, from + 499)) }
     local used, quotas = call("HMGET", K.used, unpack(some)), call("HMGET", K.quotas, unpack(some))
     for i, name in ipairs(some) do
-      local q = read_quota(quotas[i])
+      local q = quotas[i] and read_quota(quotas[i]) or {}
       shares[name] = share_of(use_of(used[i]), q, all)
       before[name] = eased[name] and share_of(eased[name], q, all) or shares[name]
     end
