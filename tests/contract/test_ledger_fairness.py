@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from celery_allocator.errors import TenantCapError
+from celery_allocator.ledger import Note
 from celery_allocator.model import Requirements
 from tests.support.ledger_checks import assert_empty
 from tests.support.ledger_pool import LedgerPool
@@ -224,6 +225,19 @@ def test_a_cap_is_free_again_however_what_filled_it_ends(pools: Pools, way: str)
     assert cluster.state("large") == "granted"
 
 
+def test_what_is_brought_back_waits_for_its_cap_too(pools: Pools) -> None:
+    """Its place is free, and another one of its tenant has started since."""
+    cluster = pools()
+    cluster.node()
+    cluster.quota("t", tasks=1)
+    cluster.submit(1_000, id="one", tenant="t")
+    entry = cluster.ledger.cancel("one", note=Note("end", {}, "ada")).entry
+    assert entry is not None
+    cluster.submit(1_000, id="two", tenant="t")
+    assert cluster.ledger.restore("one", note=Note("end", {}, "ada", way="undo", of=entry)).becomes == "waiting"
+    assert cluster.ends("two") == ["one"]
+
+
 def test_who_waits_for_its_own_cap_is_not_the_first_in_line(pools: Pools) -> None:
     """Not for others, whom nobody may pass (``none``): one is held up by itself."""
     cluster = pools(backfill="none")
@@ -339,8 +353,8 @@ def test_under_easy_its_wait_is_bounded(pools: Pools, limits: dict[str, Any]) ->
 
 
 def test_its_wait_is_bounded_though_a_few_of_many_run_for_longer_than_is_usual(pools: Pools) -> None:
-    """One in twenty runs for a minute, and nine of ten end in two seconds: small ones are let in as they should end in time,
-    and each one that does not puts the time off. That goes on for ``max_bypass_s`` after the time first said, and no longer.
+    """One in twenty runs for a minute, nine of ten end in two seconds: small ones are let in as they should end in time, and
+    each one that does not puts the time off. That goes on for ``max_bypass_s`` after the time first said, and no longer.
     """
     cluster = pools(max_bypass_s=60.0)
     cluster.node(gpus=(10_000,), slots=4, lease_s=AGES)

@@ -70,7 +70,9 @@ for _, dkey in ipairs(held and not away and on or {}) do away = away or call("HG
 -- After a change of the server others may hold what seems free, until every worker has reported (see _epoch).
 local unsure = held and call("HEXISTS", K.meta, "paused") == 1
 local what = held and not away and hindrance(d, n)
-local free = held and not (away or unsure or what)
+-- What a task's tenant holds by now may leave no room for it below the cap. One made by hand is an operator's to bring back.
+local over = held and need.kind == "t" and capped(was.tenant or "", need) ~= nil
+local free = held and not (away or unsure or what or over)
 if not free and held and need.kind == "m" then
   if away then return { "offline", was.dev } end
   if unsure then return { "unsure", was.dev } end
