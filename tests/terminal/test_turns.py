@@ -26,6 +26,7 @@ def test_dates_reasons_and_the_reservation_at_80_by_24(cluster: LivePool, reach:
     async def read() -> None:
         async with piloted(reach) as top:
             await top.wait_for("2 running", "3 waiting", "2 tenants", "dates: 100% by their p90, half off by <")
+            await top.wait_for("llm.train", "llm.eval", "tenant cap", "kept room", "gpu_0 ◆")
             assert {len(line) for line in top.lines} == {80}
             train = top.line(" llm.train")
             assert columns(train)[0].startswith("◆")
@@ -128,8 +129,13 @@ def test_several_gpus_are_told_as_several(cluster: LivePool, reach: dict[str, st
         async with piloted(reach) as top:
             await top.wait_for("1 running", "1 waiting")
             assert "2×40G   2c  2.0G" in top.text
-            assert "gpu_0,gpu_1" in top.line("t-pair")
+            assert "_0, gpu_1" in top.line("t-pair")
             await top.press("enter")
             await top.wait_for("2 × 40960 MB GPU, 2 cores, 2048 MB RAM")
+            # It is found by each of its devices.
+            await top.press("escape", "slash")
+            await top.type("n1/gpu_1")
+            await top.press("enter")
+            await top.wait_for("/n1/gpu_1", "RUNNING, GRANTED  1 task", "t-pair")
 
     run(read)

@@ -13,6 +13,7 @@ from celery_allocator.surfaces.terminal.bars import MARKS, drawn, gauge
 from celery_allocator.surfaces.terminal.columns import widths
 from celery_allocator.surfaces.terminal.places import PLACES
 from celery_allocator.surfaces.terminal.tasks import QUEUE, RUNNING
+from celery_allocator.surfaces.terminal.tenancy import TENANTS
 
 AMOUNTS = st.integers(0, 10**7)
 BARS = st.builds(Bar, AMOUNTS, AMOUNTS, st.none() | AMOUNTS, st.none() | AMOUNTS)
@@ -44,7 +45,7 @@ def test_the_parts_of_a_bar_stand_in_order() -> None:
     assert "".join(text for text, _ in gauge(Bar(8, 4, 4), "4/8", 8)) == "██·· 4/8"
 
 
-@pytest.mark.parametrize("columns", [PLACES, RUNNING, QUEUE], ids=["devices", "running", "queue"])
+@pytest.mark.parametrize("columns", [PLACES, RUNNING, QUEUE, TENANTS], ids=["devices", "running", "queue", "tenants"])
 @pytest.mark.parametrize("total", [79, 80, 99, 119, 160, 300])
 def test_columns_share_all_of_the_width(columns: tuple, total: int) -> None:
     shares = widths(columns, total)
@@ -58,6 +59,24 @@ def test_a_text_takes_just_its_room_and_steers_nothing(text: str, width: int, ri
     assert harmless.isprintable()
     assert words.cells(words.fit(harmless, width, right=right)) == width
     assert words.cells(words.end(harmless, max(1, width))) <= max(1, width)
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9))
+def test_two_dates_fit_into_their_column(half: float, more: float) -> None:
+    assert 1 <= len(words.starts(half, half + more, 0.0)) <= 9
+
+
+def test_dates_for_people() -> None:
+    assert [words.short_span(s) for s in (-3, 0, 119, 120, 7199, 7200, 172_799, 172_800, 1e12)] == [
+        *("0s", "0s", "119s", "2m", "119m", "2h", "47h", "2d", "999d")
+    ]
+    assert words.starts(None, None, 0) == "-"
+    assert words.starts(100, 700, 40) == "60s…11m"
+    assert words.starts(30, 700, 40) == "now…11m"
+    assert words.starts(30, 35, 40) == words.starts(40, None, 40) == "now"
+    assert words.claim(Requirements(40960, 16, 131072, gpu_count=4)) == "4×40G  16c  128G"
+    assert len(words.claim(Requirements(81920, 128, 131072, gpu_count=16))) == 16
+    assert words.short(Reason("kept", ""), 11) == "kept room"
 
 
 def test_words() -> None:

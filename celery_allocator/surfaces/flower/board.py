@@ -164,5 +164,6 @@ class Board:
 
 def _is_meant(one: Running, query: Query) -> bool:
     a = one.allocation
-    on = query.text.lower() in f"{a.place} {a.worker or ''}".lower()
+    devices = " ".join(f"{a.node}/{device}" for device in a.device_ids)
+    on = query.text.lower() in f"{devices} {a.worker or ''}".lower()
     return query.match(a) or (on and Match(tenant=query.tenant or None)(a))

@@ -92,7 +92,8 @@ def _flat(rows: list[Place]) -> list[Place]:
 def _running(frame: Frame, text: str) -> list[Running]:
     def meant(row: Running) -> bool:
         a = row.allocation
-        return _found(text, a.task_name, a.task_id, a.allocation_id, a.place, a.requirements.tenant)
+        on = (f"{a.node}/{device}" for device in a.device_ids)
+        return _found(text, a.task_name, a.task_id, a.allocation_id, *on, a.requirements.tenant)
 
     return [row for row in frame.overview.running if meant(row)]
 
