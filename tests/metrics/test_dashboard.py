@@ -124,10 +124,18 @@ def run(cluster: Cluster, nvml: FakeNvml, environ: dict[str, str]) -> None:
         cluster.ledger.start("alloc_gone", 1, "gpu0", "", "", repeatable=False)
     keys = [cluster.key(), cluster.key()]
     for key in keys:
-        send("zoo.hold", (key,), resources={"gpu_memory_mb": GPU_MB // 2, "cpu_cores": 2, "ram_mb": 1})
+        send(
+            "zoo.hold",
+            (key,),
+            resources={"gpu_memory_mb": GPU_MB // 2, "cpu_cores": 2, "ram_mb": 1, "tenant": "vision"},
+        )
     children = [cluster.held_in(key) for key in keys]
     nvml.change(environ, [gpu((children[0], 5000), (children[1], 1000), (psutil.Process().pid, 900))])
-    line = [send("zoo.sleep", (0.3,), resources={"gpu_memory_mb": 500 * (n % 3 + 1)}) for n in range(12)]
+    tenants = ("vision", "speech", "")
+    line = [
+        send("zoo.sleep", (0.3,), resources={"gpu_memory_mb": 500 * (n % 3 + 1), "tenant": tenants[n // 4]})
+        for n in range(12)
+    ]
     line += [send("zoo.where", countdown=3), send("zoo.where", countdown=600)]
     wait_until(lambda: overuse_is_seen(cluster), SOON_S, "a task to be seen over its promise")
     linger(3)
@@ -226,6 +234,11 @@ def test_prometheus_saw_what_the_ledger_held(site: Site) -> None:
     assert most('celery_allocator_allocations{state="waiting"}') >= 12
     assert most('celery_allocator_waiting_by_shape{gpu_memory_mb="500"}') >= 4
     assert most("celery_allocator_oldest_waiting_age_seconds") >= 3
+    assert most('celery_allocator_tenant_waiting{tenant="vision"}') == 4
+    assert most('celery_allocator_tenant_gpu_memory_held_bytes{tenant="vision"}') == GPU_MB * 2**20
+    assert most('celery_allocator_tenant_share_ratio{tenant="vision"}') == 1
+    # They waited for what was known to run briefly and did not: each was promised a date, and each was scored.
+    assert most("celery_allocator_dates_scored_total") >= 12
     # The label by which it joins what celery-exporter tells of queues.
     queue = f"allocator.{site.cluster.pool}.host1.gpu_0"
     assert most(f'celery_allocator_worker_slots_capacity{{queue_name="{queue}"}}') == 2
@@ -240,7 +253,7 @@ def test_the_dashboard_can_be_looked_at(site: Site, browser: Browser, tmp_path: 
     """Drawn from the shipped JSON and Prometheus' answers by a renderer of ours; Grafana itself is not here."""
     file = tmp_path / "dashboard.html"
     file.write_text(page(load(), site.prometheus, INTERVAL, site.began, site.ended), encoding="utf-8")
-    browser.open(file.as_uri(), width=1500, height=2330)
+    browser.open(file.as_uri(), width=1500, height=2950)
     drawn: list[Any] = browser.run("return [...document.querySelectorAll('section')].map(s => s.dataset.drawn)")
     assert len(drawn) == len(panels(load()))
     assert drawn.count("0") == len(EMPTY)
