@@ -10,6 +10,8 @@ from celery_allocator.model import TenantState
 
 #: Tenants that have series of their own.
 TENANTS = 20
+#: What names no tenant. Prometheus takes an empty label for none.
+NAMELESS = "(none)"
 _MB = 2**20
 RESERVATIONS = ("passed", "kept", "emptied")
 
@@ -17,14 +19,16 @@ RESERVATIONS = ("passed", "kept", "emptied")
 def tenants(states: Iterable[TenantState]) -> Iterator[Value]:
     """Those that hold or wait for most; ties by name, so that the same ones have series at each scrape.
 
-    All others together are ``other``: sums, and of their shares the largest.
+    All others together are ``other``: sums, and of their shares the largest. So are those that call themselves so.
     """
-    ranked = sorted(states, key=lambda state: (state.name == OTHER, -(state.tasks + state.waiting), state.name))
-    own = [state for state in ranked[:TENANTS] if state.name != OTHER]
+    taken = (OTHER, NAMELESS)
+    ranked = sorted(states, key=lambda state: (state.name in taken, -(state.tasks + state.waiting), state.name))
+    own = [state for state in ranked[:TENANTS] if state.name not in taken]
     rest = ranked[len(own) :]
     for state in own:
-        yield from _tenant(state.name, [state])
-        yield Value("tenant_weight", (state.name,), state.quota.weight)
+        name = state.name or NAMELESS
+        yield from _tenant(name, [state])
+        yield Value("tenant_weight", (name,), state.quota.weight)
     yield from _tenant(OTHER, rest)
 
 

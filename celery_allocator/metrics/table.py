@@ -99,8 +99,8 @@ _ALL = (
     # --- fairness
     _gauge(
         "tenant_gpu_memory_held_bytes",
-        "GPU memory that the tenant's granted and running tasks hold. Empty: what names no tenant. Those that hold or "
-        "wait for most have series of their own, the rest is `other` (sums; of the share, the largest).",
+        "GPU memory that the tenant's granted and running tasks hold. `(none)`: what names no tenant. Those that "
+        "hold or wait for most have series of their own, the rest is `other` (sums; of the share, the largest).",
         "tenant",
     ),
     _gauge("tenant_cpu_cores_held", "CPU cores, likewise.", "tenant"),

@@ -10,7 +10,7 @@ import pytest
 from celery_allocator.errors import HistoryUnavailable, StaleTokenError
 from celery_allocator.ledger import REFUSALS, Options, keys
 from celery_allocator.metrics.counting import Counting
-from celery_allocator.metrics.fairness import TENANTS
+from celery_allocator.metrics.fairness import NAMELESS, TENANTS
 from celery_allocator.metrics.following import BATCH, Follower
 from celery_allocator.metrics.gauges import SHAPES, gauges
 from celery_allocator.metrics.looking import Look, Lookout, look
@@ -317,7 +317,7 @@ def test_tenants_are_told_as_the_ledger_has_them(watched: Watched) -> None:
     found = values(watched.look())
     told = {state.name: state for state in pool.ledger.tenants()}
     assert set(told) == {"", "vision"} and told["vision"].waiting == 3
-    for name, state in told.items():
+    for name, state in ((name or NAMELESS, state) for name, state in told.items()):
         assert {metric: found[f"tenant_{metric}", name] for metric in TOLD} == {
             "gpu_memory_held_bytes": state.gpu_memory_mb * MB,
             "cpu_cores_held": state.cpu_cores,
@@ -341,12 +341,12 @@ def test_the_tenants_that_have_a_series_are_capped(watched: Watched) -> None:
     pool.node(gpus=(10_000,), slots=1)
     pool.running(10_000)
     names = [f"t{number:02}" for number in range(TENANTS + 5)]
-    for name in [*names, names[-1], OTHER, OTHER, OTHER]:  # one calls itself as those are called
+    for name in [*names, names[-1], OTHER, OTHER, NAMELESS]:  # some call themselves as those are called
         pool.submit(1_000, tenant=name)
     found = {labels: n for (metric, *labels_), n in values(watched.look()).items() if metric == "tenant_waiting"
              for labels in labels_}  # fmt: skip
     assert len(found) == TENANTS + 1
-    assert (found[names[-1]], found[""], found[names[0]], found[OTHER]) == (2, 0, 1, 6 + 3)
+    assert (found[names[-1]], found[NAMELESS], found[names[0]], found[OTHER]) == (2, 0, 1, 6 + 3)
     assert sum(found.values()) == TENANTS + 9
 
 
