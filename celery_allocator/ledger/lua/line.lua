@@ -13,7 +13,7 @@ local looks = 2 * left -- at firsts of priorities, in all
 local function look_at(lane)
   local from = "-inf"
   repeat
-    local first = call("ZRANGEBYSCORE", K.line .. lane, from, "+inf", "WITHSCORES", "LIMIT", 0, 1)
+    local first = call("ZRANGE", K.line .. lane, from, "+inf", "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
     if not first[1] then return end
     local v = call("HMGET", K.alloc .. first[1], "c_ms", "eta")
     local since = math.max(tonumber(v[1] or "") or now, tonumber(v[2] or "") or 0)
