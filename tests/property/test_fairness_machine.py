@@ -549,7 +549,7 @@ class FairnessMachine(RuleBasedStateMachine):
         seat = next(d for d in node.devices if d.key == kept.device)
         at, then = self.shadow(holder, seat, node, list(held))
         run = mine.expected_runtime_s * 1000 or self.sketches[self.facts[a.allocation_id].name].promised()
-        if run is not None and at < math.inf and self.now + run <= at:
+        if run is not None and at < math.inf and self.now + run <= at and not self.late(kept):
             return False
         left = Room(
             max(0, then.gpu - its.gpu_memory_mb),
@@ -560,6 +560,11 @@ class FairnessMachine(RuleBasedStateMachine):
         if device.key != seat.key:
             left = Room(mine.gpu_memory_mb, 1, left.cores, left.ram)
         return not left.holds(mine, a.kind)
+
+    def late(self, kept: Reservation) -> bool:
+        """It is so far behind the time that was said first that run times let nobody pass any more."""
+        due = float(self.client.hget(keys.key(self.pool, "reserved"), "due") or math.inf)
+        return self.now - due >= max(self.options.max_bypass_s * 1000, due - kept.since * 1000)
 
     def told(self, held: tuple[Allocation, ...], waiting: tuple[Allocation, ...], kept: Reservation | None) -> str:
         """All that matters, for whoever reads of a failure."""
