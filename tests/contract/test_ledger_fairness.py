@@ -353,9 +353,9 @@ def test_under_easy_its_wait_is_bounded(pools: Pools, limits: dict[str, Any]) ->
 
 
 def test_its_wait_is_bounded_though_a_few_of_many_run_for_longer_than_is_usual(pools: Pools) -> None:
-    """One in twenty runs for a minute, nine of ten end in two seconds: small ones are let in as they should end in time.
+    """One in twenty runs for a minute, nine of ten end in two seconds: small ones are let in as if all did.
 
-    Each one that does not puts the time off. That goes on for ``max_bypass_s`` after the time first said, and no longer.
+    Each one that does not puts the time off. That goes on for ``max_bypass_s`` after the first time, and no longer.
     """
     cluster = pools(max_bypass_s=60.0)
     cluster.node(gpus=(10_000,), slots=4, lease_s=AGES)

@@ -40,8 +40,8 @@ from tests.property.sketch import Sketch
 from tests.support.ledger_checks import assert_empty, broken
 from tests.support.redis_server import RedisServer
 
-EXAMPLES = int(os.environ.get("FAIRNESS_EXAMPLES", "15"))
-STEPS = int(os.environ.get("FAIRNESS_STEPS", "30"))
+EXAMPLES = int(os.environ.get("FAIRNESS_EXAMPLES", "12"))
+STEPS = int(os.environ.get("FAIRNESS_STEPS", "25"))
 #: Making a failing example small can take minutes: LEDGER_SHRINK=0 shows the first as it came.
 PHASES = [p for p in Phase if p is not Phase.shrink or os.environ.get("LEDGER_SHRINK", "1") != "0"]
 
