@@ -11,6 +11,9 @@ import redis
 
 from celery_allocator.embedded import EmbeddedServer
 
+#: Seconds for which an answer is waited for: many commands may be sent at once.
+_PATIENCE_S = 120.0
+
 
 @contextmanager
 def private_server(binary: Path | None = None) -> Iterator[redis.Redis]:
@@ -23,7 +26,7 @@ def private_server(binary: Path | None = None) -> Iterator[redis.Redis]:
         server = EmbeddedServer(Path(folder), binary)
         url = server.ensure()
         try:
-            with redis.Redis.from_url(url) as client:
+            with redis.Redis.from_url(url, socket_timeout=_PATIENCE_S) as client:
                 client.config_set("appendonly", "no")
                 yield client
         finally:
