@@ -85,8 +85,8 @@ def claim(asked: Requirements) -> str:
     gpu, ram = (size(mb) if mb else "-" for mb in (asked.gpu_memory_mb, asked.ram_mb))
     if asked.gpu_count > 1:
         gpu = f"{asked.gpu_count}×{gpu.replace('.0', '')}"
-    room = max(0, 10 - len(gpu) - 2)
-    return f"{gpu:>5} {asked.cpu_cores:>{min(3, room)}}c {ram:>5}"
+    left = f"{gpu:>5} {asked.cpu_cores:>{min(3, max(0, 8 - len(gpu)))}}c"
+    return f"{left} {ram:>{max(0, 15 - len(left))}}"
 
 
 def short(reason: Reason, width: int) -> str:
