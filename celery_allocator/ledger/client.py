@@ -262,8 +262,8 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
     def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
         """Waiting allocations with position and estimated start.
 
-        Pages follow each other by priority and arrival. Where several tenants wait, whose turns follow their shares, the
-        allocations of one page are in the order of their turns.
+        Pages follow each other by priority and arrival. Where several tenants wait, whose turns follow their shares,
+        the allocations of one page are in the order of their turns.
         """
         return tuple(sorted(self._find("waiting", offset, limit), key=lambda a: a.queue_position))
 
