@@ -121,7 +121,8 @@ class Top(App[None]):
 
     def on_top_seen(self, event: Seen) -> None:
         """Show what was seen, or that nothing was."""
-        if not self._main.is_attached:
+        # While the screen is made or taken down it may have no parts.
+        if not self._main.is_attached or not self._main.query("#first"):
             return
         if isinstance(event.told, Frame):
             self._frame, self._away = event.told, None
