@@ -39,7 +39,7 @@ import redis
 from paired import Progress, Ratio, Side, interleave, ratio
 
 from celery_allocator.embedded import EmbeddedServer
-from celery_allocator.ledger import Ledger, new_allocation_id
+from celery_allocator.ledger import Ledger, Options, new_allocation_id
 from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, State
 
 GPU_MB, GPUS_PER_NODE, SLOTS = 81_920, 8, 4
@@ -47,6 +47,8 @@ NODE_CORES, NODE_RAM_MB = 64, 512_000
 SHAPES, TENANTS = 50, 20
 LEASE_S = 24 * 3600.0
 MESSAGE = b"m" * 600
+#: Room for one more than the longest line.
+OPTIONS = Options(max_waiting=1_000_000)
 PAIR = Requirements(2_048, 2, 4_096)
 PIPELINED = 100
 
@@ -80,13 +82,13 @@ def arguments(call: Callable[[Ledger], object], pool: str) -> tuple[Any, ...]:
     """The command that a ledger sends for ``call``."""
     recorder = Recorder()
     with contextlib.suppress(LookupError):
-        call(Ledger(recorder, pool))  # type: ignore[arg-type]
+        call(Ledger(recorder, pool, options=OPTIONS))  # type: ignore[arg-type]
     return recorder.args
 
 
 def cluster(client: redis.Redis, pool: str, gpus: int) -> Ledger:
     """A ledger with so many GPUs, their workers, and one running task on each."""
-    ledger = Ledger(client, pool)
+    ledger = Ledger(client, pool, options=OPTIONS)
     progress = Progress(f"cluster of {gpus:,} GPUs", gpus)
     for first in range(0, gpus, GPUS_PER_NODE):
         node = f"node{first // GPUS_PER_NODE:05}"
