@@ -33,11 +33,11 @@ def packing(
     for (name, runs), colour in zip(curves.items(), _COLOURS, strict=False):
         shared = sorted(set.intersection(*(set(run) for run in runs)))
         axes.plot(shared, [statistics.fmean(run[at] for run in runs) for at in shared], label=name, color=colour)
-    for name in ("FGD", "BestFit", "Random"):
+    for name, beside in (("FGD", 0.6), ("BestFit", -1.1), ("Random", -1.1)):
         published = reference[name][0]
         if published is not None:
             axes.plot((100, 130), published, "x", color="black", markersize=6)
-            axes.annotate(f"{name}, published", (100, published[0]), (84, published[0] + 0.4), fontsize=8)
+            axes.annotate(f"{name}, published", (101, published[0] + beside), fontsize=8)
     axes.set_xlim(70, 130.5)
     axes.set_ylim(70, 100)
     axes.set_xlabel("GPUs requested so far, % of the cluster")
