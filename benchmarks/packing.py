@@ -187,10 +187,17 @@ def curve(stream: Sequence[Pod], placed: Sequence[bool], gpus: int) -> dict[int,
 
 
 def run(
-    client: redis.Redis, strategies: Sequence[Any], seeds: Iterable[int], orders: Sequence[str] = tuple(ORDERS)
+    client: redis.Redis,
+    strategies: Sequence[Any],
+    seeds: Iterable[int],
+    orders: Sequence[str] = tuple(ORDERS),
+    every: int = 1,
 ) -> dict[tuple[str, str], list[dict[int, float]]]:
-    """The curve of every strategy, order and seed. Orders beside the trace's are tried with the first seed alone."""
-    all_pods, there = pods(), nodes()
+    """The curve of every strategy, order and seed. Orders beside the trace's are tried with the first seed alone.
+
+    ``every``: of nodes and pods only each so many-th.
+    """
+    all_pods, there = pods()[::every], nodes()[::every]
     gpus = sum(len(node.devices) for node in there)
     seeds = list(seeds)
     jobs = [
