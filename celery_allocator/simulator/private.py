@@ -24,9 +24,8 @@ def private_server(binary: Path | None = None) -> Iterator[redis.Redis]:
     """
     with tempfile.TemporaryDirectory(prefix="allocator-simulation-") as folder:
         server = EmbeddedServer(Path(folder), binary)
-        url = server.ensure()
         try:
-            with redis.Redis.from_url(url, socket_timeout=_PATIENCE_S) as client:
+            with redis.Redis.from_url(server.ensure(), socket_timeout=_PATIENCE_S) as client:
                 client.config_set("appendonly", "no")
                 yield client
         finally:

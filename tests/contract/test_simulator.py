@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,8 @@ from celery_allocator.model import DeviceInventory, NodeInventory, Quota, Requir
 from celery_allocator.simulator import OPTIONS, Replay, Replayed, TraceTask, figures, replay
 from celery_allocator.surfaces.cli import allocator
 from tests.support.ledger_checks import assert_empty
+from tests.support.processes import clean_environment
+from tests.support.waiting import wait_until
 
 Simulate = Callable[..., Replayed]
 
@@ -248,6 +253,23 @@ def test_the_command_says_what_is_wrong(command: Callable[..., Any], args: tuple
     result = command(*args)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_what_is_asked_to_end_takes_its_server_with_it(command: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    args = ("simulate", "trace.csv", "--nodes", "nodes.csv", "--speed", "0.001")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "celery_allocator", *args], env={**clean_environment(), "TMPDIR": str(folder)}
+    )
+    try:
+        wait_until(lambda: list(folder.glob("*/server.pid")), message="its server runs")
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_plot_that_cannot_be_written_is_said(command: Callable[..., Any]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,7 @@ def simulate(
         raise click.BadParameter(f"{plot.name!r} must end in .png or .svg", param_hint="--plot")
     there, tasks = read_nodes(nodes), read_trace(trace, limit)
     with (
+        _ended_in_order(),
         private_server() as client,
         click.progressbar(length=2 * len(tasks), label="simulating", file=sys.stderr) as bar,
     ):
@@ -156,6 +160,16 @@ def simulate(
         print_json({"success": True, **asked, **found.as_dict()})
     else:
         click.echo(_told(found))
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Asked to end, it stops its server first."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _drawn(replayed: Any, plot: Path, title: str) -> None:
