@@ -86,7 +86,8 @@ def test_every_placement_is_heard_once_and_in_order(pool: Cluster) -> None:
         pool.until(lambda: len(monitor.of("allocator-released")) >= count, "the last release to be heard")
     for task in tasks:
         heard = [event["type"].removeprefix("allocator-") for event in monitor.ours(task.id)]
-        assert heard[-3:] == ["granted", "started", "released"] and heard[:-3] in ([], ["waiting"])
+        assert heard[-3:] == ["granted", "started", "released"]
+        assert heard[:-3] in ([], ["waiting"], ["waiting", "reserved"])  # the first in line may be kept something
     positions = [tuple(map(int, event["position"].split("-"))) for event in monitor.ours()]
     assert positions == sorted(set(positions))
     granted = monitor.of("allocator-granted")

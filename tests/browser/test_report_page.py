@@ -72,7 +72,7 @@ def test_its_numbers_are_those_of_the_json(browser: Browser, url: str, report: R
     assert len(rows) == len(told["groups"]) + 1 == 8
     for row, group in zip(rows, [*told["groups"], told["totals"]], strict=True):
         assert row["heads"] == ([group["name"], group["tenant"]] if "name" in group else ["Total"])
-        assert len(row["figures"]) == 16
+        assert len(row["figures"]) == 18
         for name, value, shown in row["figures"]:
             assert value == ("" if group[name] is None else str(group[name])), name
             assert shown == "-" if group[name] is None else shown

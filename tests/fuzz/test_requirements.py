@@ -37,7 +37,7 @@ def test_they_are_parsed_or_refused(first: Any, second: Any) -> None:
         refusal = error
     else:
         return
-    assert len(str(refusal)) < 500
+    assert len(str(refusal)) < 600
     json.dumps(refusal.as_dict()).encode()
 
 

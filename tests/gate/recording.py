@@ -37,6 +37,7 @@ def record(ledger: Ledger, book: Book) -> None:
             }
             if fields.get("estimate"):
                 rows[name]["estimated_start_at"] = int(fields["estimate"]) / 1000 - T0.timestamp()
+                rows[name]["estimated_start_p90_at"] = int(fields["estimate_p90"]) / 1000 - T0.timestamp()
         if name in rows:
             _fold(rows[name], what, seconds, fields)
     for name, row in rows.items():

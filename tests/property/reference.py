@@ -195,7 +195,11 @@ class Reference:
             return None
         ranks: dict[Strategy, Callable[[Device], Any]] = {
             Strategy.FIRST_FIT: lambda d: d.order,
-            Strategy.SPREAD: lambda d: (-self.memory_free(d), -self.beside(d), d.order),
+            Strategy.SPREAD: lambda d: (
+                -self.memory_free(d),
+                -(self.beside(d)[0] if d.is_gpu else self.cores_free(self.nodes[d.node])),
+                d.order,
+            ),
             Strategy.FGD: lambda d: (-self.gradient(claim, [d]), d.order),
         }
         usual = lambda d: (self.memory_free(d), self.beside(d), d.order)  # noqa: E731

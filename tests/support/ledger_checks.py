@@ -114,13 +114,14 @@ def assert_empty(ledger: Ledger) -> None:
         assert node.ram_free_mb == node.ram_mb
     for device in state.devices:
         assert (device.memory_free_mb, device.slots_free, device.allocations) == (device.memory_mb, device.slots, ())
-    assert left_behind(ledger) == []
+    left = left_behind(ledger)
+    assert not left, left
 
 
 #: Families of keys that live on in an empty ledger: what is known of nodes and devices, counters, history.
 _LASTING = ("meta", "nodes", "known", "node:", "dev:", "workers", "worker:", "ix:", "ff:", "classes", "runtimes",
             "events", "tick", "t:", "journal", "j:", "once:", "answer:", "breaker", "duty:", "updates", "u:",
-            "changes", "rejected", "forecast", "dates", "quotas", "demand")  # fmt: skip
+            "changes", "rejected", "forecast", "dates", "quotas", "demand", "reserved")  # fmt: skip
 
 
 def left_behind(ledger: Ledger) -> list[str]:

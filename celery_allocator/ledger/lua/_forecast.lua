@@ -219,7 +219,7 @@ local function foresee(more)
       local ran = now - since
       local usual, promised = usual_ms(v[3], v[4], v[5], ran), run_ms(v[3], v[4], v[5], ran)
       -- Longer than any before: as a guess, a quarter of that again.
-      if not usual and runs_of(v[3], v[4])[1] > 0 then usual = ran * 1.25 end
+      if not usual and runs_of("*")[1] > 0 then usual = ran * 1.25 end
       if need.kind == "m" then usual = usual or tonumber(call("ZSCORE", K.manual, id) or now) - since end
       local devs = {}
       for _, dkey in ipairs(split(v[9] or v[2])) do devs[#devs + 1] = node.devs[dkey] end
@@ -365,7 +365,9 @@ local foreseen
 -- The last forecast made, if it is fresh (false: it could tell nothing); else nil.
 local function last_forecast()
   local ok, told = pcall(cmsgpack.unpack, call("GET", K.forecast) or "")
-  if not (ok and type(told) == "table" and told.at and told.at <= now and now - told.at < FRESH) then return nil end
+  if not (ok and type(told) == "table" and told.at and told.at <= now) then return nil end
+  -- That nothing can be told changes with the first run that ends.
+  if now - told.at >= (told.started and FRESH or FRESH / 10) then return nil end
   return told.started and told or false
 end
 
@@ -397,8 +399,8 @@ end
 -- the epoch; nil where nothing can be told) and its position.
 local function promise(id, a)
   local told = last_forecast()
-  -- One for a much shorter line says nothing of this one. It may double before another is made: so a flood makes a few.
-  if told == nil or (told and not told.lanes[lane_of(a)] and told.total * 2 < call("ZCARD", K.waiting)) then
+  -- One for a much shorter line says nothing of this one. It may grow by half before another is made: so a flood makes a few.
+  if told == nil or (told and told.total * 1.5 < call("ZCARD", K.waiting)) then
     told = refresh()
   end
   local at, position = expected(told, id, a)
