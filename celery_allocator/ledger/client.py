@@ -259,13 +259,14 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
             raise AllocationNotFound(f"no live allocation or task {which!r}: it has ended or never was")
         return found
 
-    def queue(self, limit: int = 100, offset: int = 0) -> tuple[Allocation, ...]:
+    def queue(self, limit: int = 100, offset: int = 0, *, by_turns: bool = True) -> tuple[Allocation, ...]:
         """Waiting allocations with position and estimated start.
 
         Pages follow each other by priority and arrival. Where several tenants wait, whose turns follow their shares,
-        the allocations of one page are in the order of their turns.
+        the allocations of one page are in the order of their turns, unless ``by_turns`` is off.
         """
-        return tuple(sorted(self._find("waiting", offset, limit), key=lambda a: a.queue_position))
+        found = self._find("waiting", offset, limit)
+        return tuple(sorted(found, key=lambda a: a.queue_position)) if by_turns else found
 
     def search(
         self, text: str = "", tenant: str = "", limit: int = 100, offset: int = 0

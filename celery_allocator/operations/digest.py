@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 from celery_allocator.ledger import Ledger
@@ -25,7 +26,7 @@ def content(ledger: Ledger) -> dict[str, Any]:
     Without tokens, times and workers' leases: those go on, whatever operators do.
     """
     state = ledger.snapshot()
-    line = _all(ledger.queue)
+    line = _all(partial(ledger.queue, by_turns=False))  # turns change by themselves
     others = [*_all(ledger.delayed), *_all(ledger.on_hold), *_all(ledger.held)]
     return {
         "stopped": state.paused == "stopped",
