@@ -173,6 +173,14 @@ local function take_seat(r, dkey, at)
     "until", at and string.format("%.0f", at) or "")
 end
 
+-- The first of a lane, with its record; nil where it is damaged, or its breaker does not let it pass. Whom a breaker sets
+-- aside is for those to say who would grant it something.
+local function standing(lane)
+  local id = call("ZRANGE", K.line .. lane, 0, 0)[1]
+  local a = id and load_alloc(id)
+  if a and a.state == "waiting" and lane_of(a) == lane and admits(a, need_of(a.shape).kind) then return id, a end
+end
+
 -- Make the first in line that some device could hold the holder of the reservation.
 local function reserve()
   local looked, classes, nowhere = 0, call("HKEYS", K.classes), {}
@@ -189,7 +197,7 @@ local function reserve()
     for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do
       local need = need_of(lane_parts(lane))
       if need and not hopeless(need) and not capped(tenant, need) then
-        local id, a = head_of(lane)
+        local id, a = standing(lane)
         local dkey, left
         if id then dkey, left = seat_for(need) end
         if dkey then
