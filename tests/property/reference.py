@@ -467,7 +467,9 @@ class Reference:
                 claim.losses += 1
                 self.back_in_line(claim)
             else:
-                self.end(claim, "lost", buried=True)
+                # A retry under the same task id will write the result.
+                follows = any(c.task_id == claim.task_id and c is not claim for c in self.claims.values())
+                self.end(claim, "lost", buried=not follows)
         device.worker, device.incarnation, device.open, device.slots = "", "", False, 0
 
     def withdraw_unstarted(self, key: str) -> None:
