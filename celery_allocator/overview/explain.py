@@ -128,12 +128,15 @@ def _places(
 
 
 def _ends_at(a: Allocation, runtimes: Mapping[tuple[str, str], Runtime], now: float) -> float | None:
-    """By hand: the end of its TTL. A task: as most of its name end that have run for so long, or as was said for it."""
+    """By hand: as was said for it, or the end of its TTL. A task: as most of its name end that have run for so long, or
+    as was said for it.
+    """
+    asked = a.requirements
     if a.kind is Kind.MANUAL:
-        return a.expires_at
+        said = a.started_at + asked.expected_runtime_s if a.started_at and asked.expected_runtime_s else now
+        return said if said > now and (a.expires_at is None or said < a.expires_at) else a.expires_at
     if a.started_at is None:
         return None
-    asked = a.requirements
     names = ((a.task_name, asked.size), (a.task_name, ""), (_ALL, ""))
     known = next((runtimes[name] for name in names if name in runtimes), None)
     lengths = [known.p50_s, known.p90_s] if known is not None else []

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from celery_allocator.ledger import Beat, keys
-from celery_allocator.model import Requirements, TaskUse, WorkerUse
+from celery_allocator.model import Kind, Requirements, TaskUse, WorkerUse
 from celery_allocator.overview import Bar, Match, explain, read_overview, read_waiting
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
@@ -116,6 +116,8 @@ def test_an_end_is_what_was_said_a_ttl_or_what_nine_of_ten_take(cluster: LedgerP
         cluster.ledger.release(done.allocation_id, done.token, "success")
     cluster.running(1_000, 1, id="usual")
     cluster.by_hand(1_000, 1, id="hand", ttl_s=30)
+    short = Requirements(1_000, 1, expected_runtime_s=3)
+    cluster.ledger.submit("short", "by hand", "work", short, kind=Kind.MANUAL, ttl_s=30)
     needs = Requirements(1_000, 1, expected_runtime_s=1)
     cluster.start(cluster.ledger.submit("said", "t", "work", needs, message=b",}").allocation)
     waiting = cluster.submit(10_000, 1).allocation
@@ -124,10 +126,10 @@ def test_an_end_is_what_was_said_a_ttl_or_what_nine_of_ten_take(cluster: LedgerP
         (place,) = explain(cluster.ledger, waiting).places
         return {h.allocation.allocation_id: h.ends_at and h.ends_at - cluster.at for h in place.holders}
 
-    assert ends() == {"usual": pytest.approx(2, rel=0.06), "hand": 30, "said": 1}
+    assert ends() == {"usual": pytest.approx(2, rel=0.06), "hand": 30, "short": 3, "said": 1}
     cluster.at += 4
     # Longer than most: as the longest.
-    assert ends() == {"usual": pytest.approx(16, rel=0.1), "hand": 26, "said": None}
+    assert ends() == {"usual": pytest.approx(16, rel=0.1), "hand": 26, "short": 26, "said": None}
 
 
 def test_what_does_not_wait_for_room_is_told_by_its_state(cluster: LedgerPool) -> None:
