@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import pytest
 import redis
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,12 +22,12 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from celery_allocator.errors import ActionRefused, StaleTokenError
 from celery_allocator.ledger import Claim, Grant, Ledger, Note, Obituary, Options, keys
 from celery_allocator.model import DeviceInventory, NodeInventory, Requirements, State
+from tests.property.running import run_machine
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.redis_server import RedisServer
 
@@ -322,14 +321,4 @@ def machine(redis_server: RedisServer) -> Iterator[type[CrashMachine]]:
 
 @pytest.mark.timeout(3600)
 def test_callers_may_die_between_any_two_steps(machine: type[CrashMachine]) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+    run_machine(machine, EXAMPLES, STEPS)

@@ -18,9 +18,8 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from celery_allocator.ledger import Ledger, Options, keys
 from celery_allocator.ledger.foretelling import Reservation
@@ -36,14 +35,13 @@ from celery_allocator.model import (
     Requirements,
     Strategy,
 )
+from tests.property.running import run_machine
 from tests.property.sketch import Sketch
 from tests.support.ledger_checks import assert_empty, broken
 from tests.support.redis_server import RedisServer
 
 EXAMPLES = int(os.environ.get("FAIRNESS_EXAMPLES", "12"))
 STEPS = int(os.environ.get("FAIRNESS_STEPS", "25"))
-#: Making a failing example small can take minutes: LEDGER_SHRINK=0 shows the first as it came.
-PHASES = [p for p in Phase if p is not Phase.shrink or os.environ.get("LEDGER_SHRINK", "1") != "0"]
 
 _names = itertools.count()
 
@@ -633,15 +631,4 @@ def machine(redis_server: RedisServer) -> Iterator[type[FairnessMachine]]:
 
 @pytest.mark.timeout(3600)
 def test_nobody_is_passed_over(machine: type[FairnessMachine]) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            report_multiple_bugs=False,
-            phases=PHASES,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+    run_machine(machine, EXAMPLES, STEPS)

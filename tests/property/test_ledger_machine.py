@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from celery_allocator.errors import (
     ActionRefused,
@@ -31,13 +30,12 @@ from celery_allocator.errors import (
 from celery_allocator.ledger import Grant, Ledger, Note, Options
 from celery_allocator.model import DeviceInventory, Kind, NodeInventory, Requirements, Strategy
 from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
+from tests.property.running import run_machine
 from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
 from tests.support.redis_server import RedisServer
 
 EXAMPLES = int(os.environ.get("LEDGER_EXAMPLES", "160"))
 STEPS = int(os.environ.get("LEDGER_STEPS", "50"))
-#: Making a failing example small can take minutes: LEDGER_SHRINK=0 shows the first as it came.
-PHASES = [p for p in Phase if p is not Phase.shrink or os.environ.get("LEDGER_SHRINK", "1") != "0"]
 
 _numbers = itertools.count()
 
@@ -672,15 +670,4 @@ def machine(redis_server: RedisServer) -> Iterator[type[LedgerMachine]]:
 
 @pytest.mark.timeout(3600)
 def test_the_ledger_does_what_brute_force_says(machine: type[LedgerMachine]) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            report_multiple_bugs=False,
-            phases=PHASES,
-            suppress_health_check=list(HealthCheck),
-            print_blob=True,
-        ),
-    )
+    run_machine(machine, EXAMPLES, STEPS)

@@ -22,6 +22,11 @@ local function lane_parts(lane)
   return shape or "", pace or "", tenant or ""
 end
 
+-- The inverse of `need_of`. Amounts as the caller has them, text or numbers; k: how many GPUs.
+local function shape_of(g, c, r, kind, k)
+  return g .. ":" .. c .. ":" .. r .. ":" .. kind .. (tonumber(k) > 1 and ":" .. k or "")
+end
+
 -- nil for what is no shape.
 local function need_of(shape)
   local g, c, r, kind, several = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*)$")

@@ -7,7 +7,7 @@
 --   or "", now} | {"never", dimension, largest} | {"never", dimension, cap, tenant}.
 -- Touches: nothing (reads all that submit does).
 local name, tenant, size, xrt = ARGV[5], ARGV[13], ARGV[14], ARGV[15] ~= "" and ARGV[15] or nil
-local shape = ARGV[6] .. ":" .. ARGV[7] .. ":" .. ARGV[8] .. ":" .. ARGV[12] .. (ARGV[9] ~= "1" and ":" .. ARGV[9] or "")
+local shape = shape_of(ARGV[6], ARGV[7], ARGV[8], ARGV[12], ARGV[9])
 local need = need_of(shape)
 local cap, most = capped(tenant, need, use_of(""))
 if cap then return { "never", cap, most, tenant } end

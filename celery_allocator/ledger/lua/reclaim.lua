@@ -51,7 +51,7 @@ for _, core in ipairs(cores) do
 end
 local arr = arrival(tonumber(ARGV[12]))
 local function record()
-  local shape = ARGV[15] .. ":" .. ARGV[16] .. ":" .. ARGV[17] .. ":t"
+  local shape = shape_of(ARGV[15], ARGV[16], ARGV[17], "t", 1)
   call("HSET", K.alloc .. id, "tid", ARGV[13], "name", ARGV[14], "shape", shape, "prio", ARGV[18], "strat", ARGV[19],
     "msg", ARGV[20], "c_ms", ARGV[12], "arr", arr, "score", line_score(tonumber(ARGV[18]), arr))
   index_task(id, ARGV[13])

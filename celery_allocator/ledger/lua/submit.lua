@@ -18,7 +18,7 @@ if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
   return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
 end
 
-local shape = ARGV[8] .. ":" .. ARGV[9] .. ":" .. ARGV[10] .. ":" .. need.kind .. (need.k > 1 and ":" .. need.k or "")
+local shape = shape_of(ARGV[8], ARGV[9], ARGV[10], need.kind, need.k)
 
 -- What its tenant may never hold: its cap is below it.
 local function forbidden()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery_allocator.model import Allocation
 from celery_allocator.overview import Running, Waiting
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces
 from celery_allocator.surfaces.terminal.columns import KEPT, Column, plain
+
+#: Whom a row's task is for.
+_TENANT: Column[Any] = Column(
+    "TENANT",
+    12,
+    lambda row, _, w: plain(row.allocation.requirements.tenant),
+    lambda row: row.allocation.requirements.tenant,
+    since=119,
+)
 
 # --- what runs
 
@@ -51,13 +62,7 @@ RUNNING: tuple[Column[Running], ...] = (
     ),
     Column("USED GPU,RAM", 12, _used, lambda row: -((row.use.gpu_memory_mb or 0) if row.use else -1)),
     Column("FOR", 7, _since, lambda row: row.allocation.started_at or float("inf"), right=True),
-    Column(
-        "TENANT",
-        12,
-        lambda row, _, w: plain(row.allocation.requirements.tenant),
-        lambda row: row.allocation.requirements.tenant,
-        since=119,
-    ),
+    _TENANT,
 )
 
 
@@ -114,12 +119,6 @@ QUEUE: tuple[Column[Waiting], ...] = (
         right=True,
     ),
     Column("STARTS IN", 9, _estimate, lambda row: row.allocation.estimated_start_at or float("inf"), right=True),
-    Column(
-        "TENANT",
-        12,
-        lambda row, _, w: plain(row.allocation.requirements.tenant),
-        lambda row: row.allocation.requirements.tenant,
-        since=119,
-    ),
+    _TENANT,
     Column("WAITS FOR", 11, _why, lambda row: row.reason.text, grow=4),
 )
