@@ -514,6 +514,7 @@ class LedgerMachine(RuleBasedStateMachine):
             expected = self.ref.set_state(device.key, between)
             self.after(expected, self.ledger.set_state(device.key, between).grants)
         elif between == "submit":
+            kind = Kind.MANUAL if claim.req.gpu_count > 1 else kind
             self.submit_(replace(claim.req, ram_mb=req.ram_mb), Strategy.BEST_FIT, kind, on_never="wait")
         elif between == "size":
             self.register_node_(device.node, size, 60_000)
