@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
 from typing import Any
 
 from celery_allocator.model.use import WorkerUse
@@ -11,9 +13,28 @@ from celery_allocator.model.use import WorkerUse
 CPU_DEVICE = "cpu"
 
 
+class Link(IntEnum):
+    """How near two GPUs of a node are to each other; a smaller number is nearer.
+
+    The order is that of ``nvidia-smi topo``: what data between the two has to cross.
+    """
+
+    NVLINK = 0  # directly, or by an NVSwitch
+    SWITCH = 1  # PCIe switches, or they sit on one board
+    BRIDGE = 2  # a PCIe host bridge
+    NUMA = 3  # host bridges of one NUMA node
+    OTHER = 4  # the interconnect between NUMA nodes, or it is not known
+
+
 @dataclass(frozen=True)
 class DeviceInventory:
-    """One GPU of this host, as found. ``memory_mb``: its total; ``cpu_affinity``: core ids near it (may be empty)."""
+    """One GPU of this host, or one MIG slice of one, as found.
+
+    ``memory_mb``: what a process can get of it, in MB (2**20 bytes): its total without ``reserved_mb``, what the driver
+    keeps for itself (``None``: it does not tell, and it is part of ``memory_mb``). ``cpu_affinity``: core ids near it
+    (may be empty). ``compute_capability``: ``"9.0"``. ``parent_uuid``: of a MIG slice, the UUID of its GPU.
+    What is not known is ``None``.
+    """
 
     device_id: str  # "gpu_0"
     index: int
@@ -22,16 +43,28 @@ class DeviceInventory:
     memory_mb: int
     cpu_affinity: tuple[int, ...] = ()
     simulated: bool = False
+    reserved_mb: int | None = None
+    compute_capability: str | None = None
+    numa_node: int | None = None
+    parent_uuid: str | None = None
 
 
 @dataclass(frozen=True)
 class NodeInventory:
-    """One host, as found: the core ids it offers, its RAM and its devices."""
+    """One host, as found: the core ids it offers, its RAM, its devices and how near these are to each other.
+
+    ``links``: by the ids of two devices, the smaller one first as text: ``("gpu_0", "gpu_1")``. See :meth:`link`.
+    """
 
     node: str
     cpu_cores: tuple[int, ...]
     ram_mb: int
     devices: tuple[DeviceInventory, ...] = ()
+    links: Mapping[tuple[str, str], Link] = field(default_factory=dict, hash=False)
+
+    def link(self, one: str, other: str) -> Link:
+        """How near two devices are, by their ids in any order; what is not known is :attr:`Link.OTHER`."""
+        return self.links.get((one, other) if one < other else (other, one), Link.OTHER)
 
     def device(self, which: str) -> DeviceInventory | None:
         """The device with that index (``"0"``), id (``"gpu_0"``) or UUID; ``None`` if there is none."""
@@ -63,7 +96,8 @@ class WorkerState:
 class DeviceState:
     """One device as the ledger knows it. ``state``: ``ready``, ``cordoned``, ``draining`` or ``offline``.
 
-    ``closing``: its worker finishes what it runs, and gets nothing new.
+    ``closing``: its worker finishes what it runs, and gets nothing new. ``reason``: why it is cordoned or draining, as
+    whoever did that has said; empty where nothing was said.
     """
 
     node: str
@@ -79,6 +113,7 @@ class DeviceState:
     slots_free: int
     allocations: tuple[str, ...]
     closing: bool = False
+    reason: str = ""
 
     @property
     def key(self) -> str:
