@@ -144,18 +144,24 @@ class PoolFullError(AllocatorError):
 
 
 class UnsatisfiableError(AllocatorError):
-    """No known device could ever hold the requirements; names the dimension and the largest that exists."""
+    """No known device could ever hold the requirements; names the dimension and the largest that exists.
+
+    ``words``: the dimension is no amount (a node, a model of GPU, a label): ``largest`` lists what there is.
+    """
 
     code = "never_fits"
     given: ClassVar[tuple[str, ...]] = ("dimension", "requested", "largest", "hint")
     told: ClassVar[tuple[str, ...]] = ("dimension", "requested", "largest")
 
-    def __init__(self, dimension: str, requested: int, largest: int, hint: str = "") -> None:
+    def __init__(
+        self, dimension: str, requested: int | str | None, largest: int | str, hint: str = "", *, words: bool = False
+    ) -> None:
         self.dimension = dimension
         self.requested = requested
         self.largest = largest
         self.hint = hint
-        text = f"{dimension}={requested} can never be met: the largest that exists is {largest}"
+        there = f"there is {largest or 'none'}" if words else f"the largest that exists is {largest}"
+        text = f"{dimension}={requested} can never be met: {there}"
         super().__init__(f"{text}. {hint}" if hint else text)
 
 

@@ -71,6 +71,9 @@ class Settings:
     ram_mb: int | None = _setting(None, "RAM this host offers, in MB. Unset: the machine's or the cgroup's limit.")
     reserve_cpu_cores: int = _setting(0, "Cores kept back from tasks (for the system, the workers' main processes).")
     reserve_ram_mb: int = _setting(0, "RAM kept back from tasks, in MB.")
+    labels: Mapping[str, str] = _setting(
+        {}, 'Labels of this host, for tasks that ask for such a node: `{"zone": "a"}` (in the environment as JSON).'
+    )
     # --- placement
     strategy: str = _setting(
         "best_fit",
@@ -212,8 +215,13 @@ class Settings:
                 raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must {rule}")
         if not 0 < self.runtime_decay <= 1:
             raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
+        self._check_names()
+
+    def _check_names(self) -> None:
         if not self.pool or not all(c.isalnum() or c in "_-." for c in self.pool):
             raise SettingsError(f"{_names('pool')} is {self.pool!r}: letters, digits, '_', '-' and '.' only")
+        if not all(isinstance(text, str) and text for pair in self.labels.items() for text in pair):
+            raise SettingsError(f"{_names('labels')} is {dict(self.labels)!r}: names and values must be texts")
 
     def _check_strategies(self) -> None:
         for name, where in self.strategies.items():

@@ -60,6 +60,8 @@ allocator_ram_mb: int | None = None
 # Kept back from tasks, for the system and the workers' main processes.
 allocator_reserve_cpu_cores = 0
 allocator_reserve_ram_mb = 0
+# Labels of this host, for tasks that ask for such a node: {"zone": "a"}.
+allocator_labels: dict[str, str] = {}
 
 # --- Placement
 

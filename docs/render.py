@@ -24,7 +24,7 @@ from celery_allocator import install
 from celery_allocator.allocating.command import allocate
 from celery_allocator.ledger import keys, scripts
 from celery_allocator.metrics.table import METRICS, PREFIX
-from celery_allocator.model import FIELDS, LABELS, TASK_TYPES
+from celery_allocator.model import FIELDS, LABELS, OTHERS, TASK_TYPES
 from celery_allocator.settings import table
 from celery_allocator.surfaces.cli import allocator
 
@@ -180,6 +180,7 @@ def settings() -> str:
         bounds = f"{field.minimum} | {field.maximum} | {field.default}"
         lines.append(f"| `{field.name}` | {field.unit or '–'} | {bounds} | {field.doc} |")
     lines += [f"| `{name}` | text | – | – | empty | {doc} |" for name, doc in LABELS.items()]
+    lines += [f"| `{name}` | {kind} | – | – | unset | {doc} |" for name, (doc, kind) in OTHERS.items()]
     lines += [
         "\n## Task types\n",
         "What a task type of the function form stands for; `allocator_task_types` adds more.\n",

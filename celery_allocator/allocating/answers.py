@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from celery_allocator.model import FIELDS, LABELS, SELDOM, State
+from celery_allocator.model import FIELDS, LABELS, OTHERS, SELDOM, State
 
 _STATES = [state.value for state in State]
 _TEXT, _NUMBER, _COUNT, _YES_NO = {"type": "string"}, {"type": "number"}, {"type": "integer"}, {"type": "boolean"}
@@ -109,7 +109,12 @@ _IN_LINE = _object(
         "task_id": _TEXT_OR_NULL,
         "task_type": _TEXT_OR_NULL,
         "requirements": _object(
-            {**dict.fromkeys(FIELDS, _COUNT), **dict.fromkeys(LABELS, _TEXT)}, optional=(*SELDOM, *LABELS)
+            {
+                **dict.fromkeys(FIELDS, _COUNT),
+                **dict.fromkeys(LABELS, _TEXT),
+                **{name: {"type": kind} for name, (_, kind) in OTHERS.items()},
+            },
+            optional=(*SELDOM, *LABELS, *OTHERS),
         ),
         "strategy": _TEXT,
         "submitted_at": _TEXT_OR_NULL,

@@ -11,7 +11,7 @@ import click
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
-from celery_allocator.model import FIELDS, LABELS, Field, Strategy
+from celery_allocator.model import FIELDS, LABELS, NAMES, OTHERS, Field, Strategy
 from celery_allocator.settings import Settings
 
 EXIT_OK, EXIT_REFUSED, EXIT_USAGE = 0, 1, 2
@@ -26,6 +26,36 @@ def option_name(field: Field) -> str:
     return "--" + field.name.removesuffix("_mb").removesuffix("_s").replace("_", "-")
 
 
+def requirement_options(*, by_key: bool = False) -> list[Callable[[F], F]]:
+    """A click option per requirement. ``by_key``: also under the whole name of its key (``--gpu-memory-mb``)."""
+    options: list[Any] = []
+    for field in FIELDS.values():
+        names = [option_name(field), *([option_of(field.name)] if by_key else [])]
+        options.append(
+            click.option(*dict.fromkeys(names), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
+        )
+    options += [click.option(option_of(name), name, metavar="NAME", help=doc) for name, doc in LABELS.items()]
+    (share, _), (whole, _), (labels, _) = OTHERS["gpu"], OTHERS["exclusive"], OTHERS["labels"]
+    return [
+        *options,
+        click.option("--gpu", type=float, metavar="SHARE", help=share),
+        click.option("--exclusive", is_flag=True, default=None, help=whole),
+        click.option("--label", "labels", multiple=True, callback=_labels, metavar="NAME=VALUE", help=labels),
+    ]
+
+
+def option_of(name: str) -> str:
+    """The option of a requirement by its whole name."""
+    return "--" + name.replace("_", "-")
+
+
+def _labels(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str] | None:
+    for text in given:
+        if "=" not in text:
+            raise click.BadParameter(f"{text!r} is no label: write NAME=VALUE")
+    return dict(text.split("=", 1) for text in given) or None
+
+
 def allocation_options(command: F) -> F:
     """The arguments of an ``allocate`` command, for a function that takes ``**given`` and hands it to :func:`run`."""
     strategies = ", ".join(strategy.value for strategy in Strategy) + ", or one of allocator_strategies."
@@ -34,11 +64,7 @@ def allocation_options(command: F) -> F:
         click.option(
             "--task-type", required=True, metavar="NAME", help="ml_inference, rendering, processing or your own."
         ),
-        *(
-            click.option(option_name(field), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
-            for field in FIELDS.values()
-        ),
-        *(click.option(f"--{name}", metavar="NAME", help=doc) for name, doc in LABELS.items()),
+        *requirement_options(),
         click.option("--strategy", default=Strategy.BEST_FIT.value, metavar="NAME", show_default=True, help=strategies),
         click.option("--wait", "wait_s", type=float, default=0, metavar="SECONDS", help="Wait so long for room."),
         click.option(
@@ -56,7 +82,7 @@ def run(session: Session, given: Mapping[str, Any]) -> int:
         allocate_resources(
             given["task_id"],
             given["task_type"],
-            {key: given[key] for key in (*FIELDS, *LABELS) if given[key] is not None},
+            {key: given[key] for key in NAMES if given[key] is not None},
             given["strategy"],
             wait_s=given["wait_s"],
             ttl_s=given["ttl_s"],

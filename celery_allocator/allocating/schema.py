@@ -11,7 +11,7 @@ from celery_allocator.allocating.catalogue import MEANINGS, TOOLS, Tool
 from celery_allocator.allocating.reading import MOST_LISTED
 from celery_allocator.allocating.session import Session, default_session
 from celery_allocator.errors import RequestError
-from celery_allocator.model import FIELDS, LABELS, MAX_LABEL, TASK_TYPES, Strategy
+from celery_allocator.model import FIELDS, LABELS, MAX_LABEL, OTHERS, TASK_TYPES, Strategy
 from celery_allocator.settings import Settings
 
 _JSON_TYPES = {str: "string", float: "number", int: "integer", type(None): "null"}
@@ -56,7 +56,8 @@ def _requirements() -> dict[str, Any]:
         for field in FIELDS.values()
     }
     texts = {name: {"type": "string", "maxLength": MAX_LABEL, "description": doc} for name, doc in LABELS.items()}
-    return {"properties": {**numbers, **texts}, "additionalProperties": False}
+    others = {name: {"type": kind, "description": doc} for name, (doc, kind) in OTHERS.items()}
+    return {"properties": {**numbers, **texts, **others}, "additionalProperties": False}
 
 
 def _openai(tool: Tool, settings: Settings) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class Session:
 
     def explain(self, error: UnsatisfiableError) -> UnsatisfiableError:
         """The same error, saying what to try where no GPU is known at all."""
-        if isinstance(error, TenantCapError) or error.dimension != "gpu_memory_mb" or error.largest > 0:
+        if isinstance(error, TenantCapError) or error.dimension != "gpu_memory_mb" or error.largest != 0:
             return error
         hint = f"No GPU is known, and this host ({self.inventory.node}) has none. {TRY_SIMULATED}"
         return UnsatisfiableError(error.dimension, error.requested, error.largest, hint)

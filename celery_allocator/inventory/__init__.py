@@ -25,6 +25,7 @@ def discover(settings: Settings) -> NodeInventory:
     return NodeInventory(
         node=node,
         cpu_cores=cores,
+        labels=settings.labels,
         ram_mb=host.ram_mb(settings),
         # A GPU may be near cores that the cgroup or a reservation keeps from us.
         devices=tuple(

@@ -13,10 +13,7 @@ from celery_allocator.errors import (
     ActionRefused,
     AllocationNotFound,
     PoolFullError,
-    RequirementsError,
     StaleTokenError,
-    TenantCapError,
-    UnsatisfiableError,
 )
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import ms
@@ -49,6 +46,7 @@ from celery_allocator.model import (
     Shape,
     Strategy,
     label,
+    more_of,
 )
 
 #: Places in line that one script looks at: it holds up the server for a few milliseconds.
@@ -92,12 +90,6 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
         :class:`PoolFullError` if it would have to wait and as many wait as may.
         """
         req = requirements
-        if req.gpu_count > 1 and kind is Kind.TASK:
-            raise RequirementsError(
-                "gpu_count",
-                req.gpu_count,
-                "a Celery task runs on one GPU: several are for what is allocated by hand (lease, allocate)",
-            )
         reply = self._noted(
             note,
             "submit",
@@ -121,15 +113,13 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
             req.size,
             req.expected_runtime_s * 1000 or "",
             req.gpu_count,
+            more_of(req),
         )
         verdict = reply[0].decode()
         if verdict == "known":
             return self._submitted_before(allocation_id, reply[1].decode())
         if verdict == "never":
-            dimension = reply[1].decode()
-            if len(reply) > 3:
-                raise TenantCapError(req.tenant, dimension, getattr(req, dimension, 1), int(reply[2]))
-            raise UnsatisfiableError(dimension, getattr(req, dimension), int(reply[2]))
+            raise replies.never(req, reply)
         if verdict == "full":
             raise PoolFullError(self.pool, int(reply[1]), self.options.max_waiting)
         asked = {

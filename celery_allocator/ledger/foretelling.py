@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from celery_allocator.errors import TenantCapError, UnsatisfiableError
-from celery_allocator.ledger import keys, wire
+from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import Access
 from celery_allocator.ledger.replies import Runtime
-from celery_allocator.model import KIND_CODES, Kind, Requirements, Strategy
+from celery_allocator.model import KIND_CODES, Kind, Requirements, Strategy, more_of
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ class Foretelling(Access):
             req.tenant,
             req.size,
             req.expected_runtime_s * 1000 or "",
+            more_of(req),
         )
         at = int(reply[-1]) / 1000 if reply[0] != b"never" else 0.0
         if reply[0] == b"now":
@@ -100,11 +100,7 @@ class Foretelling(Access):
         if reply[0] == b"later":
             _, position, p50, p90, cap, _now = reply
             return Plan(at, None, int(position), wire.seconds(p50), wire.seconds(p90), cap.decode())
-        dimension = reply[1].decode()
-        asked = getattr(req, dimension, 1)
-        if len(reply) > 3:
-            raise TenantCapError(req.tenant, dimension, asked, int(reply[2]))
-        raise UnsatisfiableError(dimension, asked, int(reply[2]))
+        raise replies.never(req, reply)
 
     @wire.reads("the reservation")
     def reservation(self) -> Reservation | None:

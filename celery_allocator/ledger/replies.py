@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from celery_allocator.errors import TenantCapError, UnsatisfiableError
 from celery_allocator.ledger import wire
-from celery_allocator.model import Allocation, Shape
+from celery_allocator.model import Allocation, Requirements, Shape
 
 #: Worth of a point of priority that no waiting makes up for: 17 years.
 _EVER = 2**43
+#: Limits that are words and no amounts.
+_WORDS = ("node", "gpu_model", "label")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ class Available:
     gpu_memory_mb: int
     cpu_cores: int
     ram_mb: int
+
+
+def never(asked: Requirements, reply: list[Any]) -> UnsatisfiableError:
+    """What a reply ``never`` stands for: what of ``asked`` no device there is could hold, or its tenant may not."""
+    dimension, largest = reply[1].decode(), reply[2]
+    if len(reply) > 3:
+        return TenantCapError(asked.tenant, dimension, getattr(asked, dimension, 1), int(largest))
+    of, _, name = dimension.partition(" ")
+    wanted: Any = asked.share / 1000 if of == "gpu" else getattr(asked, dimension, None)
+    if of == "label":
+        wanted = dict(asked.labels).get(name)
+    return UnsatisfiableError(dimension, wanted, largest.decode() if of in _WORDS else int(largest), words=of in _WORDS)
 
 
 @dataclass(frozen=True)

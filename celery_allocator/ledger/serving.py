@@ -11,7 +11,7 @@ from celery_allocator.errors import DeviceBusyError, UnknownTargetError
 from celery_allocator.ledger import replies, wire
 from celery_allocator.ledger.access import Access, ms
 from celery_allocator.ledger.replies import Grant, Mailbox
-from celery_allocator.model import Allocation, NodeInventory, WorkerUse, label
+from celery_allocator.model import Allocation, Link, NodeInventory, WorkerUse, label, more_of
 
 
 class Beat(enum.IntEnum):
@@ -39,13 +39,19 @@ class Serving(Access):
         """Tell what a node has (new, again or changed) and extend its lease."""
         args: list[Any] = []
         for device in inventory.devices:
-            near = wire.ranges(device.cpu_affinity)
+            cores_near = wire.ranges(device.cpu_affinity)
             device_id = label("device", device.device_id, without="/ ")
             uuid, model = label("UUID", device.uuid, empty=True), label("model", device.model, empty=True)
-            args += [device_id, device.memory_mb, uuid, model, device.index, near]
+            args += [device_id, device.memory_mb, uuid, model, device.index, cores_near]
         name = label("node", inventory.node, without="/ ")
         cores = wire.core_map(inventory.cpu_cores)
-        return replies.grants(self._run("register_node", name, ms(lease_s), cores, inventory.ram_mb, *args))
+        labels = json.dumps(dict(inventory.labels), sort_keys=True, separators=(",", ":"))
+        # There the larger number is the nearer, and what is not listed is 0.
+        near = {" ".join(pair): Link.OTHER - link for pair, link in inventory.links.items() if link < Link.OTHER}
+        links = json.dumps(near, sort_keys=True, separators=(",", ":"))
+        return replies.grants(
+            self._run("register_node", name, ms(lease_s), cores, inventory.ram_mb, labels, links, *args)
+        )
 
     @wire.reads("the worker that serves the device")
     def register_worker(
@@ -138,7 +144,7 @@ class Serving(Access):
             ms(allocation.started_at or allocation.submitted_at),
             allocation.task_id,
             allocation.task_name,
-            req.gpu_memory_mb,
+            allocation.gpu_memory_mb,
             req.cpu_cores,
             req.ram_mb,
             req.priority,
@@ -147,6 +153,10 @@ class Serving(Access):
             report,
             run_id,
             "1" if patient else "0",
+            req.gpu_count,
+            more_of(req),
+            " ".join(f"{allocation.node}/{device_id}" for device_id in allocation.device_ids),
+            req.gpu_memory_mb,
         )
         return Claim(reply[0]), reply[1].decode(errors="backslashreplace") if len(reply) > 1 else ""
 

@@ -100,11 +100,11 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:30]
-    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, devs, uuids, *rest = rest
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:31]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, devs, uuids, before, *rest = rest
     position, *dates, ttl, allocation_id = rest
-    asked = Shape.parse(shape.decode())
-    if asked is None:
+    held, asked = Shape.parse(shape.decode()), Shape.parse((before or shape).decode())
+    if held is None or asked is None:
         raise ValueError(f"{shape!r} is no shape")
     node, _, device = dev.decode().rpartition("/")
     return Allocation(
@@ -122,6 +122,7 @@ def _allocation(row: list[Any]) -> Allocation:
             gpu_count=asked.gpu_count,
             expected_runtime_s=int(xrt or 0) // 1000,
             size=size.decode(),
+            **asked.asked,
         ),
         strategy=Strategy(strat.decode()),
         submitted_at=int(c_ms) / 1000,
@@ -134,6 +135,7 @@ def _allocation(row: list[Any]) -> Allocation:
         device_id=device or None,
         device_uuid=uuid.decode() or None,
         more_devices=_more(devs, uuids),
+        gpu_memory_granted_mb=held.gpu_memory_mb if before else None,
         queue=queue.decode() or None,
         worker=worker.decode() or None,
         cpu_cores=core_ids(cores),
@@ -158,7 +160,7 @@ def submitted(
     """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
     at = int(reply[-1]) / 1000
     if verdict == "granted":
-        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, devs, uuids, _now = reply
+        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, devs, uuids, gpu_mb, _now = reply
         node, _, device = dev.decode().rpartition("/")
         by_hand = base["kind"] is Kind.MANUAL
         granted = Allocation(
@@ -172,6 +174,7 @@ def submitted(
             device_id=device,
             device_uuid=uuid.decode() or None,
             more_devices=_more(devs, uuids),
+            gpu_memory_granted_mb=int(gpu_mb) if base["requirements"].share else None,
             queue=queue.decode() or None,
             cpu_cores=core_ids(cores),
             estimated_start_at=at,
@@ -247,7 +250,7 @@ def _node(row: list[Any]) -> NodeState:
 
 
 def _sound_node(row: list[Any]) -> NodeState:
-    name, lease, own, free_map, ram, ram_free, state, device_rows = row
+    name, lease, own, free_map, ram, ram_free, state, device_rows, labels = row
     node = name.decode()
     # A core that was withdrawn from the node while held stands as "0" in the map and "-" in `own`.
     return NodeState(
@@ -258,6 +261,7 @@ def _sound_node(row: list[Any]) -> NodeState:
         ram_free_mb=int(ram_free),
         state="offline" if int(lease) <= 0 else state.decode(),
         devices=tuple(_device(node, device) for device in device_rows),
+        labels=json.loads(labels),
     )
 
 

@@ -58,8 +58,9 @@ def _serves(node: NodeState, device: DeviceState) -> bool:
 
 def _has_room(node: NodeState, device: DeviceState, shape: Shape) -> bool:
     return (
-        device.is_gpu == (shape.gpu_memory_mb > 0)
-        and device.memory_free_mb >= shape.gpu_memory_mb
+        not shape.bound
+        and device.is_gpu == shape.on_gpu
+        and device.memory_free_mb >= shape.gpu_memory_on(device.memory_mb)
         and len(node.cpu_cores_free) >= shape.cpu_cores
         and node.ram_free_mb >= shape.ram_mb
     )

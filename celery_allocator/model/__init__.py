@@ -14,8 +14,18 @@ from celery_allocator.model.cluster import (
     WorkerState,
 )
 from celery_allocator.model.label import MAX_LABEL, label
-from celery_allocator.model.requirements import FIELDS, LABELS, SELDOM, SIZE, TENANT, Field, Requirements
-from celery_allocator.model.shape import KIND_CODES, Shape
+from celery_allocator.model.requirements import (
+    FIELDS,
+    LABELS,
+    NAMES,
+    OTHERS,
+    SELDOM,
+    SIZE,
+    TENANT,
+    Field,
+    Requirements,
+)
+from celery_allocator.model.shape import KIND_CODES, Shape, more_of
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.tenant import CAPS, Quota, TenantState
 from celery_allocator.model.use import TaskUse, WorkerUse
@@ -27,6 +37,8 @@ __all__ = [
     "KIND_CODES",
     "LABELS",
     "MAX_LABEL",
+    "NAMES",
+    "OTHERS",
     "SELDOM",
     "SIZE",
     "TASK_TYPES",
@@ -53,4 +65,5 @@ __all__ = [
     "iso_utc",
     "known_strategy",
     "label",
+    "more_of",
 ]

@@ -92,6 +92,8 @@ class Allocation:
     device_uuid: str | None = None
     #: Id and UUID of each GPU besides the first (``gpu_count`` above 1).
     more_devices: tuple[tuple[str, str], ...] = ()
+    #: MB granted of each GPU, where a share of it was asked for.
+    gpu_memory_granted_mb: int | None = None
     queue: str | None = None
     worker: str | None = None
     cpu_cores: tuple[int, ...] = ()
@@ -104,12 +106,12 @@ class Allocation:
     @property
     def gpu_id(self) -> str | None:
         """``device_id`` of a GPU, ``None`` for CPU-only work."""
-        return self.device_id if self.requirements.gpu_memory_mb else None
+        return self.device_id if self.requirements.on_gpu else None
 
     @property
     def gpu_uuid(self) -> str | None:
         """UUID of the GPU, ``None`` for CPU-only work."""
-        return self.device_uuid if self.requirements.gpu_memory_mb else None
+        return self.device_uuid if self.requirements.on_gpu else None
 
     @property
     def device_ids(self) -> tuple[str, ...]:
@@ -124,7 +126,7 @@ class Allocation:
     @property
     def gpu_ids(self) -> tuple[str, ...]:
         """Every GPU held, ``gpu_id`` first."""
-        return self.device_ids if self.requirements.gpu_memory_mb else ()
+        return self.device_ids if self.requirements.on_gpu else ()
 
     @property
     def gpu_uuids(self) -> tuple[str, ...]:
@@ -133,8 +135,9 @@ class Allocation:
 
     @property
     def gpu_memory_mb(self) -> int:
-        """GPU memory claimed, in MB."""
-        return self.requirements.gpu_memory_mb
+        """GPU memory claimed of each GPU, in MB: of a share what it came to, as soon as it is granted."""
+        granted = self.gpu_memory_granted_mb
+        return self.requirements.gpu_memory_mb if granted is None else granted
 
     @property
     def ram_mb(self) -> int:
@@ -177,6 +180,8 @@ class Allocation:
             "worker": self.worker,
             "cores": list(self.cpu_cores),
             "losses": self.losses,
+            "more": [list(device) for device in self.more_devices],
+            "granted_mb": self.gpu_memory_granted_mb,
         }
 
     @classmethod
@@ -201,6 +206,8 @@ class Allocation:
             worker=data["worker"],
             cpu_cores=tuple(data["cores"]),
             losses=data["losses"],
+            more_devices=tuple((str(name), str(uuid)) for name, uuid in data.get("more", ())),
+            gpu_memory_granted_mb=data.get("granted_mb"),
         )
 
 

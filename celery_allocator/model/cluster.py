@@ -53,6 +53,8 @@ class DeviceInventory:
 class NodeInventory:
     """One host, as found: the core ids it offers, its RAM, its devices and how near these are to each other.
 
+    ``labels``: what its operator says of it, for tasks that ask for such a node.
+
     ``links``: by the ids of two devices, the smaller one first as text: ``("gpu_0", "gpu_1")``. See :meth:`link`.
     """
 
@@ -61,6 +63,7 @@ class NodeInventory:
     ram_mb: int
     devices: tuple[DeviceInventory, ...] = ()
     links: Mapping[tuple[str, str], Link] = field(default_factory=dict, hash=False)
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def link(self, one: str, other: str) -> Link:
         """How near two devices are, by their ids in any order; what is not known is :attr:`Link.OTHER`."""
@@ -137,6 +140,7 @@ class NodeState:
     ram_free_mb: int
     state: str
     devices: tuple[DeviceState, ...]
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

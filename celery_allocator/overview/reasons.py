@@ -36,8 +36,8 @@ class Lack:
 class Reason:
     """``code``: ``room`` (what it needs lacks), ``no_device`` (none that could take it is open), ``stopped`` or
     ``paused`` (nothing is granted), ``cap`` (its tenant has reached a cap), ``kept`` (what room there is, is kept for
-    the first in line), ``behind`` (it would fit, and others are before it), or ``in_line`` (it would fit: it is granted
-    next, or was just now).
+    the first in line), ``apart`` (it has room, and goes apart from others of its word), ``behind`` (it would fit, and
+    others are before it), or ``in_line`` (it would fit: it is granted next, or was just now).
 
     ``text``: a sentence for people.
     """
@@ -55,14 +55,20 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         return Reason("paused", "Nothing is granted yet: workers have still to report after a restart of the server.")
     open_to_it, found = _looked(requirements, kind, cluster)
     if not open_to_it:
-        what = "GPU" if requirements.gpu_memory_mb else "device"
-        return Reason("no_device", f"No {what} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
+        what = "GPU" if requirements.on_gpu else "device"
+        where = f" where it may go ({', '.join(_bounds(requirements))})" if _bounds(requirements) else ""
+        return Reason("no_device", f"No {what}{where} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
     if not all(found):
+        if requirements.anti_affinity:
+            word = requirements.anti_affinity
+            return Reason(
+                "apart", f"There is room for it, on nodes where another {word} may be: it goes apart from these."
+            )
         return Reason("in_line", "There is room for it now: it is granted next.")
     lacks = tuple(
         Lack(
             dimension,
-            _needed(requirements, dimension),
+            max(needed for needed, _ in (lack[dimension] for lack in found if dimension in lack)),
             max(free for _, free in (lack[dimension] for lack in found if dimension in lack)),
             sum(dimension in lack for lack in found),
         )
@@ -91,7 +97,7 @@ def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Ite
     """Devices that take such claims at all."""
     for node in cluster.nodes:
         for device in node.devices:
-            takes = device.is_gpu == bool(requirements.gpu_memory_mb)
+            takes = device.is_gpu == requirements.on_gpu and may_go(requirements, node, device)
             ready = node.state == "ready" and device.state == "ready"
             if takes and ready and (kind is Kind.MANUAL or (device.worker and not device.closing)):
                 yield node, device
@@ -99,11 +105,11 @@ def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Ite
 
 def lacking(requirements: Requirements, kind: Kind, node: NodeState, device: DeviceState) -> dict[str, tuple[int, int]]:
     """What lacks on one device: dimension → (needed, free)."""
-    free = {"gpu_memory_mb": device.memory_free_mb} if requirements.gpu_memory_mb else {}
+    free = {"gpu_memory_mb": device.memory_free_mb} if requirements.on_gpu else {}
     free |= {"cpu_cores": len(node.cpu_cores_free), "ram_mb": node.ram_free_mb}
     if kind is Kind.TASK:
         free["slots"] = device.slots_free
-    needed = {name: _needed(requirements, name) for name in free}
+    needed = {name: _needed(requirements, name, device) for name in free}
     return {name: (needed[name], amount) for name, amount in free.items() if amount < needed[name]}
 
 
@@ -122,8 +128,30 @@ def _unless(enough: bool, needed: int, free: int) -> dict[str, tuple[int, int]]:
     return {} if enough else {"gpu_count": (needed, free)}
 
 
-def _needed(requirements: Requirements, dimension: str) -> int:
+def _needed(requirements: Requirements, dimension: str, device: DeviceState) -> int:
+    if dimension == "gpu_memory_mb":
+        return requirements.gpu_memory_on(device.memory_mb)
     return 1 if dimension == "slots" else int(getattr(requirements, dimension))
+
+
+def may_go(requirements: Requirements, node: NodeState, device: DeviceState) -> bool:
+    """Whether it is one of the places that it may go to by what it says of them."""
+    return (
+        requirements.node in ("", node.node)
+        and requirements.gpu_model.lower() in device.model.lower()
+        and all(node.labels.get(name) == value for name, value in requirements.labels)
+        and not (requirements.gpu_count > 1 and "_mig_" in device.device_id)
+    )
+
+
+def _bounds(requirements: Requirements) -> tuple[str, ...]:
+    return Requirements(
+        cpu_cores=1,
+        exclusive=bool(requirements.gpu_model),
+        gpu_model=requirements.gpu_model,
+        node=requirements.node,
+        labels=requirements.labels,
+    ).besides[bool(requirements.gpu_model) :]
 
 
 def _sentence(lacks: tuple[Lack, ...], places: int) -> str:

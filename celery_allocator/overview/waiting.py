@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from celery_allocator.ledger import Ledger, Reservation
 from celery_allocator.model import Allocation, ClusterState, Kind, Requirements
@@ -83,7 +83,7 @@ class _Reasons:
 
     def _room(self, a: Allocation) -> tuple[Reason, tuple[str, ...]]:
         asked = a.requirements
-        bare = Requirements(asked.gpu_memory_mb, asked.cpu_cores, asked.ram_mb, gpu_count=asked.gpu_count)
+        bare = replace(asked, priority=0, tenant="", size="", expected_runtime_s=0)
         if (bare, a.kind) not in self._rooms:
             self._rooms[bare, a.kind] = (why(bare, a.kind, self._cluster), fitting(bare, a.kind, self._cluster))
         return self._rooms[bare, a.kind]

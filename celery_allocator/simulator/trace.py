@@ -6,12 +6,12 @@ import csv
 import gzip
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from celery_allocator.errors import AllocatorError, TraceError
-from celery_allocator.model import FIELDS, DeviceInventory, NodeInventory, Requirements, label
+from celery_allocator.model import FIELDS, LABELS, DeviceInventory, NodeInventory, Requirements, label
 
 #: Columns of a trace besides the requirements: what they hold.
 TRACE_COLUMNS = {
@@ -29,7 +29,7 @@ NODE_COLUMNS = {
     "count": "How many such nodes. Default: 1.",
 }
 #: Requirements that are texts.
-_TEXTS = tuple(field.name for field in fields(Requirements) if field.name not in FIELDS)
+_TEXTS = tuple(LABELS)
 _REQUIREMENTS = (*FIELDS, *_TEXTS)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from celery_allocator.errors import DeviceBusyError, StaleTokenError, UnknownTargetError, UnsatisfiableError
-from celery_allocator.model import State
-from tests.support.ledger_checks import assert_empty
+from celery_allocator.model import State, Strategy
+from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
 
 # --- capacity that changes
@@ -19,6 +19,15 @@ def test_registering_a_node_again_changes_nothing(cluster: LedgerPool) -> None:
     cluster.node(slots=None)
     assert cluster.ledger.snapshot() == before
     assert cluster.happened() == events
+
+
+def test_a_device_that_shrank_under_what_is_held_takes_nothing_from_the_others(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000, 10_000))
+    cluster.submit(10_000, strategy=Strategy.FIRST_FIT)
+    cluster.node(gpus=(4_000, 10_000), slots=None)
+    assert cluster.device("n1/gpu_0").memory_free_mb == -6_000
+    assert cluster.submit(10_000).allocation.place == "n1/gpu_1"
+    assert_right(cluster.ledger)
 
 
 def test_capacity_may_shrink_under_what_is_held(cluster: LedgerPool) -> None:

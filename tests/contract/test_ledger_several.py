@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import redis
 
-from celery_allocator.errors import RequirementsError, UnsatisfiableError
-from celery_allocator.ledger import Note, Options, Submitted, keys
+from celery_allocator.errors import UnsatisfiableError
+from celery_allocator.ledger import Claim, Note, Options, Submitted, keys
 from celery_allocator.model import Allocation, Kind, Requirements, State, Strategy
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
@@ -133,11 +133,44 @@ def test_what_no_node_has_is_said_with_the_most_there_is(cluster: LedgerPool) ->
     assert several(cluster, 9, name="patient", on_never="wait").allocation.state is State.WAITING
 
 
-def test_a_task_is_refused(cluster: LedgerPool) -> None:
+def test_a_task_takes_a_slot_of_the_first_ones_worker_and_is_lost_with_that_alone(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(8_000, 8_000, 8_000))
+    task = cluster.start(several(cluster, 2, kind=Kind.TASK, ttl_s=None).allocation, repeatable=True)
+    assert (task.device_ids, task.queue) == (("gpu_0", "gpu_1"), "q.n1.gpu_0")
+    assert [cluster.device(f"n1/gpu_{i}").slots_free for i in range(3)] == [3, 4, 4]
+    cluster.ledger.unregister_worker("w.n1.gpu_1", "one")
+    assert cluster.state("many") == "running"
+    assert_right(cluster.ledger)
+    cluster.worker("n1", "gpu_1", "two", report=1)
+    assert cluster.state("many") == "running"
+    cluster.ledger.unregister_worker("w.n1.gpu_0", "one")
+    again = cluster.ledger.get("many")
+    assert (again.state, again.device_ids, again.losses) == (State.GRANTED, ("gpu_1", "gpu_2"), 1)
+    assert_right(cluster.ledger)
+
+
+def test_a_grant_that_has_not_started_goes_elsewhere_when_one_of_its_devices_is_emptied(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(8_000, 8_000, 8_000))
+    several(cluster, 2, kind=Kind.TASK, ttl_s=None)
+    cluster.ledger.set_state("n1/gpu_1", "draining")
+    assert cluster.ledger.get("many").device_ids == ("gpu_0", "gpu_2")
+    assert_right(cluster.ledger)
+
+
+def test_a_worker_claims_all_of_its_devices_again(cluster: LedgerPool) -> None:
     cluster.node(gpus=(8_000, 8_000))
-    with pytest.raises(RequirementsError, match="gpu_count=2: a Celery task runs on one GPU"):
-        several(cluster, 2, kind=Kind.TASK)
-    assert_empty(cluster.ledger)
+    task = cluster.start(several(cluster, 2, kind=Kind.TASK, ttl_s=None).allocation)
+    cluster.ledger.client.flushall()
+    cluster.node(gpus=(8_000, 8_000), slots=None)
+    verdict, _ = cluster.ledger.reclaim(task, "w.n1.gpu_0", report=1)
+    assert verdict is Claim.STANDS
+    again = cluster.ledger.get("many")
+    assert (again.device_ids, again.gpu_uuids, again.requirements) == (
+        ("gpu_0", "gpu_1"),
+        ("GPU-n1-0", "GPU-n1-1"),
+        task.requirements,
+    )
+    assert_right(cluster.ledger)
 
 
 def test_it_ends_with_its_ttl_and_by_cancel(cluster: LedgerPool) -> None:

@@ -35,6 +35,7 @@ class Claim:
     state: str = "waiting"
     device: str | None = None
     also: tuple[str, ...] = ()  # the other devices of a claim on several
+    mb: int = 0  # GPU memory that it holds of each device
     token: int = 0
     cores: frozenset[int] | None = None  # None: granted just now, ids not read yet
     nonce: str = ""
@@ -57,6 +58,7 @@ class Device:
     order: int
     memory: int
     state: str
+    model: str = ""
     near: frozenset[int] = frozenset()
     live: bool = True
     known: bool = True
@@ -81,6 +83,7 @@ class Node:
     name: str
     cores: frozenset[int] = frozenset()
     ram: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
     state: str = "ready"
     lease: int | None = None
 
@@ -90,6 +93,20 @@ class Worker:
     incarnation: str
     device: str
     lease: int
+
+
+def amount(req: Requirements, device: Device) -> int:
+    """GPU memory that it takes of a device: a share is one of its memory."""
+    return max(req.gpu_memory_mb, -(-device.memory * req.share // 1000)) if device.is_gpu else 0
+
+
+def is_bound(req: Requirements) -> bool:
+    """Whether it says where it may go."""
+    return bool(req.node or req.gpu_model or req.labels or req.anti_affinity)
+
+
+def is_limited(req: Requirements) -> bool:
+    return bool(req.share) or is_bound(req)
 
 
 @dataclass
@@ -127,17 +144,18 @@ class Reference:
         return sorted(self.in_state("waiting"), key=lambda c: c.place_in_line)
 
     def memory_free(self, device: Device) -> int:
-        return device.memory - sum(c.req.gpu_memory_mb for c in self.on(device.key))
+        return device.memory - sum(c.mb for c in self.on(device.key))
 
     def slots_free(self, device: Device) -> int:
-        return device.slots - sum(c.kind is Kind.TASK for c in self.on(device.key))
+        """One on several GPUs takes a slot of the first one's worker."""
+        return device.slots - sum(c.kind is Kind.TASK and c.device == device.key for c in self.on(device.key))
 
     def ram_free(self, node: Node) -> int:
         return node.ram - sum(c.req.ram_mb for c in self.on_node(node.name))
 
     def beside(self, device: Device) -> tuple[int, int]:
         """What decides between devices with equally much memory free: that of all GPUs of the node; then its cores."""
-        together = sum(self.memory_free(d) for d in self.devices.values() if d.node == device.node and d.is_gpu)
+        together = sum(max(0, self.memory_free(d)) for d in self.devices.values() if d.node == device.node and d.is_gpu)
         return together, 0 if device.is_gpu else self.cores_free(self.nodes[device.node])
 
     def cores_free(self, node: Node) -> int:
@@ -151,19 +169,36 @@ class Reference:
         req, node = claim.req, self.nodes[device.node]
         if self.stopped:
             return False
-        if device.is_gpu != (req.gpu_memory_mb > 0) or not device.live or device.state != "ready":
+        if device.is_gpu != req.on_gpu or not device.live or device.state != "ready" or not self.matches(req, device):
+            return False
+        word = req.anti_affinity
+        if word and any(c.req.anti_affinity == word for c in self.held() if self.is_on(c, node)):
             return False
         if claim.kind is Kind.TASK and not (device.worker and device.open and self.slots_free(device) > 0):
             return False
         return (
-            self.memory_free(device) >= req.gpu_memory_mb
+            self.memory_free(device) >= amount(req, device)
             and self.cores_free(node) >= req.cpu_cores
             and self.ram_free(node) >= req.ram_mb
         )
 
+    def matches(self, req: Requirements, device: Device) -> bool:
+        """Whether it is one of those that it may go to."""
+        labels = self.nodes[device.node].labels
+        return (
+            req.node in ("", device.node)
+            and req.gpu_model.lower() in device.model.lower()
+            and all(labels.get(name) == value for name, value in req.labels)
+        )
+
+    def is_on(self, claim: Claim, node: Node) -> bool:
+        return claim.device is not None and claim.device.split("/")[0] == node.name
+
     def choice(self, claim: Claim) -> Device | None:
         claim.also = ()
         fitting = [d for d in self.devices.values() if self.fits(claim, d)]
+        if is_limited(claim.req):
+            return self.choice_by_score(claim, fitting)
         if claim.req.gpu_count > 1:
             return self.choice_of_several(claim, fitting)
         if claim.strategy is Strategy.SPREAD:
@@ -185,6 +220,35 @@ class Reference:
             key=lambda d: (self.memory_free(d), self.beside(d), d.order),
             default=None,
         )
+
+    def score(self, claim: Claim, devices: list[Device]) -> float:
+        """What a strategy says of these, the first registered first; the most is the best."""
+        free = [self.memory_free(d) for d in devices]
+        if claim.strategy is Strategy.FGD:
+            return self.gradient(claim, devices)
+        if claim.strategy is Strategy.SPREAD:
+            takes = amount(claim.req, devices[0]) if devices[0].is_gpu else 0
+            return (min(free) - takes) * 8192 + self.cores_free(self.nodes[devices[0].node])
+        if claim.strategy is Strategy.FIRST_FIT or not devices[0].is_gpu:
+            return 0
+        return -free[0]
+
+    def choice_by_score(self, claim: Claim, fitting: list[Device]) -> Device | None:
+        """What asks for more than amounts goes where the score is best, of equals to the first registered."""
+        count, sets = claim.req.gpu_count, []
+        # A share of several GPUs is one of equally large ones.
+        for key in {(d.node, d.memory if claim.req.share and count > 1 else 0) for d in fitting}:
+            some = [d for d in fitting if d.node == key[0] and (not key[1] or d.memory == key[1])]
+            if count == 1:
+                sets += [[d] for d in some]
+            elif len(some) >= count:
+                some.sort(key=lambda d: (-self.score(claim, [d]), d.order))
+                sets.append(sorted(some[:count], key=lambda d: d.order))
+        if not sets:
+            return None
+        best = max(sets, key=lambda some: (self.score(claim, some), -some[0].order))
+        claim.also = tuple(d.key for d in best[1:])
+        return best[0]
 
     def choice_of_several(self, claim: Claim, fitting: list[Device]) -> Device | None:
         """The first of the devices; the others are in ``also``. All are of one node."""
@@ -248,32 +312,48 @@ class Reference:
             self.demand[shape] = self.demand.get(shape, 0.0) + self.unit
             self.unit *= 1 + 1 / 2000
 
-    def never(self, req: Requirements) -> tuple[str, int] | None:
+    def never(self, req: Requirements) -> tuple[str, int | str] | None:
         """The dimension no known device could ever meet, and the largest that exists."""
-        sizes = [
-            (d.memory, len(self.nodes[d.node].cores), self.nodes[d.node].ram) for d in self.devices.values() if d.known
-        ]
-        wanted = (req.gpu_memory_mb, req.cpu_cores, req.ram_mb)
+        known = [d for d in self.devices.values() if d.known]
+        if is_bound(req):
+            of_kind = [d for d in known if d.is_gpu == req.on_gpu]
+            steps = [("node", Requirements(node=req.node))] if req.node else []
+            steps += [("gpu_model", Requirements(1, gpu_model=req.gpu_model))] if req.gpu_model else []
+            steps += [(f"label {pair[0]}", Requirements(labels=(pair,))) for pair in req.labels]
+            for name, one in steps:
+                left = [d for d in of_kind if self.matches(one, d)]
+                if of_kind and not left:
+                    return name, ", ".join(sorted({self.told(name, d) for d in of_kind} - {""}))
+                of_kind = left
+            known = of_kind or known
+        sizes = [(d.memory, len(self.nodes[d.node].cores), self.nodes[d.node].ram) for d in known]
+        wanted = (max(1, req.gpu_memory_mb) if req.share else req.gpu_memory_mb, req.cpu_cores, req.ram_mb)
         for i, name in enumerate(("gpu_memory_mb", "cpu_cores", "ram_mb")):
             if not sizes:
                 return None
             largest = max(size[i] for size in sizes)
             sizes = [size for size in sizes if size[i] >= wanted[i]]
             if not sizes:
-                return name, largest
+                return ("gpu", 0) if req.share and i == 0 and not largest else (name, largest)
         fitting = [
-            d.node
-            for d in self.devices.values()
-            if d.known
-            and d.memory >= req.gpu_memory_mb
+            (d.node, d.memory if req.share else 0)
+            for d in known
+            if d.memory >= wanted[0]
             and len(self.nodes[d.node].cores) >= req.cpu_cores
             and self.nodes[d.node].ram >= req.ram_mb
         ]
-        most = max((fitting.count(node) for node in fitting), default=0)
+        most = max((fitting.count(place) for place in fitting), default=0)
         return ("gpu_count", most) if sizes and req.gpu_count > most else None
+
+    def told(self, limit: str, device: Device) -> str:
+        if limit == "node":
+            return device.node
+        name = limit.partition(" ")[2]
+        return self.nodes[device.node].labels.get(name, "") if name else device.model
 
     def grant(self, claim: Claim, device: Device) -> Claim:
         claim.device, claim.cores, claim.token = device.key, None, -1
+        claim.mb = amount(claim.req, device)
         if claim.kind is Kind.TASK:
             claim.state, claim.due = "granted", self.now + DEADLINE_MS
         else:
@@ -328,7 +408,7 @@ class Reference:
     def back_in_line(self, claim: Claim) -> None:
         self.spend(claim)
         claim.state, claim.device, claim.token, claim.cores, claim.nonce = "waiting", None, 0, None, ""
-        claim.also = ()
+        claim.also, claim.mb = (), 0
         if claim.kind is Kind.MANUAL:
             claim.ends = self.now + claim.ttl
 
@@ -401,7 +481,7 @@ class Reference:
             self.back_in_line(claim)
             return "", self.sweep()
         self.grant(claim, device)
-        claim.cores = was.cores
+        claim.cores, claim.mb = was.cores, was.mb
         if claim.kind is Kind.MANUAL:
             node = self.nodes[device.node]
             node.lease = None if node.lease is None else max(node.lease, self.now + claim.ttl)
@@ -414,7 +494,7 @@ class Reference:
         held = frozenset().union(*(c.cores or frozenset() for c in self.on_node(node.name)))
         return (
             bool(served or claim.kind is Kind.MANUAL)
-            and self.memory_free(device) >= req.gpu_memory_mb
+            and self.memory_free(device) >= claim.mb
             and self.ram_free(node) >= req.ram_mb
             and (claim.cores or frozenset()) <= node.cores - held
         )
@@ -425,6 +505,8 @@ class Reference:
         node = self.nodes.setdefault(inventory.node, Node(inventory.node))
         node.lease = max(node.lease or 0, self.now + lease)
         node.cores, node.ram = frozenset(inventory.cpu_cores), inventory.ram_mb
+        node.labels = dict(inventory.labels)
+        models = {f"{node.name}/{d.device_id}": d.model for d in inventory.devices}
         named = {f"{node.name}/{d.device_id}": (d.memory_mb, frozenset(d.cpu_affinity)) for d in inventory.devices}
         named[f"{node.name}/cpu"] = (0, frozenset())
         for key, (memory, near) in named.items():
@@ -432,6 +514,7 @@ class Reference:
                 self.devices[key] = Device(key, len(self.devices), memory, node.state)
             device = self.devices[key]
             device.memory, device.near, device.live, device.known = memory, near, True, True
+            device.model = models.get(key, "")
         for device in self.devices.values():
             if device.node == node.name and device.key not in named and not device.worker:
                 device.live = device.known = False
@@ -459,7 +542,7 @@ class Reference:
         if device.worker != name:
             return
         for claim in self.on(device.key):
-            if claim.kind is not Kind.TASK:
+            if claim.kind is not Kind.TASK or claim.device != device.key:
                 continue
             if claim.state == "granted":
                 self.back_in_line(claim)
@@ -472,9 +555,10 @@ class Reference:
                 self.end(claim, "lost", buried=not follows)
         device.worker, device.incarnation, device.open, device.slots = "", "", False, 0
 
-    def withdraw_unstarted(self, key: str) -> None:
+    def withdraw_unstarted(self, key: str, *, served: bool = False) -> None:
+        """``served``: what the device's worker would run; else also what is on others with it."""
         for claim in self.on(key):
-            if claim.state == "granted":
+            if claim.state == "granted" and (claim.device == key or not served):
                 self.back_in_line(claim)
 
     def set_state(self, target: str, states: str | dict[str, str]) -> list[Claim]:

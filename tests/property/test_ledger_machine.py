@@ -49,6 +49,19 @@ requirements = st.builds(
     ram_mb=st.sampled_from([0, 0, 10, 30, 60]),
     priority=st.sampled_from([0, 0, 0, 1, 5, -1, 1000, -1000]),
 )
+#: What few ask for besides amounts.
+MORE: tuple[dict[str, Any], ...] = (
+    *({},) * 8,
+    {"gpu": 0.3},
+    {"gpu": 0.5},
+    {"exclusive": True},
+    {"gpu_model": "Even"},
+    {"node": "n1"},
+    {"labels": {"zone": "a"}},
+    {"labels": {"zone": "c"}},
+    {"anti_affinity": "web"},
+    {"gpu": 0.25, "gpu_model": "odd", "anti_affinity": "web"},
+)
 USUAL = (
     {"cores": {0, 1, 2, 3, 4, 5, 6, 7}, "ram": 100, "gpus": [(0, 8, (0, 1, 2)), (1, 8, (4, 5, 8))]},
     {"cores": {0, 1, 2, 4, 5, 7, 9}, "ram": 60, "gpus": [(1, 4, ()), (0, 16, (0, 1, 2))]},
@@ -69,8 +82,12 @@ unusual = st.fixed_dictionaries(
 
 
 def inventory(node: str, size: dict[str, Any]) -> NodeInventory:
-    gpus = tuple(DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", "sim", mb, near) for i, mb, near in size["gpus"])
-    return NodeInventory(node, tuple(sorted(size["cores"])), size["ram"], gpus)
+    gpus = tuple(
+        DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", f"sim {'odd' if i % 2 else 'even'}", mb, near)
+        for i, mb, near in size["gpus"]
+    )
+    labels = {"zone": "b" if node == "n2" else "a"}
+    return NodeInventory(node, tuple(sorted(size["cores"])), size["ram"], gpus, labels=labels)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -107,7 +124,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ttl_s=st.sampled_from([5, 60]),
         on_never=st.sampled_from(["raise", "wait"]),
         task=st.sampled_from(["a", "b", "own"]),
-        several=st.sampled_from([1, 2, 2, 3]),
+        several=st.sampled_from([1, 1, 2, 3]),
+        more=st.sampled_from(MORE),
     )
     def submit(self, **how: Any) -> None:
         self.submit_(**how)
@@ -133,9 +151,14 @@ class LedgerMachine(RuleBasedStateMachine):
         on_never: str = "raise",
         task: str = "own",
         several: int = 1,
+        more: dict[str, Any] = {},  # noqa: B006  # never changed
     ) -> None:
-        if kind is Kind.MANUAL and req.gpu_memory_mb:
+        if "gpu_model" not in more or req.on_gpu:
+            req = replace(req, **more)
+        if req.on_gpu and several > 1:
             req = replace(req, gpu_count=several)
+        if req.share and strategy is Strategy.FGD:
+            strategy = Strategy.SPREAD  # what a share that waits would come to is fgd's own guess
         name = f"c{next(self.names):03}"
         eta = None if eta_s is None else self.ref.now + eta_s * 1000
         exp = None if expires_s is None else self.ref.now + expires_s * 1000
@@ -393,7 +416,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if closing:
             if self.ref.devices[worker.device].worker == name:
                 self.ref.devices[worker.device].open = False
-                self.ref.withdraw_unstarted(worker.device)
+                self.ref.withdraw_unstarted(worker.device, served=True)
         else:
             self.ref.drop_worker(name)
         self.after(self.ref.sweep(), leave(name, worker.incarnation))
@@ -514,7 +537,6 @@ class LedgerMachine(RuleBasedStateMachine):
             expected = self.ref.set_state(device.key, between)
             self.after(expected, self.ledger.set_state(device.key, between).grants)
         elif between == "submit":
-            kind = Kind.MANUAL if claim.req.gpu_count > 1 else kind
             self.submit_(replace(claim.req, ram_mb=req.ram_mb), Strategy.BEST_FIT, kind, on_never="wait")
         elif between == "size":
             self.register_node_(device.node, size, 60_000)
@@ -523,7 +545,7 @@ class LedgerMachine(RuleBasedStateMachine):
         elif between == "leave" and device.worker:
             worker = self.ref.workers[device.worker]
             self.ref.devices[worker.device].open = False
-            self.ref.withdraw_unstarted(worker.device)
+            self.ref.withdraw_unstarted(worker.device, served=True)
             expected = self.ref.sweep()
             self.after(expected, self.ledger.close_worker(device.worker, worker.incarnation))
         self.bring_back_(max(self.undoable), publishes)

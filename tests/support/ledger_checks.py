@@ -48,13 +48,14 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
 
 
 def _devices(allocation: Allocation) -> int:
-    return allocation.requirements.gpu_count if allocation.gpu_memory_mb else 1
+    return allocation.requirements.gpu_count
 
 
 def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
     found = []
     free = device.memory_mb - sum(a.gpu_memory_mb for a in held)
-    tasks = [a for a in held if a.kind is Kind.TASK]
+    # One on several GPUs takes a slot of the first one's worker.
+    tasks = [a for a in held if a.kind is Kind.TASK and a.device_id == device.device_id]
     if device.memory_free_mb != free:
         found.append(f"{device.key} free memory is {device.memory_free_mb}, should be {free}")
     if device.slots_free != device.slots - len(tasks):
@@ -79,6 +80,8 @@ def idle_beside_waiting(state: ClusterState, waiting: tuple[Allocation, ...], cl
     found = []
     for allocation in waiting:
         req = allocation.requirements
+        if req.labels or req.anti_affinity or (req.share and req.gpu_count > 1):
+            continue  # whether these fit cannot be told from the snapshot alone
         for node in state.nodes:
             if len(node.cpu_cores_free) < req.cpu_cores or node.ram_free_mb < req.ram_mb:
                 continue
@@ -86,8 +89,10 @@ def idle_beside_waiting(state: ClusterState, waiting: tuple[Allocation, ...], cl
                 device.key
                 for device in node.devices
                 if device.state == "ready"
-                and device.is_gpu == (req.gpu_memory_mb > 0)
-                and device.memory_free_mb >= req.gpu_memory_mb
+                and device.is_gpu == req.on_gpu
+                and device.memory_free_mb >= max(req.gpu_memory_mb, -(-device.memory_mb * req.share // 1000))
+                and req.gpu_model.lower() in device.model.lower()
+                and req.node in ("", node.node)
                 and (
                     allocation.kind is Kind.MANUAL
                     or (device.worker and device.slots_free > 0 and device.key not in closing)

@@ -9,7 +9,16 @@ from typing import Any
 import redis
 
 from celery_allocator.ledger import Grant, Ledger, Options, Submitted, keys
-from celery_allocator.model import Allocation, DeviceInventory, DeviceState, Kind, NodeInventory, Requirements
+from celery_allocator.model import (
+    NAMES,
+    Allocation,
+    DeviceInventory,
+    DeviceState,
+    Kind,
+    Link,
+    NodeInventory,
+    Requirements,
+)
 
 LEASE_S = 60.0
 
@@ -32,14 +41,18 @@ class LedgerPool:
         near: dict[int, tuple[int, ...]] | None = None,
         slots: int | None = 4,
         lease_s: float = LEASE_S,
+        models: tuple[str, ...] = (),
+        labels: dict[str, str] | None = None,
+        links: dict[tuple[str, str], Link] | None = None,
     ) -> tuple[Grant, ...]:
         """Register a node and, unless ``slots`` is None, one worker per device and one for CPU work."""
         ids = tuple(range(cores)) if isinstance(cores, int) else cores
+        models, near = models or ("simulated",) * len(gpus), near or {}
         devices = tuple(
-            DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", "simulated", mb, (near or {}).get(i, ()))
+            DeviceInventory(f"gpu_{i}", i, f"GPU-{node}-{i}", models[i], mb, near.get(i, ()))
             for i, mb in enumerate(gpus)
         )
-        grants = self.ledger.register_node(NodeInventory(node, ids, ram, devices), lease_s)
+        grants = self.ledger.register_node(NodeInventory(node, ids, ram, devices, links or {}, labels or {}), lease_s)
         for device in [*(d.device_id for d in devices), "cpu"] if slots is not None else []:
             grants += self.worker(node, device, slots=slots or 0, lease_s=lease_s)
         return grants
@@ -59,9 +72,9 @@ class LedgerPool:
         name = options.pop("id", None) or f"a{next(self._names)}"
         options.setdefault("message", f"message of {name}".encode())
         task_id = options.pop("task_id", f"task of {name}")
-        more = {
-            name: options.pop(name) for name in ("tenant", "size", "expected_runtime_s", "gpu_count") if name in options
-        }
+        more = {name: options.pop(name) for name in NAMES if name in options}
+        if "share" in options:
+            more["gpu"] = options.pop("share")
         requirements = Requirements(gpu, cores, ram, priority, **more)
         return self.ledger.submit(name, task_id, options.pop("task_name", "work"), requirements, **options)
 

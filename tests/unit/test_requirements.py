@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_allocator.errors import RequirementsError
-from celery_allocator.model import FIELDS, LABELS, Requirements
+from celery_allocator.model import FIELDS, LABELS, OTHERS, Requirements
 from celery_allocator.model.requirements import merge
 from celery_allocator.model.task_types import TASK_TYPES, resolve
 
@@ -140,7 +140,9 @@ def test_requirements_cannot_be_changed() -> None:
 def test_fields_and_attributes_are_the_same_list() -> None:
     """The table that the schema and the options are made from cannot drift from the class."""
     attributes = {field.name: field.default for field in dataclasses.fields(Requirements)}
-    assert attributes == {**{name: field.default for name, field in FIELDS.items()}, **dict.fromkeys(LABELS, "")}
+    others = {"gpu": 0.0, "exclusive": False, "labels": ()}
+    assert tuple(others) == tuple(OTHERS)
+    assert attributes == {**{name: field.default for name, field in FIELDS.items()}, **dict.fromkeys(LABELS, ""), **others}
     assert all(field.doc and field.minimum <= field.default <= field.maximum for field in FIELDS.values())
 
 

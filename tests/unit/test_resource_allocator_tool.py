@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_allocator.allocating import Session
-from celery_allocator.model import FIELDS, LABELS, TASK_TYPES, Strategy
+from celery_allocator.model import FIELDS, LABELS, OTHERS, TASK_TYPES, Strategy
 from celery_allocator.resource_allocator import (
     PERMISSION,
     allocate_resources,
@@ -205,7 +205,7 @@ def test_the_schema_is_the_functions_signature_and_the_requirements_table() -> N
     assert parameters["properties"]["allocation_strategy"]["enum"] == [*STRATEGIES, "mine"]
     assert parameters["properties"]["allocation_strategy"]["default"] == "best_fit"
     needs = parameters["properties"]["resource_requirements"]
-    assert list(needs["properties"]) == [*FIELDS, *LABELS]
+    assert list(needs["properties"]) == [*FIELDS, *LABELS, *OTHERS]
     for name, field in FIELDS.items():
         assert (needs["properties"][name]["minimum"], needs["properties"][name]["maximum"]) == (
             field.minimum,

@@ -113,9 +113,10 @@ class _Clock:
         device, node = self._replay.devices[key], self._replay.node(name)
         return (
             shape.slot
-            and (device_id == CPU_DEVICE) == (shape.gpu_memory_mb == 0)
+            and not shape.bound  # whether it may go there is told nowhere
+            and (device_id == CPU_DEVICE) != shape.on_gpu
             and (device.slots or 0) > device.tasks
-            and (device.memory_mb or 0) - device.memory_held >= shape.gpu_memory_mb
+            and (device.memory_mb or 0) - device.memory_held >= shape.gpu_memory_on(device.memory_mb or 0)
             and (node.cores or 0) - node.cores_taken >= shape.cpu_cores
             and (node.ram_mb or 0) - node.ram_held >= shape.ram_mb
         )

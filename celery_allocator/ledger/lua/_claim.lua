@@ -35,6 +35,7 @@ local function claim(id, dkey, need, n, token, cores)
   end
   call("SADD", K.on .. dkey, id)
   call("ZADD", K.held, NOW, id)
+  apart_read[n.name] = nil
   return token, table.concat(cores, ","), { queue = v[2], uuid = v[3], free = free, box = v[4], head = v[5],
     uuids = uuids }
 end
@@ -64,17 +65,34 @@ local function unclaim(id, dkey, need, cores)
   end
   call("SREM", K.on .. dkey, id)
   call("ZREM", K.held, id)
+  apart_read[n.name] = nil
   return n
 end
 
 local function load_alloc(id)
   local v = call("HMGET", K.alloc .. id, "state", "tok", "shape", "dev", "cores", "tid", "name", "s_ms", "score", "strat",
-    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt", "devs")
+    "late", "loss", "exp", "ttl", "eta", "nonce", "worker", "queue", "tenant", "pace", "size", "xrt", "devs", "asked")
   if not v[1] then return nil end
   return { state = v[1], tok = v[2], shape = v[3], dev = v[4], cores = v[5], tid = v[6], name = v[7], s_ms = v[8],
     score = v[9], strat = v[10], late = v[11], loss = tonumber(v[12] or "0"), exp = v[13], ttl = v[14], eta = v[15],
     nonce = v[16], worker = v[17], queue = v[18], tenant = v[19] or "", pace = v[20] or "", size = v[21] or "",
-    xrt = v[22], devs = v[23] or nil }
+    xrt = v[22], devs = v[23] or nil, asked = v[24] or nil }
+end
+
+-- A share of a GPU has become MB: while it is held its shape says how many, so that all that counts finds them there. What was
+-- asked for is kept, for when it waits again.
+local function fix_share(id, a, need)
+  if not need.s or a.asked then return end
+  a.asked = a.shape
+  a.shape = shape_of(need.g, need.c, need.r, need.kind, need.k, need.more)
+  call("HSET", K.alloc .. id, "shape", a.shape, "asked", a.asked)
+end
+
+local function unfix_share(id, a)
+  if not a.asked then return end
+  a.shape, a.asked = a.asked, nil
+  call("HSET", K.alloc .. id, "shape", a.shape)
+  call("HDEL", K.alloc .. id, "asked")
 end
 
 -- Record a claim just taken, with any more fields of its allocation. A task's allocation is granted until its worker
@@ -92,6 +110,8 @@ local function record_grant(id, a, dkey, need, token, cores, d, ...)
       "uuid", d.uuid, "g_ms", NOW, ...)
   end
   local told = { unpack(a.first or { "shape", a.shape }) }
+  fix_share(id, a, need)
+  for i = 1, #told, 2 do if told[i] == "shape" then told[i + 1] = a.shape end end
   if need.on then
     local devices = table.concat(need.on, " ")
     call("HSET", K.alloc .. id, "devs", devices, "uuids", table.concat(d.uuids, " "))
@@ -185,6 +205,7 @@ end
 local function requeue(id, a)
   call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
   call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce", "devs", "uuids")
+  unfix_share(id, a)
   if a.exp then call("ZADD", K.expires, a.exp, id) end
   if a.ttl then call("ZADD", K.manual, now + a.ttl, id) end
   enqueue(id, a)

@@ -14,12 +14,12 @@ local function sim_nodes()
   local nodes, list = {}, {}
   for _, name in ipairs(call("ZRANGE", K.nodes, 0, MOST_NODES - 1)) do
     local n = load_node(name)
-    local v = n and { name = name, c = n.c, r = n.r, devs = {}, list = {}, runs = {} }
+    local v = n and { name = name, n = n, c = n.c, r = n.r, devs = {}, list = {}, runs = {} }
     local fleet = n and fleet_of(n) or {}
     for at = 1, #fleet, 4 do
       if fleet[at + 1] ~= "x" then
         local dkey = string.sub(fleet[at], 10)
-        local d = { dkey = dkey, free = fleet[at + 2], s = fleet[at + 3], tasks = fleet[at + 1] == "w", cpu = kind_of(dkey) == "cpu" }
+        local d = { dkey = dkey, at = at, free = fleet[at + 2], s = fleet[at + 3], tasks = fleet[at + 1] == "w", cpu = kind_of(dkey) == "cpu" }
         v.devs[dkey] = d
         v.list[#v.list + 1] = d
       end
@@ -51,8 +51,13 @@ end
 local function sim_could(v, need)
   if v.c < need.c or v.r < need.r then return false end
   if not v.top then sim_top(v) end
-  if need.g == 0 then return v.top["cpu_" .. need.kind] end
+  if not need.gpu then return v.top["cpu_" .. need.kind] end
   return v.top[need.kind] >= need.g
+end
+
+-- Whether a device has so much free, and may be taken.
+local function sim_open(v, d, need, free)
+  return d.cpu ~= need.gpu and free >= (need.s and amount(need, v.n, d.at) or need.g) and matches(d.dkey, need)
 end
 
 -- The devices of a node that would hold it, those with least memory left first; nil if it does not fit.
@@ -60,7 +65,7 @@ local function sim_fit(v, need)
   local count, best, found = need.k or 1, nil, nil
   for _, d in ipairs(v.list) do
     local open = need.kind == "m" or (d.tasks and d.s > 0)
-    if open and d.cpu == (need.g == 0) and d.free >= need.g then
+    if open and sim_open(v, d, need, d.free) then
       if count > 1 then
         found = found or {}
         found[#found + 1] = d
@@ -101,7 +106,7 @@ local function sim_shadow(v, need, at)
     local count = need.k or 1
     for _, d in ipairs(v.list) do
       local open = need.kind == "m" or (d.tasks and d.s + (s[d] or 0) > 0)
-      if open and d.cpu == (need.g == 0) and d.free + (g[d] or 0) >= need.g then
+      if open and sim_open(v, d, need, d.free + (g[d] or 0)) then
         count = count - 1
         if count == 0 then return d end
       end
@@ -119,7 +124,8 @@ local function sim_shadow(v, need, at)
     end
     dev = enough()
   end
-  v.seen = { need = need, at = since, dev = dev, c = c - need.c, r = r - need.r, g = dev.free + (g[dev] or 0) - need.g }
+  local takes = need.s and amount(need, v.n, dev.at) or need.g
+  v.seen = { need = need, at = since, dev = dev, c = c - need.c, r = r - need.r, g = dev.free + (g[dev] or 0) - takes }
   return v.seen
 end
 
@@ -260,17 +266,20 @@ local function foresee(more)
     steps = steps + #v.runs + 5
     if not left or at + task.promised <= left.at then return true end
     if need.c > left.c or need.r > left.r then return false end
-    for _, d in ipairs(devs) do if d == left.dev and need.g > left.g then return false end end
+    for _, d in ipairs(devs) do
+      if d == left.dev and (need.s and amount(need, v.n, d.at) or need.g) > left.g then return false end
+    end
     return true
   end
 
   local function start(lane, v, devs, tenant, at)
-    local task = lane.head
-    local run = { at = at + task.usual, promised = at + task.promised, need = lane.need, node = v, devs = devs, tenant = tenant.name }
+    local task, need = lane.head, lane.need
+    if need.s then need = { g = amount(need, v.n, devs[1].at), c = need.c, r = need.r, kind = need.kind, k = need.k, gpu = true } end
+    local run = { at = at + task.usual, promised = at + task.promised, need = need, node = v, devs = devs, tenant = tenant.name }
     sim_take(v, run, 1)
     push(run)
     local u = tenant.used
-    u.g, u.c, u.r = u.g + lane.need.g * (lane.need.k or 1), u.c + lane.need.c, u.r + lane.need.r
+    u.g, u.c, u.r = u.g + need.g * (need.k or 1), u.c + need.c, u.r + need.r
     told.started, told.last = told.started + 1, at
     if told.started == 1 then told.first = at end
     told.starts[task.id], told.order[task.id] = at, told.started

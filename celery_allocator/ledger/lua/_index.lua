@@ -47,16 +47,38 @@ local function find_in(fleet, dkey)
   end
 end
 
+-- Capacities as a node has them written down, by that text: many nodes are alike.
+local UNPACKED = {}
+
+-- Memory in all of the devices of a node, in the order of its fleet, as far as it is written down.
+local function capacities_of(n)
+  local packed = n.mems or ""
+  local mems = UNPACKED[packed]
+  if not mems then
+    local ok, list = pcall(cmsgpack.unpack, packed)
+    mems = ok and type(list) == "table" and list or {}
+    UNPACKED[packed] = mems
+  end
+  return mems
+end
+
+-- MB that `need` takes of the device that stands at `at` in its node's fleet: a share is one of its memory.
+local function amount(need, n, at)
+  if not need.s then return need.g end
+  local mem = capacities_of(n)[(at + 3) / 4] or tonumber(call("HGET", K.dev .. string.sub(fleet_of(n)[at], 10), "mem")) or 0
+  return math.max(need.least, math.ceil(mem * need.s / 1000))
+end
+
 -- The index a device belongs in, or "".
 local function index_of(mode, sfree)
   if mode == "x" then return "" end
   return (mode == "w" and sfree > 0) and "sched" or "idle"
 end
 
--- What the GPUs of a fleet have free together.
+-- What the GPUs of a fleet have free together. One that has less than nothing (its node has shrunk) takes nothing from the others.
 local function gpu_free(fleet)
   local sum = 0
-  for i = 1, #fleet, 4 do if kind_of(fleet[i]) == "gpu" then sum = sum + fleet[i + 2] end end
+  for i = 1, #fleet, 4 do if kind_of(fleet[i]) == "gpu" then sum = sum + math.max(0, fleet[i + 2]) end end
   return sum
 end
 

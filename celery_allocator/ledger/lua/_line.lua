@@ -1,6 +1,8 @@
 -- Library: the waiting line. Touches: waiting, line, turn, shapes, queued, reserved.
--- A shape is "g:c:r:kind", or "g:c:r:kind:k" for k GPUs of one node, each with g. Those of one tenant that have one shape and are expected to run about as long (see _runtimes)
--- stand in one lane: "shape/pace/tenant". Within a lane nobody is passed by.
+-- A shape is "g:c:r:kind", or "g:c:r:kind:k" for k GPUs of one node, each with g; "g:c:r:kind:k:more" asks for more than
+-- amounts (see model/shape.py): s=thousandths of a GPU's memory, m=model, n=node, x=anti-affinity, w=affinity, l.name=label.
+-- Those of one tenant that have one shape and are expected to run about as long (see _runtimes) stand in one lane:
+-- "shape/pace/tenant". Within a lane nobody is passed by.
 -- Place in a lane: arrival − priority · POINT, smaller first. Arrival counts sixteenths of a millisecond since 2026, each one
 -- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
 -- earned by waiting; without, 2^43, which is 17 years. That key never changes, as all that wait age alike; and it is exact
@@ -22,17 +24,50 @@ local function lane_parts(lane)
   return shape or "", pace or "", tenant or ""
 end
 
--- The inverse of `need_of`. Amounts as the caller has them, text or numbers; k: how many GPUs.
-local function shape_of(g, c, r, kind, k)
-  return g .. ":" .. c .. ":" .. r .. ":" .. kind .. (tonumber(k) > 1 and ":" .. k or "")
+-- The inverse of `need_of`. Amounts as the caller has them, text or numbers; k: how many GPUs; more: "" or nil: nothing.
+local function shape_of(g, c, r, kind, k, more)
+  local text = g .. ":" .. c .. ":" .. r .. ":" .. kind
+  if (more or "") ~= "" then return text .. ":" .. k .. ":" .. more end
+  return text .. (tonumber(k) > 1 and ":" .. k or "")
 end
 
--- nil for what is no shape.
+local function unquoted(text)
+  return (string.gsub(text, "%%(%x%x)", function(code) return string.char(tonumber(code, 16)) end))
+end
+
+-- What is asked for besides amounts. s: thousandths of a GPU's memory; warm: what should be loaded there; limits: where it may
+-- go at all (model, in small letters; node; apart, a word of which one may be on a node; labels of the node), nil: anywhere.
+local function wants_of(more)
+  local s, warm, limits = nil, nil, {}
+  for key, value in string.gmatch(more, "([^=;]+)=([^;]*)") do
+    if key == "s" then s = tonumber(value)
+    elseif key == "w" then warm = unquoted(value)
+    elseif key == "m" then limits.model = string.lower(unquoted(value))
+    elseif key == "n" then limits.node = unquoted(value)
+    elseif key == "x" then limits.apart = unquoted(value)
+    elseif string.sub(key, 1, 2) == "l." then
+      limits.labels = limits.labels or {}
+      limits.labels[unquoted(string.sub(key, 3))] = unquoted(value)
+    end
+  end
+  return s, warm, next(limits) and limits or nil
+end
+
+-- What a shape asks for: g (GPU MB of each GPU; where a share was asked for and nothing is granted yet, at least), c, r, kind, k;
+-- gpu: whether it wants a GPU at all. Of one that asks for more than amounts also that: more, s, warm, limits, and least (g, as
+-- the shape says: a placement sets g to what the share comes to). nil for what is no shape.
 local function need_of(shape)
-  local g, c, r, kind, several = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*)$")
+  local g, c, r, kind, several, more = string.match(shape, "^(%d+):(%d+):(%d+):(%a)(:?%d*):?(.*)$")
   local k = several == "" and 1 or tonumber(string.match(several or "", "^:(%d+)$"))
-  if not k or (k < 2 and several ~= "") then return nil end
-  return { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind, k = k }
+  if not k or (more == "" and k < 2 and several ~= "") or (more ~= "" and several == "") then return nil end
+  local need = { g = tonumber(g), c = tonumber(c), r = tonumber(r), kind = kind, k = k }
+  need.gpu = need.g > 0
+  if more ~= "" then
+    need.more, need.least = more, need.g
+    need.s, need.warm, need.limits = wants_of(more)
+    need.gpu = need.gpu or need.s ~= nil
+  end
+  return need
 end
 
 -- The one reservation there is (see _reserve), or false. One that cannot be read is none: the next one is written over it.

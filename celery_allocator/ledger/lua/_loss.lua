@@ -26,7 +26,8 @@ local function detach(dkey, lost, kept)
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
     local need = a and a.shape and need_of(a.shape) -- a damaged record is left to verify
-    if need and need.kind == "t" and not kept[id] then
+    -- One on several GPUs runs with the worker of the first.
+    if need and need.kind == "t" and a.dev == dkey and not kept[id] then
       if a.state == "running" then
         lose(id, a, lost)
       else
@@ -52,7 +53,7 @@ local function end_unreported(dkey, kept)
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
     local need = a and a.shape and need_of(a.shape)
-    if need and need.kind == "t" and a.state == "running" and not kept[id] then
+    if need and need.kind == "t" and a.dev == dkey and a.state == "running" and not kept[id] then
       withdraw(id, a)
       event("released", id, a.tid, "name", a.name, "device", dkey, "token", a.tok, "outcome", "unreported")
       unindex_task(id, a.tid)

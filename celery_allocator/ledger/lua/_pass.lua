@@ -22,7 +22,7 @@ end
 -- Whether a device of the node could have room: for looking at many shapes cheaply.
 local function fits_view(view, need)
   if view.c < need.c or view.r < need.r then return false end
-  if need.g > 0 then return view.most[need.kind] >= need.g and need.k <= #view.free end
+  if need.gpu then return view.most[need.kind] >= need.g and need.k <= #view.free end
   return view.cpu ~= nil and (view.cpu_slot or need.kind == "m")
 end
 
@@ -87,7 +87,10 @@ local function pass_one(n, out)
   local function could(shape) return needs[shape] or nil end
   local function find(need, strategy)
     local at = choose_in_view(view, need, strategy_of(strategy), cache)
-    return at and string.sub(fleet_of(n)[at], 10), n
+    if not at then return nil end
+    local dkey = string.sub(fleet_of(n)[at], 10)
+    settle(need, n, dkey)
+    return dkey, n
   end
   while #shapes > 0 do
     local some = false

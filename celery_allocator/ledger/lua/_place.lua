@@ -1,5 +1,6 @@
 -- Library: find the device a strategy would take. Reads: index, order, node. Writes nothing.
--- need: g (GPU MB), c (cores), r (RAM MB), kind ("t" task, "m" by hand), k (GPUs, of one node, each with g); id and run of who wants it (see kept_from).
+-- need: as need_of made it, with id and run of who wants it (see kept_from). Where a share is asked for, g becomes what that
+-- comes to on the device that is chosen.
 
 -- How many devices of a node (at most as many as `need` wants) it could be placed on. 1 where it wants one: the caller has
 -- looked at that.
@@ -8,8 +9,9 @@ local function count_fitting(n, need)
   if not fleet then return 1 end
   while fleet[at] and count < need.k do
     local ix = index_of(fleet[at + 1], fleet[at + 3])
-    local takes = ix == "sched" or (ix == "idle" and need.kind == "m")
-    if takes and fleet[at + 2] >= need.g and not kept_from(string.sub(fleet[at], 10), n, need) then count = count + 1 end
+    local takes = (ix == "sched" or (ix == "idle" and need.kind == "m")) and kind_of(fleet[at]) == "gpu"
+    local dkey = takes and fleet[at + 2] >= amount(need, n, at) and string.sub(fleet[at], 10)
+    if dkey and matches(dkey, need) and not kept_from(dkey, n, need) then count = count + 1 end
     at = at + 4
   end
   return count
@@ -24,13 +26,14 @@ local function has_room(cache, dkey, need)
     n = load_node(node)
     cache[node] = n
   end
-  return n.c >= need.c and n.r >= need.r and not kept_from(dkey, n, need) and (need.k or 1) <= count_fitting(n, need)
+  return n.c >= need.c and n.r >= need.r and allowed(dkey, n, need) and not kept_from(dkey, n, need)
+    and (need.k or 1) <= count_fitting(n, need)
 end
 
 -- The scores in the index of what could have enough of it.
 local function range_of(need)
-  if need.g == 0 then return need.c - CPU, -CPU / 2 end
-  return need.g * NODES, "+inf"
+  if not need.gpu then return need.c - CPU, -CPU / 2 end
+  return (need.least or need.g) * NODES, "+inf"
 end
 
 -- Best fit: walk the index upwards from the smallest score that could hold the request. The first found mostly does.
@@ -144,7 +147,7 @@ end
 
 -- The device with the most memory left, then the node with most free in all, then the first; nil if none will do.
 local function find_emptiest(need, cache)
-  if need.g == 0 then return find_most_cores(need, cache) end
+  if not need.gpu then return find_most_cores(need, cache) end
   local dkey, member, score = emptiest_in("sched", need, cache)
   if need.kind ~= "m" then return dkey end
   local other, other_member, other_score = emptiest_in("idle", need, cache)
@@ -152,21 +155,12 @@ local function find_emptiest(need, cache)
   return (other_score > score or (other_score == score and other_member < member)) and other or dkey
 end
 
--- Capacities as a node has them written down, by that text: many nodes are alike.
-local UNPACKED = {}
-
 -- What one node (of which c, r, fleet and mems are read) has free. c: cores, r: RAM (MB). Of its GPUs that take work, in order
 -- of registration: free and mem (MB each has left, and has in all), slot (whether a task may go there), at (where it stands
 -- in the fleet). cpu: where the pseudo-device stands, if it takes work, cpu_slot. most: the largest free amount by kind.
 local function node_view(n)
   local view = { n = n, c = n.c, r = n.r, free = {}, mem = {}, slot = {}, at = {}, most = { t = -1, m = -1 } }
-  local fleet, packed = fleet_of(n), n.mems or ""
-  local mems = UNPACKED[packed]
-  if not mems then
-    local ok, list = pcall(cmsgpack.unpack, packed)
-    mems = ok and type(list) == "table" and list or {}
-    UNPACKED[packed] = mems
-  end
+  local fleet, mems = fleet_of(n), capacities_of(n)
   local most, count = view.most, 0
   for at = 1, #fleet, 4 do
     local ix = index_of(fleet[at + 1], fleet[at + 3])
@@ -185,6 +179,9 @@ local function node_view(n)
   return view
 end
 
+-- What one step of nearness of several GPUs is worth beside a strategy's score: more than any of the package's.
+local NEARNESS = 17592186044416
+
 -- Here the strategies come in (see scripts.py): each file of strategies/ as the body of a function that returns it, and
 -- `strategy_of(name)`. A strategy is a table with
 --   score(view, taken, need): how good it is to place `need` on these of a node's GPUs (`view`: the node before that, see
@@ -198,21 +195,68 @@ end
 -- Both others write nothing.
 -- strategies
 
--- Of one node's GPUs those, as many as `need` wants, that score best one by one; `need.on` becomes their list. Returns where
+-- Of GPUs in a list as many as `need` wants, and how near these are to each other: where links are known, grown from each in
+-- turn by the one nearest to all that are taken (of equals the earlier in the list), the nearest of these groups; else the
+-- first. Not always the nearest there is: with links as machines have them (pairs, rings, islands), it is.
+local function nearest_of(candidates, need, ids, links)
+  local most, group = -1, nil
+  local function link(x, y)
+    local a, b = ids[x], ids[y]
+    return links[a < b and a .. " " .. b or b .. " " .. a] or 0
+  end
+  for from = 1, next(links) and #candidates or 1 do
+    local taken, rest, total = { candidates[from] }, {}, 0
+    for i, other in ipairs(candidates) do if i ~= from then rest[#rest + 1] = other end end
+    while #taken < need.k do
+      local best, nearest = 1, -1
+      for i, other in ipairs(rest) do
+        local sum = 0
+        for _, one in ipairs(next(links) and taken or {}) do sum = sum + link(one, other) end
+        if sum > nearest then best, nearest = i, sum end
+      end
+      total = total + math.max(0, nearest)
+      taken[#taken + 1] = table.remove(rest, best)
+    end
+    if total > most then most, group = total, taken end
+  end
+  return group, most
+end
+
+-- Of one node's GPUs as many as `need` wants: where links are known those that are nearest to each other, else those that score
+-- best one by one. A share is one of GPUs that are equally large. `need.on` becomes their list. Returns where
 -- the first of them stands in the fleet, and the score of all together; nil if they are too few, or not better(score, at).
+-- How near they are goes before what the strategy says.
 local function choose_several(view, need, strategy, cache, better)
-  local fleet, scored, taken, on = fleet_of(view.n), {}, {}, {}
+  local fleet, by_size, sizes, ids = fleet_of(view.n), {}, {}, {}
   for i, free in ipairs(view.free) do
-    local fits = free >= need.g and (view.slot[i] or need.kind == "m")
-    if fits and (not cache or has_room(cache, string.sub(fleet[view.at[i]], 10), need)) then
-      scored[#scored + 1] = { i = i, score = strategy.score(view, { i }, need) }
+    need.g = amount(need, view.n, view.at[i])
+    local dkey = string.sub(fleet[view.at[i]], 10)
+    local fits = free >= need.g and (view.slot[i] or need.kind == "m") and matches(dkey, need)
+    if fits and (not cache or has_room(cache, dkey, need)) then
+      local size = need.s and need.g or 0
+      if not by_size[size] then by_size[size], sizes[#sizes + 1] = {}, size end
+      local list = by_size[size]
+      list[#list + 1] = { i = i, score = strategy.score(view, { i }, need) }
+      ids[i] = string.match(dkey, "/(.*)$")
     end
   end
-  if #scored < need.k then return nil end
-  table.sort(scored, function(x, y) return x.score > y.score or (x.score == y.score and x.i < y.i) end)
-  for j = 1, need.k do taken[j] = scored[j].i end
-  table.sort(taken)
-  local score = strategy.score(view, taken, need)
+  local links, taken, score = links_of(view.n.name), nil, nil
+  for _, size in ipairs(sizes) do
+    local scored = by_size[size]
+    if #scored >= need.k then
+      table.sort(scored, function(x, y) return x.score > y.score or (x.score == y.score and x.i < y.i) end)
+      local candidates = {}
+      for j, one in ipairs(scored) do candidates[j] = one.i end
+      local group, near = nearest_of(candidates, need, ids, links)
+      table.sort(group)
+      if need.s then need.g = size end
+      local theirs = strategy.score(view, group, need) + near * NEARNESS
+      if not score or theirs > score then taken, score = group, theirs end
+    end
+  end
+  need.g = need.least or need.g
+  if not taken then return nil end
+  local on = {}
   if not better(score, view.at[taken[1]]) then return nil end
   for j, i in ipairs(taken) do on[j] = string.sub(fleet[view.at[i]], 10) end
   if cache then need.on = on end
@@ -226,7 +270,7 @@ local function choose_in_view(view, need, strategy, cache, most, member)
   local fleet = fleet_of(view.n)
   local function better(score, at) return not most or score > most or (score == most and fleet[at] < member) end
   local function room(at) return not cache or has_room(cache, string.sub(fleet[at], 10), need) end
-  if need.g == 0 then
+  if not need.gpu then
     if not view.cpu or not (view.cpu_slot or need.kind == "m") then return nil end
     local score = strategy.score(view, {}, need)
     if better(score, view.cpu) and room(view.cpu) then return view.cpu, score end
@@ -235,6 +279,7 @@ local function choose_in_view(view, need, strategy, cache, most, member)
   if need.k and need.k > 1 then return choose_several(view, need, strategy, cache, better) end
   local best, one, last = nil, {}, nil
   for i, free in ipairs(view.free) do
+    need.g = amount(need, view.n, view.at[i])
     if free >= need.g and (view.slot[i] or need.kind == "m") and not (last and free == view.free[last] and view.mem[i] == view.mem[last]) then
       one[1], last = i, i
       local score = strategy.score(view, one, need)
@@ -243,7 +288,13 @@ local function choose_in_view(view, need, strategy, cache, most, member)
       end
     end
   end
+  need.g = need.least or need.g
   return best, best and most
+end
+
+-- A place has been found: a share is so many MB there.
+local function settle(need, n, dkey)
+  if need.s then need.g = amount(need, n, find_in(fleet_of(n), dkey)) end
 end
 
 -- A node without what only a claim needs.
@@ -280,7 +331,8 @@ local function find_by_score(need, strategy, cache)
     if n and n.c >= need.c and n.r >= need.r then
       -- What the fleet says, but for the node's name and when its devices were registered.
       local state = string.gsub(n.packed, "%d%d%d%d%d%d%d%d|[^/]+/", "")
-      local key = table.concat({ n.c, strategy.blind and "" or n.r, n.mems or n.name, state }, "|")
+      local alike = need.limits and n.name or n.mems or n.name
+      local key = table.concat({ n.c, strategy.blind and "" or n.r, alike, state }, "|")
       local choice = known[key]
       if choice == nil then
         local view = node_view(n)
@@ -305,10 +357,13 @@ end
 local function place(need, name)
   local cache, strategy = {}, strategy_of(name)
   local dkey
-  if strategy.find then dkey = strategy.find(need, cache) else dkey = find_by_score(need, strategy, cache) end
-  if dkey and strategy.find and need.k and need.k > 1 then
+  local indexed = strategy.find and not (need.s or need.limits or (need.k > 1 and call("HEXISTS", K.meta, "linked") == 1))
+  if indexed then dkey = strategy.find(need, cache) else dkey = find_by_score(need, strategy, cache) end
+  if dkey and indexed and need.k > 1 then
     local at = choose_in_view(node_view(cache[node_of(dkey)]), need, strategy, cache)
     dkey = at and need.on[1]
   end
-  return dkey, dkey and cache[node_of(dkey)]
+  local n = dkey and cache[node_of(dkey)]
+  if n then settle(need, n, dkey) end
+  return dkey, n
 end

@@ -60,11 +60,11 @@ end
 -- `shadow` of a claim on several GPUs of a node. gpus: what each will have free then; where nobody knows when, as many as it
 -- wants, those that have most free now: these are emptied. What they have free can only grow by that.
 local function shadow_of_several(need, n)
-  local fleet, gpus, slots, c, r, by_free = fleet_of(n), {}, {}, n.c, n.r, {}
+  local fleet, gpus, slots, c, r, by_free, wants = fleet_of(n), {}, {}, n.c, n.r, {}, {}
   for at = 1, #fleet, 4 do
     local dkey = string.sub(fleet[at], 10)
-    if kind_of(dkey) == "gpu" and fleet[at + 1] ~= "x" then
-      gpus[dkey] = fleet[at + 2]
+    if kind_of(dkey) == "gpu" and fleet[at + 1] ~= "x" and matches(dkey, need) then
+      gpus[dkey], wants[dkey] = fleet[at + 2], amount(need, n, at)
       by_free[#by_free + 1] = { dkey = dkey, free = fleet[at + 2] }
       slots[dkey] = need.kind == "m" and 1 or fleet[at + 1] == "w" and fleet[at + 3] or -math.huge
     end
@@ -72,7 +72,7 @@ local function shadow_of_several(need, n)
   local since, i, holders = now, 0, holders_of(n.name, n)
   local function enough()
     local count = 0
-    for dkey, free in pairs(gpus) do if free >= need.g and slots[dkey] >= 1 then count = count + 1 end end
+    for dkey, free in pairs(gpus) do if free >= wants[dkey] and slots[dkey] >= 1 then count = count + 1 end end
     return count >= need.k and c >= need.c and r >= need.r
   end
   while not enough() or (holders[i + 1] and holders[i + 1].ends <= since) do
@@ -82,8 +82,9 @@ local function shadow_of_several(need, n)
     since, c, r = h.ends, c + h.c, r + h.r
     if gpus[h.dkey] then gpus[h.dkey], slots[h.dkey] = gpus[h.dkey] + h.g, slots[h.dkey] + (need.kind == "t" and h.s or 0) end
   end
+  if #by_free < need.k then return nil end
   table.sort(by_free, function(x, y) return x.free > y.free or (x.free == y.free and x.dkey < y.dkey) end)
-  local left = { c = c - need.c, r = r - need.r, gpus = gpus, at = since, free = 0 }
+  local left = { c = c - need.c, r = r - need.r, gpus = gpus, wants = wants, at = since, free = 0 }
   if since == math.huge then left.c, left.r, left.gpus = math.max(0, n.c - need.c), math.max(0, n.r - need.r), {} end
   for i = 1, need.k do
     left.free = left.free + by_free[i].free
@@ -99,10 +100,10 @@ local function shadow(need, dkey, n)
   local at = find_in(fleet, dkey)
   if need.k > 1 then return shadow_of_several(need, n) end
   local slot = need.kind == "t" and 1 or 0
-  local g, s, c, r = fleet[at + 2], fleet[at + 3], n.c, n.r
+  local g, s, c, r, want = fleet[at + 2], fleet[at + 3], n.c, n.r, amount(need, n, at)
   local since, i, holders = now, 0, holders_of(node_of(dkey), n)
-  local function enough() return g >= need.g and s >= slot and c >= need.c and r >= need.r end
-  local left = { g = math.max(0, g - need.g), s = math.max(0, s - slot), c = math.max(0, c - need.c), r = math.max(0, r - need.r) }
+  local function enough() return g >= want and s >= slot and c >= need.c and r >= need.r end
+  local left = { g = math.max(0, g - want), s = math.max(0, s - slot), c = math.max(0, c - need.c), r = math.max(0, r - need.r) }
   while not enough() or (holders[i + 1] and holders[i + 1].ends <= since) do
     i = i + 1
     local h = holders[i]
@@ -110,7 +111,7 @@ local function shadow(need, dkey, n)
     since, c, r = h.ends, c + h.c, r + h.r
     if h.dkey == dkey then g, s = g + h.g, s + h.s end
   end
-  if since < math.huge then left = { g = g - need.g, s = s - slot, c = c - need.c, r = r - need.r } end
+  if since < math.huge then left = { g = g - want, s = s - slot, c = c - need.c, r = r - need.r } end
   left.at, left.free = since, fleet[at + 2]
   return left
 end
@@ -118,14 +119,15 @@ end
 -- Whether a capacity class (memory:cores:RAM) could hold `need` when empty.
 local function class_holds(class, need)
   local g, c, r = string.match(class or "", "^(%d+):(%d+):(%d+)$")
-  return g and tonumber(g) >= need.g and tonumber(c) >= need.c and tonumber(r) >= need.r
+  return g and tonumber(g) >= need.g and tonumber(c) >= need.c and tonumber(r) >= need.r and (not need.s or tonumber(g) > 0)
 end
 
 -- When `need` will fit on a device and what is left then (see shadow); nil if that takes no such claim.
 local function outlook(need, dkey)
   local n = load_node(node_of(dkey))
-  local fleet = n and fleet_of(n)
-  local at = fleet and find_in(fleet, dkey)
+  if not n or not allowed(dkey, n, need) then return nil end
+  local fleet = fleet_of(n)
+  local at = find_in(fleet, dkey)
   local mode = at and fleet[at + 1]
   if mode == "w" or (mode == "h" and need.kind == "m") then return shadow(need, dkey, n) end
 end
@@ -135,7 +137,7 @@ end
 local function seat_for(need)
   local best, best_left
   local low, high = -CPU / 2, "+inf"
-  if need.g == 0 then low, high = "-inf", -CPU / 2 end
+  if not need.gpu then low, high = "-inf", -CPU / 2 end
   for _, ix in ipairs(need.kind == "t" and { "sched", "idle" } or { "idle", "sched" }) do
     local offset, seats, found = 0, 0, nil
     repeat
@@ -186,7 +188,8 @@ local function reserve()
   local looked, classes, nowhere = 0, call("HKEYS", K.classes), {}
   local function hopeless(need)
     for _, other in ipairs(nowhere) do
-      if other.kind == need.kind and need.g >= other.g and need.c >= other.c and need.r >= other.r and (need.g > 0) == (other.g > 0) then
+      if other.kind == need.kind and need.g >= other.g and need.c >= other.c and need.r >= other.r and need.gpu == other.gpu
+        and need.more == other.more then
         return true
       end
     end
@@ -255,13 +258,13 @@ end
 -- Something was granted: what was read of its node has changed.
 local function changed_on(dkey) holders_read[node_of(dkey)] = nil end
 
--- Whether enough GPUs for `head` are left of a node where `need` takes a part of dkey (and of others, if it wants several).
+-- Whether enough GPUs for `head` are left of a node where `need` takes so much of dkey (and of others, if it wants several).
 -- left: as `shadow_of_several` says.
-local function leaves_several(left, head, dkey, need)
-  if left.at == math.huge then return not left.gpus[dkey] or left.gpus[dkey] - need.g >= head.g end
+local function leaves_several(left, head, dkey, need, takes)
+  if left.at == math.huge then return not left.gpus[dkey] or left.gpus[dkey] - takes >= left.wants[dkey] end
   local count = 0
   for other, free in pairs(left.gpus) do
-    if free - (other == dkey and need.g or 0) >= head.g then count = count + 1 end
+    if free - (other == dkey and takes or 0) >= left.wants[other] then count = count + 1 end
   end
   return count - (need.k or 1) + 1 >= head.k
 end
@@ -283,10 +286,11 @@ local function kept_from(dkey, n, need)
   if not left then return false end
   if need.run and now + need.run <= left.at and left.at < math.huge and not late(r) then return false end
   local beside
+  local takes = need.s and amount(need, n, find_in(fleet_of(n), dkey)) or need.g
   if head.k > 1 then
-    beside = leaves_several(left, head, dkey, need)
+    beside = leaves_several(left, head, dkey, need, takes)
   else
-    beside = dkey ~= r.dkey or (need.g <= left.g and (need.kind == "m" or left.s >= 1))
+    beside = dkey ~= r.dkey or (takes <= left.g and (need.kind == "m" or left.s >= 1))
   end
   if need.c <= left.c and need.r <= left.r and beside then return false end
   if debuts(need, r) then

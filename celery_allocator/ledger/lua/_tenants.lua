@@ -1,4 +1,4 @@
--- Library: tenants, what they use and may use, and whose turn it is. Touches: used, quotas (read), queued, turn, meta (read).
+-- Library: tenants, what they use and may use, and whose turn it is. Touches: used, quotas, classes (read), queued, turn, meta (read).
 -- A tenant's dominant share is the largest of the shares it has of all GPU memory, cores and RAM, divided by its weight. The
 -- tenant whose is smallest comes first: dominant resource fairness (Ghodsi et al.: NSDI 2011). "" stands for all that name
 -- none.
@@ -44,12 +44,27 @@ local function has_caps(tenant)
   return q and (q.gpu_memory_mb or q.cpu_cores or q.ram_mb or q.tasks) and true or false
 end
 
+-- GPU MB that `need` takes at least, of each GPU: where it asks for a share, of the smallest one that could hold it.
+local function least_of(need)
+  if not need.s then return need.g end
+  if not need.smallest then
+    for _, class in ipairs(call("HKEYS", K.classes)) do
+      local mem = tonumber(string.match(class, "^(%d+):")) or 0
+      if mem > 0 and mem >= need.least then
+        need.smallest = math.min(need.smallest or math.huge, math.max(need.least, math.ceil(mem * need.s / 1000)))
+      end
+    end
+    need.smallest = need.smallest or need.g
+  end
+  return need.smallest
+end
+
 -- The first dimension in which a tenant would be above its cap with `need` more, and the cap; nil if none is.
 local function capped(tenant, need, u)
   if not has_caps(tenant) then return nil end
   local q = quota_of(tenant)
   u = u or use_of(call("HGET", K.used, tenant))
-  if q.gpu_memory_mb and u.g + need.g * (need.k or 1) > q.gpu_memory_mb then return "gpu_memory_mb", q.gpu_memory_mb end
+  if q.gpu_memory_mb and u.g + least_of(need) * (need.k or 1) > q.gpu_memory_mb then return "gpu_memory_mb", q.gpu_memory_mb end
   if q.cpu_cores and u.c + need.c > q.cpu_cores then return "cpu_cores", q.cpu_cores end
   if q.ram_mb and u.r + need.r > q.ram_mb then return "ram_mb", q.ram_mb end
   if q.tasks and u.n + 1 > q.tasks then return "tasks", q.tasks end

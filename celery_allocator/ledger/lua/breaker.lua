@@ -1,6 +1,6 @@
 -- Set the circuit breaker of a task name, or close it; what it set aside goes on as far as it lets it.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: task name, how many more may be granted ("": any number, it is closed), what its keeper remembers
 --   of it (JSON, "": nothing), batch size, publish ("1"|"0", as in release), note (see _journal) or "".
 -- Reply: {"ok", grants, how many are still set aside, entry} | what _journal refuses with. Touches: breakers, breaker, aside,

@@ -1,6 +1,6 @@
 -- End an allocation that has not started (delayed, waiting, on hold or granted), or one made by hand.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, outcome ("cancelled"), publish ("1"|"0", as in release), note (see _journal) or "",
 --   "waits" (only if it has not been granted) or "".
 -- A task is buried: its result (REVOKED) is still to be written by the caller or the next tick, then settled.

@@ -1,6 +1,6 @@
 -- Stop or resume granting on a node or one device.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining|restore), publish ("1"|"0", as in release),
 --   note (see _journal) or "", the states to restore (JSON: node or node/device → state; a device that is not named gets its node's).
 -- draining also takes back what was granted there and has not started.

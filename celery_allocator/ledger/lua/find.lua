@@ -1,6 +1,6 @@
 -- Read allocations.
 -- flags: no-writes
--- uses: base index line runtimes tenants dates forecast describe
+-- uses: base index line limits runtimes tenants dates forecast describe
 -- KEYS: prefix. ARGV from 5: what (id|task|waiting|delayed|on_hold|held), then an id, a task id, or offset and count.
 -- Reply: list of described allocations. Touches: nothing (reads alloc, tasks, waiting, delayed, onhold, held).
 local what = ARGV[5]

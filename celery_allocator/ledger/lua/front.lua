@@ -1,6 +1,6 @@
 -- Move an allocation that has not been granted before the first in line; or back to a place that it had.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim move
+-- uses: base events journal cores index line limits runtimes tenants dates claim move
 -- KEYS: prefix. ARGV from 5: id, score of the place to give it ("": before the first), note (see _journal) or "".
 -- A redo takes the place it had, if nobody has it now. A larger priority that comes later goes before it. Which tenant's turn
 -- it is does not change. Nothing is granted by that: who comes to the head of a line did not fit before, either.

@@ -1,6 +1,6 @@
 -- Put an allocation that waits or is delayed on hold: it keeps its place, and is not granted. Or let it go on.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, what ("hold"|"unhold"), by (who holds it: "operator"), publish ("1"|"0", as in release),
 --   note (see _journal) or "".
 -- Its expiry and, if it was made by hand, its TTL go on while it is on hold.

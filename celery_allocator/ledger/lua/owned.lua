@@ -1,6 +1,6 @@
 -- Read an owner's live allocations, oldest first, or one of them.
 -- flags: no-writes
--- uses: base index line runtimes tenants dates forecast describe
+-- uses: base index line limits runtimes tenants dates forecast describe
 -- KEYS: prefix. ARGV from 5: owner, id ("": all of them).
 -- Reply: list of described allocations. Touches: nothing (reads own, alloc).
 local mine, one = K.own .. ARGV[5], ARGV[6]

@@ -1,6 +1,6 @@
 -- A message cannot be read, so its task cannot run: keep both aside for an operator, and let the caller be told.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, token or "" (any), reason, publish ("1"|"0", as in release).
 -- Reply: {"ok", grants} | {"gone"} | {"stale", live token}. Touches: alloc, obits, parked, delayed, events and all that
 -- withdraw, dequeue and pass touch.

@@ -1,6 +1,6 @@
 -- An operator stops all granting in the pool, or resumes it. What is granted already starts and runs.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass epoch
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass epoch
 -- KEYS: prefix. ARGV from 5: "1" to stop or "0" to resume, publish ("1"|"0", as in release), note (see _journal) or "".
 -- Reply: {"ok", "1"|"0" as it was, grants, entry} | what _journal refuses with. Touches: meta, dev, node, index, order, events,
 -- journal and all that pass touches.

@@ -1,13 +1,13 @@
 -- Where and when a task would start if it were submitted now.
 -- flags: no-writes
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass never
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass never
 -- KEYS: prefix. ARGV from 5: task name, GPU MB, cores, RAM MB, GPUs, priority, strategy, kind (t|m), tenant, size, how long it will run
---   at most in ms or "".
+--   at most in ms or "", what else it asks for or "".
 -- Reply: {"now", node/device, now} | {"later", position, p50 ms or "", p90 ms or "", dimension of its tenant's cap that it waits for
 --   or "", now} | {"never", dimension, largest} | {"never", dimension, cap, tenant}.
 -- Touches: nothing (reads all that submit does).
 local name, tenant, size, xrt = ARGV[5], ARGV[13], ARGV[14], ARGV[15] ~= "" and ARGV[15] or nil
-local shape = shape_of(ARGV[6], ARGV[7], ARGV[8], ARGV[12], ARGV[9])
+local shape = shape_of(ARGV[6], ARGV[7], ARGV[8], ARGV[12], ARGV[9], ARGV[16])
 local need = need_of(shape)
 local cap, most = capped(tenant, need, use_of(""))
 if cap then return { "never", cap, most, tenant } end

@@ -1,6 +1,6 @@
 -- Change the priority of an allocation that has not been granted: its place in line follows.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim move
+-- uses: base events journal cores index line limits runtimes tenants dates claim move
 -- KEYS: prefix. ARGV from 5: id, priority, note (see _journal) or "", score of the place to give it ("": that of the priority).
 -- What was moved to the front leaves it for the place of its new priority. Nothing is granted by that: who comes to the head
 -- of a line did not fit before, either.

@@ -1,10 +1,11 @@
 -- A worker says that it runs a task: make that so again, unless it has become somebody else's or ended.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim
+-- uses: base events cores index line limits runtimes tenants dates claim
 -- KEYS: prefix. ARGV from 5: id, token, node/device, cores held ("0,1"), worker, nonce, repeatable ("1"|"0"), started ms,
 --   task id, task name, GPU MB, cores, RAM MB, priority, strategy, message (used where the record itself was lost), number
 --   of the report (0: none), the run of the server that the worker last reported to, patient ("1": where others hold the
---   same and granting is paused, it asks again: they may have ended unheard, and have not reported yet).
+--   same and granting is paused, it asks again: they may have ended unheard, and have not reported yet), how many GPUs, what else it
+--   asks for or "", all its devices ("n/gpu_0 n/gpu_1"), GPU MB as it asked for them (ARGV 15: as they were granted).
 -- A record that is missing is made anew only where the server can have lost it: else the task has ended long ago.
 -- What waits again, or was granted again and has not started, is taken back from there and runs on under its old token: so
 -- a worker that was thought dead, or whose start the server forgot, keeps what nobody else has begun.
@@ -33,7 +34,10 @@ local server = call("HMGET", K.meta, "run", "rejoined", "paused")
 if not a and server[1] == ARGV[22] and server[2] ~= server[1] then return { "stale", "it has ended" } end
 local holder = call("HGET", K.dev .. dkey, "worker") or ""
 
-local need = { g = tonumber(ARGV[15]), c = tonumber(ARGV[16]), r = tonumber(ARGV[17]), kind = "t" }
+local shape = shape_of(ARGV[15], ARGV[16], ARGV[17], "t", ARGV[24], ARGV[25])
+local need = need_of(shape)
+local on = split(ARGV[26])
+if need.k > 1 then need.on = on end
 local cores = core_list(ARGV[8])
 local by = a and a.state == "on_hold" and call("HGET", K.alloc .. id, "hold")
 if a and a.state == "granted" then
@@ -43,17 +47,23 @@ elseif a then
 end
 local n = load_node(node_of(dkey))
 local at = n and find_in(fleet_of(n), dkey)
-local free = at and fleet_of(n)[at + 2]
-local reason = holder ~= "" and holder ~= worker and dkey .. " is served by " .. holder or not free and dkey .. " is not known"
-  or free < need.g and "its GPU memory was given to others" or n.r < need.r and "its RAM was given to others"
+local reason = holder ~= "" and holder ~= worker and dkey .. " is served by " .. holder or not at and dkey .. " is not known"
+for _, other in ipairs(not reason and on or {}) do
+  local their = find_in(fleet_of(n), other)
+  if not their then reason = other .. " is not known"
+  elseif fleet_of(n)[their + 2] < need.g then reason = "its GPU memory was given to others" end
+end
+if not reason and n.r < need.r then reason = "its RAM was given to others" end
 for _, core in ipairs(cores) do
   if not reason and string.sub(n.map, core + 1, core + 1) == "0" then reason = "core " .. core .. " was given to others" end
 end
 local arr = arrival(tonumber(ARGV[12]))
 local function record()
-  local shape = shape_of(ARGV[15], ARGV[16], ARGV[17], "t", 1)
   call("HSET", K.alloc .. id, "tid", ARGV[13], "name", ARGV[14], "shape", shape, "prio", ARGV[18], "strat", ARGV[19],
     "msg", ARGV[20], "c_ms", ARGV[12], "arr", arr, "score", line_score(tonumber(ARGV[18]), arr))
+  if need.s then
+    call("HSET", K.alloc .. id, "asked", shape_of(ARGV[27], ARGV[16], ARGV[17], "t", ARGV[24], ARGV[25]))
+  end
   index_task(id, ARGV[13])
 end
 if reason then
@@ -73,7 +83,8 @@ if reason then
 end
 if token > tonumber(call("HGET", K.meta, "seq") or 0) then call("HSET", K.meta, "seq", token) end
 local _, _, d = claim(id, dkey, need, n, token, cores)
-if not a then record() end
+if not a then record() else fix_share(id, a, need) end
+if need.on then call("HSET", K.alloc .. id, "devs", ARGV[26], "uuids", table.concat(d.uuids, " ")) end
 charge(a and a.tenant or "", need, 1)
 if holder == "" then
   call("HSET", K.dev .. dkey, "worker", worker, "inc", RECLAIMING)

@@ -1,13 +1,13 @@
 -- Tell the ledger what a node has (new, again, or changed) and extend its lease.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass
--- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB,
---   then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
+-- KEYS: prefix. ARGV from 5: node, lease ms, core map ("1" ours, "-" not, one character per core id), RAM MB, its labels (JSON:
+--   name → value), how near its GPUs are to each other (JSON: "gpu_0 gpu_1" → step; see links_of), then six per device: id, GPU memory MB, UUID, model, index, affinity ("0-15 32-47" or "").
 -- Devices that are not named any more go offline unless a worker serves them. What is held stays held: free amounts
 -- change by the difference, and may go below zero until tasks end.
 -- Reply: grants. Touches: nodes, known, node, dev, meta, classes, events and all that pass touches.
 local node, own, ram = ARGV[5], ARGV[7], tonumber(ARGV[8])
-local old = call("HMGET", K.node .. node, "own", "map", "ram", "rfree", "devs", "st")
+local old = call("HMGET", K.node .. node, "own", "map", "ram", "rfree", "devs", "st", "labels", "links")
 local map = own
 if old[1] then
   -- Cores that were ours and are not free now are held: keep them so.
@@ -21,7 +21,8 @@ end
 own = own .. string.rep("-", #map - #own)
 local cfree = count_free(map)
 local rfree = old[1] and (tonumber(old[4]) + ram - tonumber(old[3])) or ram
-local changed = old[1] ~= own or tonumber(old[3] or -1) ~= ram
+local labels, links = ARGV[9], ARGV[10]
+local changed = old[1] ~= own or tonumber(old[3] or -1) ~= ram or (old[7] or "{}") ~= labels or (old[8] or "{}") ~= links
 local was_live = call("ZSCORE", K.nodes, node)
 local lease = now + tonumber(ARGV[6])
 call("ZADD", K.nodes, was_live and tonumber(was_live) > lease and was_live or lease, node)
@@ -54,8 +55,9 @@ local function upsert(device, mem, uuid, model, index, near)
   listed[device] = true
 end
 
-call("HSET", K.node .. node, "own", own, "map", map, "cfree", cfree, "ram", ram, "rfree", rfree, "st", state)
-for i = 9, #ARGV, 6 do
+call("HSET", K.node .. node, "own", own, "map", map, "cfree", cfree, "ram", ram, "rfree", rfree, "st", state, "labels", labels, "links", links)
+if links ~= "{}" then call("HSET", K.meta, "linked", 1) end
+for i = 11, #ARGV, 6 do
   sizes[#sizes + 1] = ARGV[i] .. ":" .. ARGV[i + 1]
   upsert(ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5])
 end

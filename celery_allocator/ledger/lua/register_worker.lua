@@ -1,6 +1,6 @@
 -- A worker begins to serve a device.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass loss epoch
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass loss epoch
 -- KEYS: prefix. ARGV from 5: worker, incarnation, node/device, slots, queue, lease ms, pid, start time of the pid,
 --   takeover (the incarnation whose process the caller knows to be gone, or ""), mailbox (a list, or ""), what goes before
 --   token and message there, number of the report ("0": it does not tell what it runs), "1" if that is its last word (else

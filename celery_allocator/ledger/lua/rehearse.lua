@@ -1,5 +1,5 @@
 -- Try a strategy that a user registered, on a node that is made up and on the pool as it is.
--- uses: base events cores index line runtimes tenants claim breaker reserve place
+-- uses: base events cores index line limits runtimes tenants claim breaker reserve place
 -- KEYS: prefix. ARGV from 5: the strategy's name.
 -- Reply: what is wrong with it, or "". Touches: nothing.
 local NUMBER, FUNCTION = "number", "function"
@@ -22,11 +22,10 @@ if type(rule.score) ~= FUNCTION then return "the table that it returns has no fu
 for _, name in ipairs({ "find", "learn" }) do
   if rule[name] ~= nil and type(rule[name]) ~= FUNCTION then return "what it returns as " .. name .. " is no function" end
 end
-for _, need in ipairs({ { g = 1000, c = 1, r = 0, kind = "t", k = 1 }, { g = 1000, c = 1, r = 100, kind = "m", k = 2 },
-  { g = 0, c = 1, r = 0, kind = "t", k = 1 } }) do
+for _, need in ipairs({ need_of("1000:1:0:t"), need_of("1000:1:100:m:2"), need_of("0:1:0:t") }) do
   local fleet = { "00000001|trial/gpu_0", "w", 8000, 1, "00000002|trial/gpu_1", "w", 24000, 1, "00000003|trial/cpu", "w", 0, 1 }
   local view = node_view({ name = "trial", c = 4, r = 16000, packed = cmsgpack.pack(fleet), mems = cmsgpack.pack({ 24000, 24000, 0 }) })
-  local taken = need.g == 0 and {} or need.k == 1 and { 1 } or { 1, 2 }
+  local taken = not need.gpu and {} or need.k == 1 and { 1 } or { 1, 2 }
   local fine, score = pcall(rule.score, view, taken, need)
   if not fine then return "score(view, taken, need) fails: " .. told(score) end
   if type(score) ~= NUMBER or score ~= score then return "score(view, taken, need) returns " .. tostring(score) .. ", and must return a number" end

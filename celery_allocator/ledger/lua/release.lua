@@ -1,6 +1,6 @@
 -- Give back what an allocation holds, once, and grant what now fits.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass loss
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass loss
 -- KEYS: prefix. ARGV from 5: id, token or "" (any), outcome, weight of the newest run time, publish ("1": the caller
 --   publishes the grants; "0": it cannot, so they are due at once for the next tick), note (see
 --   _journal) or "", class of the error or "".

@@ -1,6 +1,6 @@
 -- Rebuild everything that is counted from the allocations' records, and what nodes and devices have.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass audit
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass audit
 -- KEYS: prefix. ARGV from 5: ids of all records there are (found by SCAN).
 -- Where two records claim the same core or more than there is, the older grant stays; the other one goes back into line if it
 -- has not started. If it runs it is counted all the same: that is the truth, and verify goes on saying so.
@@ -114,6 +114,7 @@ for _, id in ipairs(held) do
     a.state = "waiting"
     call("HSET", K.alloc .. id, "state", "waiting", "tok", 0)
     call("HDEL", K.alloc .. id, "dev", "cores", "queue", "uuid", "g_ms", "s_ms", "worker", "nonce", "devs", "uuids")
+    unfix_share(id, a)
   elseif not d then
     leave(id, " runs on ", a.dev or "nothing", ", which is not known: it ends, and its result says so")
     a.state = "released"
@@ -153,7 +154,7 @@ end
 for node, n in pairs(nodes) do
   table.sort(n.list, function(x, y) return n.devs[x].ord < n.devs[y].ord end)
   local fleet, cfree, together = {}, count_free(n.map), 0
-  for dkey, d in pairs(n.devs) do if kind_of(dkey) == "gpu" then together = together + d.free end end
+  for dkey, d in pairs(n.devs) do if kind_of(dkey) == "gpu" then together = together + math.max(0, d.free) end end
   for _, dkey in ipairs(n.list) do
     local d = n.devs[dkey]
     local member, mode, kind = d.ord .. "|" .. dkey, mode_of(d), kind_of(dkey)

@@ -1,6 +1,6 @@
 -- Bring back an allocation that an operator ended (or one made by hand whose making was undone), from its journal entry.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, publish ("1"|"0", as in release), note (see _journal; way is undo or redo).
 -- What held a place gets the same one again: device, cores, memory; an unstarted task whose place is taken goes back into
 -- line instead. What waited goes back under its old place in line. A new grant has a new token.

@@ -1,6 +1,6 @@
 -- Look for allocations in a stretch of the line.
 -- flags: no-writes
--- uses: base index line runtimes tenants dates forecast describe
+-- uses: base index line limits runtimes tenants dates forecast describe
 -- KEYS: prefix. ARGV from 5: part of a name, a task's id or an allocation's id in small letters ("": any), tenant ("": any),
 --   places in line to pass over, and to look at; of those that are meant, how many to pass over, and to describe.
 -- Reply: {how many were looked at, how many of them are meant, list of described allocations}.

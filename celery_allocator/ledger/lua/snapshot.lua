@@ -4,7 +4,7 @@
 -- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
 -- Reply: {now, counts {delayed, waiting, granted, held, on hold}, nodes, workers, why nothing is granted
 --   ("stopped" by an operator | "paused" until workers have reported | "")}.
---   node: {name, lease left ms, own, map, ram, free ram, state, devices}; device: {id, uuid, model, mem, free, state, live,
+--   node: {name, lease left ms, own, map, ram, free ram, state, devices, labels (JSON)}; device: {id, uuid, model, mem, free, state, live,
 --   worker, queue, slots, free slots, allocation ids, mode (see index)}; worker: {name, node/device, pid, lease left ms, incarnation,
 --   what it measured (JSON), when (ms)}
 -- Touches: nothing (reads meta, known, node, dev, on, nodes, workers, worker).
@@ -17,7 +17,7 @@ else
   table.sort(names)
 end
 for i, name in ipairs(names) do
-  local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs")
+  local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs", "labels")
   local fleet = fleet_of(load_node(name))
   local devices = {}
   for _, device in ipairs(split(n[6])) do
@@ -28,7 +28,7 @@ for i, name in ipairs(names) do
       call("SMEMBERS", K.on .. dkey), fleet[at + 1] }
   end
   local lease = call("ZSCORE", K.nodes, name)
-  nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices }
+  nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices, n[7] or "{}" }
 end
 for i, name in ipairs(ARGV[5] and {} or call("ZRANGE", K.workers, 0, -1)) do
   local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc", "use", "use_at")

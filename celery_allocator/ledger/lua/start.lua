@@ -1,6 +1,6 @@
 -- A worker is about to run a granted task: the gate. Succeeds once per grant.
 -- flags: allow-oom
--- uses: base events index line runtimes tenants dates forecast describe
+-- uses: base events index line limits runtimes tenants dates forecast describe
 -- KEYS: prefix. ARGV from 5: id, token, worker, incarnation, nonce (one per delivery), repeatable ("1"|"0").
 -- Reply: {"ok", <described allocation>} | {"stale", reason}. The same nonce again (the reply was lost) is "ok" again.
 -- A stale delivery is counted by its reason. Touches: alloc, granted, expires, dev, dates, events, rejected.

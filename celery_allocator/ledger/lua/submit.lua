@@ -1,14 +1,15 @@
 -- Submit one allocation: grant it if a device fits now, else let it wait (or be delayed).
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass room never
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass room never
 -- KEYS: prefix. ARGV from 5: id, task id, task name, gpu MB, cores, RAM MB, priority, strategy, kind (t|m), message,
 --   ETA ms or "", expiry ms or "", TTL ms (kind m), on_never (raise|wait), how many may wait or be delayed at most, tenant, note (see _journal) or "",
---   size, how long it will run at most in ms or "", how many GPUs.
--- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, all devices, all uuids (of several, else ""), now}
+--   size, how long it will run at most in ms or "", how many GPUs, what else it asks for (as a shape has it) or "".
+-- Reply: {"granted", token, device, cores, queue, uuid, free GPU MB, free cores, free RAM, delivered 0|1, all devices, all uuids (of several, else ""), GPU MB of each, now}
 --   | {"waiting", position, estimated start ms or "" (p50, p90), largest free GPU MB, cores, RAM, now} | {"delayed", now} | {"on_hold", now}: set aside by a breaker
 --   | {"never", dimension, largest} | {"full", how many wait} | {"known", state} when the id was submitted before (a repeated call changes nothing).
 -- Touches: alloc, tasks, meta, expires, delayed, classes, events, journal and all that claim and enqueue touch.
 local id, tid, name = ARGV[5], ARGV[6], ARGV[7]
-local need = { g = tonumber(ARGV[8]), c = tonumber(ARGV[9]), r = tonumber(ARGV[10]), kind = ARGV[13], k = tonumber(ARGV[24]) }
+local shape = shape_of(ARGV[8], ARGV[9], ARGV[10], ARGV[13], ARGV[24], ARGV[25])
+local need = need_of(shape)
 local priority, strategy, eta, expires, ttl = tonumber(ARGV[11]), ARGV[12], ARGV[15], ARGV[16], ARGV[17]
 local tenant, note, size, xrt = ARGV[20], read_note(ARGV[21]), ARGV[22], ARGV[23]
 local no = refused(note)
@@ -17,8 +18,6 @@ if no then return no end
 if call("EXISTS", K.alloc .. id, K.tomb .. id) > 0 then
   return { "known", call("HGET", K.alloc .. id, "state") or call("GET", K.tomb .. id) }
 end
-
-local shape = shape_of(ARGV[8], ARGV[9], ARGV[10], need.kind, need.k)
 
 -- What its tenant may never hold: its cap is below it.
 local function forbidden()
@@ -97,7 +96,7 @@ if dkey then
   local delivered = need.kind == "t" and deliver(d, token, ARGV[14])
   return answered(note,
     { "granted", token, dkey, cores, d.queue, d.uuid, d.free, node.c, node.r, delivered and 1 or 0,
-      need.on and table.concat(need.on, " ") or "", d.uuids and table.concat(d.uuids, " ") or "", now })
+      need.on and table.concat(need.on, " ") or "", d.uuids and table.concat(d.uuids, " ") or "", need.g, now })
 end
 
 call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields())

@@ -1,6 +1,6 @@
 -- Say what a tenant's turns are worth and how much it may hold, or forget that.
 -- flags: allow-oom
--- uses: base events journal cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: tenant, quota (JSON: weight, gpu_memory_mb, cpu_cores, ram_mb, tasks, by; "": none), publish
 --   ("1"|"0", as in release), note (see _journal) or "", "1" if it comes from settings: it does not replace what an operator said.
 -- What it holds already stays.

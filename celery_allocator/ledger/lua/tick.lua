@@ -1,6 +1,6 @@
 -- Maintenance, about once a second by whoever comes first.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass loss leases epoch
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass loss leases epoch
 -- KEYS: prefix. ARGV from 5: lock ms (0: no lock), batch size, publish ("1": the caller publishes and writes results), ms
 --   for which the caller could not reach the server ("": it cannot know, a command that has just begun), shortest pause ms, when the caller sent this by the server's clock
 --   (as it knows it from the last reply) or "".

@@ -1,6 +1,6 @@
 -- An operator decides about a parked message.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: id, what ("requeue": into line again under its old place; "discard": forgotten), publish
 --   ("1"|"0", as in release).
 -- Reply: {"ok", grants} | {"gone"} when nothing of that id is parked. Touches: parked, obits, alloc, tasks, tomb, events and

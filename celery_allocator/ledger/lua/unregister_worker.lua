@@ -1,6 +1,6 @@
 -- A worker stops serving its device. Unstarted grants go back into line; what still runs is lost with it.
 -- flags: allow-oom
--- uses: base events cores index line runtimes tenants dates claim breaker reserve place forecast pass loss
+-- uses: base events cores index line limits runtimes tenants dates claim breaker reserve place forecast pass loss
 -- KEYS: prefix. ARGV from 5: worker, incarnation, closing ("1": it runs its tasks to their end first, so only new
 --   grants stop and unstarted ones are withdrawn; "0": it is leaving now).
 -- Reply: {grants, lost ids}, or {} if this incarnation is not registered.
@@ -14,7 +14,7 @@ if ARGV[7] == "1" then
   if call("HGET", K.dev .. w[2], "worker") == worker then
     for _, id in ipairs(call("SMEMBERS", K.on .. w[2])) do
       local a = load_alloc(id)
-      if a and a.state == "granted" then
+      if a and a.state == "granted" and a.dev == w[2] then
         take_back(id, a)
       end
     end

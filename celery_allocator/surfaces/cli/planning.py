@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
-from celery_allocator.allocating.command import option_name
+from celery_allocator.allocating.command import requirement_options
 from celery_allocator.ledger import Accuracy
 from celery_allocator.ledger import Plan as Planned
-from celery_allocator.model import FIELDS, LABELS, Kind, Requirements, Strategy
+from celery_allocator.model import Kind, Requirements, Strategy
 from celery_allocator.plugin.router import RESOURCES, STRATEGY, parse_strategy
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.completing import completes, task_names
@@ -21,20 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def _asking(command: F) -> F:
     """Add an option per requirement."""
-    options = [
-        *(
-            click.option(
-                *dict.fromkeys((option_name(field), "--" + field.name.replace("_", "-"))),
-                field.name,
-                type=int,
-                metavar=field.unit.upper() or "N",
-                help=field.doc,
-            )
-            for field in FIELDS.values()
-        ),
-        *(click.option(f"--{name}", metavar="NAME", help=doc) for name, doc in LABELS.items()),
-    ]
-    for option in reversed(options):
+    for option in reversed(requirement_options(by_key=True)):
         command = option(command)
     return command
 

@@ -74,7 +74,7 @@ def shape(asked: Asked) -> str:
         words.append(f"{asked.cpu_cores} core{'s' if asked.cpu_cores != 1 else ''}")
     if asked.ram_mb:
         words.append(f"{asked.ram_mb} MB RAM")
-    return ", ".join(words)
+    return ", ".join((*words, *getattr(asked, "besides", ())))
 
 
 def described(allocation: Allocation) -> str:

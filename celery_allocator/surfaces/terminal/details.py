@@ -93,7 +93,8 @@ def _measured(use: WorkerUse) -> list[tuple[str, Any]]:
 def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
     asked = allocation.requirements
     several = f"{asked.gpu_count} × " if asked.gpu_count > 1 else ""
-    claimed = f"{several}{asked.gpu_memory_mb} MB GPU, {asked.cpu_cores} cores, {asked.ram_mb} MB RAM"
+    claimed = f"{several}{allocation.gpu_memory_mb} MB GPU, {asked.cpu_cores} cores, {asked.ram_mb} MB RAM"
+    claimed = ", ".join((claimed, *asked.besides))
     return [
         ("name", allocation.task_name),
         ("task", allocation.task_id),

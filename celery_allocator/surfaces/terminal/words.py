@@ -81,8 +81,13 @@ def clock(at: float, now: float) -> str:
 
 
 def claim(asked: Requirements) -> str:
-    """``2.0G 2c 4.0G``: GPU memory, cores, RAM; ``-`` for what is not asked for. ``2×40G``: so much of each of two."""
+    """``2.0G 2c 4.0G``: GPU memory, cores, RAM; ``-`` for what is not asked for.
+
+    ``2×40G``: so much of each of two; ``0.25``: a share of a GPU, ``1`` a whole one.
+    """
     gpu, ram = (size(mb) if mb else "-" for mb in (asked.gpu_memory_mb, asked.ram_mb))
+    if asked.share:
+        gpu = "1" if asked.exclusive else f"{asked.gpu:g}"
     if asked.gpu_count > 1:
         gpu = f"{asked.gpu_count}×{gpu.replace('.0', '')}"
     left = f"{gpu:>5} {asked.cpu_cores:>{min(3, max(0, 8 - len(gpu)))}}c"

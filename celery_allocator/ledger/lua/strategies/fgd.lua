@@ -126,7 +126,7 @@ local function learn(need)
     for i = 1, #all, 2 do call("ZADD", K.demand, string.format("%.17g", all[i + 1] / unit), all[i]) end
     unit = 1
   end
-  local shape = need.g .. ":" .. need.c .. ":" .. (need.k or 1)
+  local shape = least_of(need) .. ":" .. need.c .. ":" .. (need.k or 1)
   local before = call("ZSCORE", K.demand, shape)
   call("ZADD", K.demand, string.format("%.17g", (before or 0) + unit), shape)
   for _, rare in ipairs(before and {} or call("ZRANGE", K.demand, 0, -1 - MOST)) do call("ZREM", K.demand, rare) end

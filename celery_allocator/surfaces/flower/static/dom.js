@@ -70,6 +70,13 @@ export function shape(asked) {
   if (asked.gpu_memory_mb) words.push(`${several}${mb(asked.gpu_memory_mb)} GPU`);
   if (asked.cpu_cores) words.push(`${asked.cpu_cores} core${asked.cpu_cores === 1 ? "" : "s"}`);
   if (asked.ram_mb) words.push(`${mb(asked.ram_mb)} RAM`);
+  if (asked.exclusive) words.push("a whole GPU");
+  else if (asked.gpu) words.push(`${Math.round(asked.gpu * 1000) / 10} % of a GPU`);
+  if (asked.gpu_model) words.push(`model ${asked.gpu_model}`);
+  if (asked.node) words.push(`on ${asked.node}`);
+  for (const [name, value] of Object.entries(asked.labels ?? {})) words.push(`${name}=${value}`);
+  if (asked.anti_affinity) words.push(`apart from other ${asked.anti_affinity}`);
+  if (asked.affinity) words.push(`near ${asked.affinity}`);
   if (asked.priority) words.push(`priority ${asked.priority}`);
   return words.join(", ");
 }
