@@ -15,7 +15,7 @@ import redis
 from redis.exceptions import ResponseError
 
 from celery_allocator.errors import SettingsError
-from celery_allocator.ledger import scripts
+from celery_allocator.ledger import joining, scripts
 from celery_allocator.ledger.scripts import Fragment
 
 _LINE = re.compile(r"\buser_script:(\d+):")
@@ -53,7 +53,7 @@ def _unusable(name: str, problem: str) -> SettingsError:
 def _in_file(problem: str, fragment: Fragment) -> str:
     """The server's message with the lines of the user's own file. Full lines of comment are not sent."""
     sent = scripts.load("rehearse", (fragment,)).source
-    before = sent[: sent.index(scripts.start_of(fragment[0]))].count("\n") + 1
+    before = sent[: sent.index(joining.start_of(fragment[0]))].count("\n") + 1
     lines = [i for i, line in enumerate(fragment[1].splitlines(), 1) if not line.lstrip(" ").startswith("--")]
 
     def line(match: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 import redis
 
-from celery_allocator.ledger import keys, scripts
+from celery_allocator.ledger import joining, keys, scripts
 
 FOLDER = files("celery_allocator.ledger") / "lua"
 LIBRARIES = sorted(e.name[1:-4] for e in FOLDER.iterdir() if e.name.startswith("_"))
@@ -23,7 +23,7 @@ KEYWORDS = (
 #: Globals that the server offers and the scripts use.
 OFFERED = (
     "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "pcall", "pairs", "unpack", "KEYS", "ARGV",
-    "cmsgpack", "cjson", "type", "error",
+    "cmsgpack", "cjson", "type", "error", "setmetatable",
 )  # fmt: skip
 
 
@@ -57,6 +57,47 @@ def test_an_operation_has_room_for_more_names(name: str, ledger_client: redis.Re
     source = scripts.load(name).source.replace("local function main()", more + "local function main()")
     assert more in source
     assert ledger_client.script_load(source)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_functions_have_room_for_more_that_they_share(name: str, ledger_client: redis.Redis) -> None:
+    """A Lua function has room for 60 variables of those around it."""
+    more = [f"more_{i}" for i in range(10)]
+    source = scripts.load(name).source.replace("local fn = {}\n", f"local fn, {', '.join(more)} = {{}}\n")
+    for start in ("local function make()\n", "__index = function(_, name)\n", "local function main()\n"):
+        source = source.replace(start, f"{start}local function shares() return {', '.join(more)} end\n")
+    assert "local function shares()" in source
+    assert ledger_client.script_load(source)
+
+
+def test_no_name_of_a_library_is_used_twice() -> None:
+    names = [name for library in LIBRARIES for name in top_level(scripts.read(f"_{library}"))]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+def top_level(text: str) -> list[str]:
+    """Names of a library's functions and state."""
+    found = re.findall(r"^local (?:function )?([\w, ]+)", text, re.MULTILINE)
+    return [name.strip() for names in found for name in names.split(",")]
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, *(f"_{library}" for library in LIBRARIES)])
+def test_a_variable_that_is_named_as_a_function_is_never_called(name: str) -> None:
+    """The function could not be called there, as the name is the variable's (see joining.py)."""
+    sources = [scripts.read(name)]
+    if name.startswith("_"):
+        sources = [f"function{match[2]}" for match in joining.FUNCTION.finditer(sources[0])]
+    for source in sources:
+        own = joining.own_names(source) & set().union(*DEFINES.values())
+        assert {one for one in own if re.search(rf"(?<![\w.:]){one}\(", code(source))} == set()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_names_functions_of_its_own_that_are_called_often(library: str) -> None:
+    text = scripts.read(f"_{library}")
+    often = [name for names in re.findall(r"^-- often: (.*)$", text, re.MULTILINE) for name in names.split()]
+    assert set(often) <= DEFINES[library] | {"strategy_of"}
+    assert len(often) == len(set(often))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from celery_allocator.ledger import scripts
+from celery_allocator.ledger import joining, scripts
 from celery_allocator.model import Strategy, known_strategy
 from celery_allocator.settings import STRATEGIES
 
@@ -52,6 +52,6 @@ def test_scripts_that_place_take_registered_ones_in_and_others_do_not() -> None:
     fragment = ("mine", "return {}\n")
     assert scripts.places("submit")
     assert not scripts.places("snapshot")
-    assert scripts.start_of("mine") in scripts.load("submit", (fragment,)).source
+    assert joining.start_of("mine") in scripts.load("submit", (fragment,)).source
     assert "strategy_mine" not in scripts.load("submit").source
     assert scripts.load("snapshot", (fragment,)).source == scripts.load("snapshot").source

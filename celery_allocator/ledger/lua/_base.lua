@@ -4,6 +4,7 @@
 --   4 policy, in numbers and a word separated by colons: LOSSES, times a repeatable task may lose its worker; MAX_BYPASS,
 --     times, and MAX_BYPASS_MS, for how long the first in line may be passed by before a device is kept for it; POINT, what
 --     one point of priority is worth in line (see _line); BACKFILL: "easy", "greedy" or "none" (see _pass)
+-- often: node_of
 local P = KEYS[1]
 local call = redis.call
 local floor = math.floor

@@ -2,6 +2,7 @@
 -- A name with a breaker that is not closed may be granted as often as the breaker says (0: not at all). Its tasks wait in
 -- line as all others do; whose turn comes, and may not be granted, is set aside: on hold, until the breaker lets it go on.
 -- So what one name's tasks do to the line costs the others nothing.
+-- often: admits spend
 
 -- A breaker that is closed while much is still set aside: each tick lets some of that go on, until nothing is left.
 local CLOSING = 1000000000

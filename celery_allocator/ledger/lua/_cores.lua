@@ -1,5 +1,6 @@
 -- Library: core ids. A node's map is a string with one character per core id, starting at id 0:
 -- "1" free, "0" held, "-" not ours. Pure: touches no key.
+-- often: pick_cores mark_cores count_free core_list
 
 -- Pick n free cores: a free run inside an affinity range (cores near the device), else the first free run anywhere,
 -- else single cores, near ones first. `near` is "0-15 32-47" or "". Returns ids as a list, or nil if fewer are free.

@@ -8,6 +8,7 @@
 -- Score of a pseudo-device cpu: free memory of all GPUs of its node · 8192 + free cores − 2^50, below every GPU's: work without
 -- a GPU goes where it takes cores from no idle GPU. For first fit the same members also stand, by registration order, in one set per power of two of free
 -- memory, GPUs and pseudo-devices apart.
+-- often: kind_of score_of bucket load_node fleet_of find_in index_of gpu_free reindex
 local NODES, CPU = 134217728, 1125899906842624
 
 local function kind_of(dkey) return string.sub(dkey, -4) == "/cpu" and "cpu" or "gpu" end

@@ -5,6 +5,7 @@
 -- stood before), final (the key stands for this step, and not for one that it needs before it), call (one per call: the
 -- same one again is a call whose reply was lost, and gets that reply). Every action, undo and redo has a number of its own, `op`: an entry carries that of when it was done, its
 -- place among the others, and that of when it was undone.
+-- often: read_note refused journal answered
 local ONCE = 604800000 -- ms for which an idempotency key is remembered: a week
 local ANSWERED = 120000 -- ms for which a reply is remembered
 

@@ -7,6 +7,7 @@
 -- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
 -- earned by waiting; without, 2^43, which is 17 years. That key never changes, as all that wait age alike; and it is exact
 -- in a double for |priority| ≤ 1000. Arrivals and POINT are even: odd places are those of what was moved to the front.
+-- often: arrival line_score shape_of need_of reservation
 local SINCE = 1767225600000
 
 local function arrival(ms, last)

@@ -5,6 +5,7 @@
 --   greedy  all of them, in their order
 --   none    nobody
 -- Within a shape the first that does not fit speaks for all behind it: a pass looks at heads of lanes, never at every waiter.
+-- often: pass_one below_cap pass_unkept pass_node find_room
 
 -- a: as `admits` let it pass.
 local function grant_head(need, dkey, id, a, n, out)

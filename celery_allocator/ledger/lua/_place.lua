@@ -1,6 +1,7 @@
 -- Library: find the device a strategy would take. Reads: index, order, node. Writes nothing.
 -- need: as need_of made it, with id and run of who wants it (see kept_from). Where a share is asked for, g becomes what that
 -- comes to on the device that is chosen.
+-- often: count_fitting has_room range_of best_in find_best strategy_of place settle
 
 -- How many devices of a node (at most as many as `need` wants) it could be placed on. 1 where it wants one: the caller has
 -- looked at that.

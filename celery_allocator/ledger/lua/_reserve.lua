@@ -7,6 +7,7 @@
 -- it: nothing is granted there but what leaves room for it already. On all other nodes nothing is held back.
 -- There is one reservation at a time. Its holder keeps it until it is granted, or does not wait any more, or one of the
 -- same tenant comes before it (see unseat). So each that becomes first starts, and the next one becomes first.
+-- often: passed kept_from
 local MOST_SEATS, MOST_DEVICES = 32, 1024 -- devices that could hold it, and devices, looked at: those with most free memory first
 local MOST_HEADS = 16 -- heads of lanes looked at for one that a device could hold now
 local debut -- id of one that goes before the holder because its tenant holds nothing

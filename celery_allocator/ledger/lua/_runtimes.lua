@@ -3,6 +3,7 @@
 -- 5 % whatever it is: the mapping of DDSketch (Masson, Rim, Lee: PVLDB 12, 2019). Newer runs count more: with each one the
 -- weights of all others shrink, by DECAY once there are enough. Packed: { runs, mean, bucket, weight, bucket, weight, … }
 -- by bucket; the weights add up to one.
+-- often: sketch run_field runs_of run_ms pace_of
 local GROWTH = math.log(1.1)
 local FEWEST = 3 -- runs from which on others may be told to rely on it
 local PROMISED = 0.9 -- quantile by which a task counts as ended, where another is waiting for that

@@ -2,6 +2,7 @@
 -- A tenant's dominant share is the largest of the shares it has of all GPU memory, cores and RAM, divided by its weight. The
 -- tenant whose is smallest comes first: dominant resource fairness (Ghodsi et al.: NSDI 2011). "" stands for all that name
 -- none.
+-- often: use_of charge has_caps capped
 
 -- What tenants used before they gave something back in this script.
 local eased = {}
