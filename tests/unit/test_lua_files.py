@@ -22,8 +22,8 @@ KEYWORDS = (
 )  # fmt: skip
 #: Globals that the server offers and the scripts use.
 OFFERED = (
-    "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "pcall", "pairs", "unpack", "KEYS", "ARGV",
-    "cmsgpack", "cjson", "type", "error", "setmetatable",
+    "redis", "math", "string", "table", "tonumber", "tostring", "ipairs", "next", "pcall", "pairs", "unpack", "KEYS",
+    "ARGV", "cmsgpack", "cjson", "type", "error", "setmetatable",
 )  # fmt: skip
 
 

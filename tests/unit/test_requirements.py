@@ -142,7 +142,11 @@ def test_fields_and_attributes_are_the_same_list() -> None:
     attributes = {field.name: field.default for field in dataclasses.fields(Requirements)}
     others = {"gpu": 0.0, "exclusive": False, "labels": ()}
     assert tuple(others) == tuple(OTHERS)
-    assert attributes == {**{name: field.default for name, field in FIELDS.items()}, **dict.fromkeys(LABELS, ""), **others}
+    assert attributes == {
+        **{name: field.default for name, field in FIELDS.items()},
+        **dict.fromkeys(LABELS, ""),
+        **others,
+    }
     assert all(field.doc and field.minimum <= field.default <= field.maximum for field in FIELDS.values())
 
 

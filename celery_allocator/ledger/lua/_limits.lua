@@ -59,7 +59,7 @@ local function stands_apart(n, word)
 end
 
 -- Whether `need` may go to a device now, besides amounts. n: its node.
-local function allowed(dkey, n, need)
+local function may_go(dkey, n, need)
   if not need.limits then return true end
   return matches(dkey, need) and not (need.limits.apart and stands_apart(n, need.limits.apart))
 end

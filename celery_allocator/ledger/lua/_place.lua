@@ -27,7 +27,7 @@ local function has_room(cache, dkey, need)
     n = load_node(node)
     cache[node] = n
   end
-  return n.c >= need.c and n.r >= need.r and allowed(dkey, n, need) and not kept_from(dkey, n, need)
+  return n.c >= need.c and n.r >= need.r and may_go(dkey, n, need) and not kept_from(dkey, n, need)
     and (need.k or 1) <= count_fitting(n, need)
 end
 

@@ -126,7 +126,7 @@ end
 -- When `need` will fit on a device and what is left then (see shadow); nil if that takes no such claim.
 local function outlook(need, dkey)
   local n = load_node(node_of(dkey))
-  if not n or not allowed(dkey, n, need) then return nil end
+  if not n or not may_go(dkey, n, need) then return nil end
   local fleet = fleet_of(n)
   local at = find_in(fleet, dkey)
   local mode = at and fleet[at + 1]
