@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 #: Version of what the keys hold. A worker refuses a ledger of another one.
-SCHEMA = 4
+SCHEMA = 5
 
 #: name in Lua → (suffix, type, meaning)
 KEYS: dict[str, tuple[str, str, str]] = {

@@ -2,7 +2,6 @@
 
 Every event happens at its own virtual time: a submission, the ending of a task, a maintenance tick while tasks wait.
 A granted task starts at the moment of its grant. Of submissions and endings at one time, submissions come first.
-A task for several GPUs is an allocation made by hand, as a Celery worker serves one GPU.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import redis
 
 from celery_allocator.errors import UnsatisfiableError
 from celery_allocator.ledger import Grant, Ledger, Options
-from celery_allocator.model import Allocation, Kind, NodeInventory, Quota, State, Strategy
-from celery_allocator.simulator.cluster import INCARNATION, LEASE_S, Cluster, classes_of, worker_of
+from celery_allocator.model import Allocation, NodeInventory, Quota, State, Strategy
+from celery_allocator.simulator.cluster import INCARNATION, Cluster, classes_of, worker_of
 from celery_allocator.simulator.trace import TraceTask
 
 #: When every simulation begins, in seconds since the epoch: two runs have the same times in their ledgers.
@@ -114,9 +113,6 @@ class Replay:
         #: (time, order among equals, task): what ends when.
         self._endings: list[tuple[float, float, int]] = []
         self._waiting = 0
-        #: What waits for several GPUs, and up to where events have told of grants: nobody publishes these.
-        self._by_hand: set[str] = set()
-        self._read = "-"
         self._ended = 0
         self._ran_s = 0.0
         self._ticked_s = 0.0
@@ -166,11 +162,8 @@ class Replay:
         run = self._runs[i]
         task = run.task
         name, need = _name(i), task.requirements
-        kind = Kind.MANUAL if need.gpu_count > 1 else Kind.TASK
         try:
-            submitted = self.ledger.submit(
-                name, name, task.name, need, strategy=self._strategy, kind=kind, ttl_s=LEASE_S
-            )
+            submitted = self.ledger.submit(name, name, task.name, need, strategy=self._strategy)
         except UnsatisfiableError:
             run.never = True
             return
@@ -179,12 +172,7 @@ class Replay:
             assert allocation.node is not None and allocation.device_id is not None
             self._start(i, allocation.token, worker_of(allocation.node, allocation.device_id))
             return
-        if allocation.state is State.RUNNING:
-            self._began_at_grant(i, allocation)
-            return
         assert allocation.state is State.WAITING, allocation
-        if kind is Kind.MANUAL:
-            self._by_hand.add(name)
         self._waiting += 1
         run.position = allocation.queue_position
         run.p50_s = self._trace_time(allocation.estimated_start_at)
@@ -193,11 +181,8 @@ class Replay:
             run.naive_s = self.now_s + run.position * self._ran_s / self._ended / len(self._held)
 
     def _start(self, i: int, token: int, worker: str) -> None:
-        name = _name(i)
-        self._began_at_grant(i, self.ledger.start(name, token, worker, INCARNATION, name, False))
-
-    def _began_at_grant(self, i: int, allocation: Allocation) -> None:
-        run = self._runs[i]
+        name, run = _name(i), self._runs[i]
+        allocation = self.ledger.start(name, token, worker, INCARNATION, name, False)
         run.start_s = self.now_s
         run.end_s = self.now_s + run.task.duration_s
         self._held[i] = allocation
@@ -217,17 +202,6 @@ class Replay:
         for grant in grants:
             self._waiting -= 1
             self._start(_number(grant.allocation_id), grant.token, grant.queue)
-        if self._by_hand:
-            self._granted_by_hand()
-
-    def _granted_by_hand(self) -> None:
-        for at, fields in self.ledger.events(self._read, _EVENTS):
-            self._read = at
-            name = fields["id"]
-            if fields["event"] == "granted" and name in self._by_hand:
-                self._by_hand.discard(name)
-                self._waiting -= 1
-                self._began_at_grant(_number(name), self.ledger.get(name))
 
     # --- time
 

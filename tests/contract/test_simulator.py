@@ -241,7 +241,7 @@ def test_the_command_draws_and_prints_json(command: Callable[..., Any], tmp_path
     [
         (("none.csv", "--nodes", "nodes.csv"), "'none.csv' does not exist"),
         (("trace.csv",), "Missing option '--nodes'"),
-        (("nodes.csv", "--nodes", "nodes.csv"), "nodes.csv, line 1: node='node': is no column of this table"),
+        (("nodes.csv", "--nodes", "nodes.csv"), "nodes.csv, line 1: gpus='gpus': is no column of this table"),
         (("trace.csv", "--nodes", "nodes.csv", "--speed", "0"), "'0' is neither max nor a number above 0"),
         (("trace.csv", "--nodes", "nodes.csv", "--weight", "vision"), "'vision' is no tenant with its weight"),
         (("trace.csv", "--nodes", "nodes.csv", "--weight", "vision=-1"), "must be a number from 0.001 to 1000000"),

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_allocator.errors import RequirementsError
-from celery_allocator.model import FIELDS, LABELS, OTHERS, Requirements
+from celery_allocator.model import FIELDS, LABELS, OTHERS, Kind, Requirements, Shape
 from celery_allocator.model.requirements import merge
 from celery_allocator.model.task_types import TASK_TYPES, resolve
 
@@ -169,3 +169,86 @@ def test_settings_add_and_replace_task_types() -> None:
     extra = {"rendering": {"cpu_cores": 7}, "training": {"gpu_memory_mb": 9}}
     assert resolve("rendering", extra_types=extra) == Requirements(cpu_cores=7)
     assert resolve("training", extra_types=extra).gpu_memory_mb == 9
+
+
+@pytest.mark.parametrize(
+    ("asked", "key", "rule"),
+    [
+        ({"gpu": 1.5}, "gpu", "a share from 0 to 1; whole GPUs are gpu_count"),
+        ({"gpu": -0.1}, "gpu", "a share from 0 to 1"),
+        ({"gpu": 0.3333}, "gpu", "at most three decimals"),
+        ({"gpu": True}, "gpu", "must be a number, not bool"),
+        ({"gpu": float("nan")}, "gpu", "must be a number"),
+        ({"gpu": "0.5"}, "gpu", "must be a number, not str"),
+        ({"gpu": 0.5, "exclusive": True}, "gpu", "leave one out"),
+        ({"exclusive": 1}, "exclusive", "must be true or false"),
+        ({"gpu_model": "A100"}, "gpu_model", "needs gpu_memory_mb above 0, gpu or exclusive"),
+        ({"gpu_count": 2}, "gpu_count", "needs gpu_memory_mb above 0, gpu or exclusive"),
+        ({"labels": "zone=a"}, "labels", "must be a mapping such as"),
+        ({"labels": {"zone": 1}}, "labels", "1 must be text, not int"),
+        ({"labels": {"": "a"}}, "labels", "'' must be 1 to 255 printable"),
+        ({"labels": {str(i): "x" for i in range(9)}}, "labels", "must be 8 labels at most"),
+        ({"node": "n1/gpu_0"}, "node", "must not contain '/'"),
+        ({"anti_affinity": "a,b"}, "anti_affinity", "must not contain ','"),
+    ],
+)
+def test_what_cannot_be_asked_for_names_key_value_and_rule(asked: dict[str, Any], key: str, rule: str) -> None:
+    with pytest.raises(RequirementsError) as caught:
+        Requirements(**asked)
+    assert caught.value.key == key
+    assert rule in caught.value.rule
+
+
+def test_a_whole_gpu_is_a_share_of_one() -> None:
+    whole = Requirements(gpu=1.0)
+    assert whole == Requirements(exclusive=True)
+    assert (whole.share, whole.on_gpu, whole.as_dict()["exclusive"]) == (1000, True, True)
+    assert Requirements(gpu=0.25, gpu_memory_mb=3000).gpu_memory_on(8001) == 3000
+    assert Requirements(gpu=0.25).gpu_memory_on(8001) == 2001
+
+
+_WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8).filter(
+    lambda text: text.isprintable() and text.strip() and not set(text) & set("/,")
+)
+_LIMITED = st.fixed_dictionaries(
+    {"gpu_memory_mb": st.integers(1, 90_000)},
+    optional={
+        "gpu": st.integers(1, 1000).map(lambda share: share / 1000),
+        "gpu_count": st.integers(1, 8),
+        "gpu_model": _WORDS,
+        "node": _WORDS,
+        "anti_affinity": _WORDS,
+        "affinity": _WORDS,
+        "labels": st.dictionaries(_WORDS, _WORDS, max_size=3),
+    },
+)
+
+
+@given(_LIMITED, st.sampled_from(Kind))
+def test_a_shape_tells_all_that_decides_on_a_place(asked: dict[str, Any], kind: Kind) -> None:
+    """Written and read again it is the same, and says what was asked for; no part of it can be taken for another."""
+    requirements = Requirements(**asked)
+    shape = Shape.of(requirements, kind)
+    text = str(shape)
+    assert Shape.parse(text) == shape
+    assert not set(text) & set(" /,|\n")
+    told = Requirements(shape.gpu_memory_mb, shape.cpu_cores, shape.ram_mb, gpu_count=shape.gpu_count, **shape.asked)
+    assert told == requirements
+    assert shape.gpu_memory_on(10_000) == requirements.gpu_memory_on(10_000)
+    assert Requirements(**requirements.as_dict()) == requirements
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1:1:1:t:1", "1:1:1:t:0:s=1", "1:1:1:t:1:", "1:1:1:t::s=1", "1:1:1:x", "1:1:1:t:2:s=1:m=2", "1:1:t", "1:1:1:t:a"],
+)
+def test_what_is_no_shape_is_none(text: str) -> None:
+    assert Shape.parse(text) is None
+
+
+@pytest.mark.parametrize("more", ["s=0", "s=1001", "s=a", "q=1", "zone", "l.zone"])
+def test_what_nobody_can_ask_for_is_refused(more: str) -> None:
+    shape = Shape.parse(f"1:1:1:t:1:{more}")
+    assert shape is not None
+    with pytest.raises(ValueError, match="nothing that can be asked for"):
+        _ = shape.asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,13 @@ def table(folder: Path, text: str, name: str = "table.csv") -> Path:
 
 
 def test_a_trace_needs_two_columns_and_may_have_every_requirement(tmp_path: Path) -> None:
-    every = "submit_s,duration_s,name,gpu_memory_mb,cpu_cores,ram_mb,priority,gpu_count,expected_runtime_s,tenant,size"
+    every = "submit_s,duration_s,name,gpu_memory_mb,cpu_cores,ram_mb,priority,gpu_count,expected_runtime_s"
+    every += ",tenant,size,gpu_model,node,anti_affinity,affinity"
     assert every.split(",") == [*TRACE_COLUMNS, *FIELDS, *LABELS]
     assert read_trace(table(tmp_path, "submit_s,duration_s\n1.5,2\n")) == [TraceTask(1.5, 2.0, Requirements())]
-    (task,) = read_trace(table(tmp_path, f"{every}\n5,60,train,2048,4,8000,-3,2,90,vision,large\n"))
+    (task,) = read_trace(table(tmp_path, f"{every}\n5,60,train,2048,4,8000,-3,2,90,vision,large,A100,n1,db,sdxl\n"))
     asked = Requirements(2048, 4, 8000, -3, tenant="vision", gpu_count=2, expected_runtime_s=90, size="large")
+    asked = replace(asked, gpu_model="A100", node="n1", anti_affinity="db", affinity="sdxl")
     assert task == TraceTask(5.0, 60.0, asked, "train")
 
 
