@@ -31,6 +31,7 @@
     ├── PermissionDenied             the caller lacks a permission (also a PermissionError)
     │   └── CapExceeded              the caller may ask, but not for so much
     ├── InventoryError               this host's devices cannot be read as asked
+    │   └── GpuLostError             the driver says that a GPU has fallen off the bus
     ├── HistoryError                 the history cannot be used
     │   ├── HistoryUnavailable       its database cannot be reached, or holds no history yet
     │   ├── HistorySchemaError       its tables are those of another version
@@ -372,6 +373,12 @@ class InventoryError(AllocatorError):
     """This host's devices cannot be read as asked."""
 
     code = "bad_inventory"
+
+
+class GpuLostError(InventoryError):
+    """The driver says that a GPU has fallen off the bus or has otherwise become inaccessible."""
+
+    code = "gpu_lost"
 
 
 class HistoryError(AllocatorError):

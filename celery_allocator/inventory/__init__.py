@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from celery_allocator.inventory import host, nvml, simulated
 from celery_allocator.inventory.host import ram_used_mb
-from celery_allocator.inventory.nvml import GpuUse, read_use
-from celery_allocator.model import DeviceInventory, NodeInventory
+from celery_allocator.inventory.nvml import FATAL, GpuHealth, GpuUse, GpuWatch, read_health, read_use
+from celery_allocator.model import DeviceInventory, Link, NodeInventory
 from celery_allocator.settings import Settings
 
-__all__ = ["GpuUse", "discover", "ram_used_mb", "read_use"]
+__all__ = ["FATAL", "GpuHealth", "GpuUse", "GpuWatch", "discover", "ram_used_mb", "read_health", "read_use"]
 
 
 def discover(settings: Settings) -> NodeInventory:
@@ -22,6 +23,7 @@ def discover(settings: Settings) -> NodeInventory:
     node = host.node_name(settings.node)
     cores = host.cores(settings)
     offered = set(cores)
+    devices, links = _devices(settings.devices, node)
     return NodeInventory(
         node=node,
         cpu_cores=cores,
@@ -30,17 +32,18 @@ def discover(settings: Settings) -> NodeInventory:
         # A GPU may be near cores that the cgroup or a reservation keeps from us.
         devices=tuple(
             replace(device, cpu_affinity=tuple(core for core in device.cpu_affinity if core in offered))
-            for device in _devices(settings.devices, node)
+            for device in devices
         ),
+        links=links,
     )
 
 
-def _devices(spec: str, node: str) -> tuple[DeviceInventory, ...]:
+def _devices(spec: str, node: str) -> tuple[tuple[DeviceInventory, ...], Mapping[tuple[str, str], Link]]:
+    """The devices, and how near they are to each other."""
     text = spec.strip()
     if text.lower() == "none":
-        return ()
-    if text.lower() == "auto":
-        return nvml.all_devices()
+        return (), {}
     if text.lower().startswith(simulated.PREFIX):
-        return simulated.devices(text, node)
-    return nvml.named_devices(text)
+        return simulated.devices(text, node), simulated.links(text)
+    devices = nvml.all_devices() if text.lower() == "auto" else nvml.named_devices(text)
+    return devices, nvml.links(devices)

@@ -42,7 +42,9 @@ def plan(
         env_name("node"): inventory.node,
         "PYTHONUNBUFFERED": "1",
     }
-    served = {f"gpu{device.index}": (device.uuid, settings.worker_concurrency) for device in inventory.devices}
+    served = {
+        device.device_id.replace("_", ""): (device.uuid, settings.worker_concurrency) for device in inventory.devices
+    }
     if cpu_worker:
         served["cpu"] = (NO_GPU, settings.worker_cpu_concurrency or max(1, len(inventory.cpu_cores)))
     return tuple(

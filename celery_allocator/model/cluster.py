@@ -48,6 +48,16 @@ class DeviceInventory:
     numa_node: int | None = None
     parent_uuid: str | None = None
 
+    @property
+    def number(self) -> str:
+        """As people call it: the index, and ``0:1`` for slice 1 of GPU 0. ``index`` is that of the GPU."""
+        return str(self.index) if self.parent_uuid is None else f"{self.index}:{self.device_id.rpartition('_')[2]}"
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What it may be named by: number, id or UUID."""
+        return self.number, self.device_id, self.uuid
+
 
 @dataclass(frozen=True)
 class NodeInventory:
@@ -70,9 +80,9 @@ class NodeInventory:
         return self.links.get((one, other) if one < other else (other, one), Link.OTHER)
 
     def device(self, which: str) -> DeviceInventory | None:
-        """The device with that index (``"0"``), id (``"gpu_0"``) or UUID; ``None`` if there is none."""
+        """The device with that number (``"0"``, ``"0:1"``), id (``"gpu_0"``) or UUID; ``None`` if there is none."""
         for device in self.devices:
-            if which in (str(device.index), device.device_id, device.uuid):
+            if which in device.names:
                 return device
         return None
 

@@ -51,7 +51,7 @@ def device_id_of(which: str, inventory: NodeInventory) -> str:
         return CPU_DEVICE
     device = inventory.device(which.strip())
     if device is None:
-        known = ", ".join(f"{d.index} ({d.uuid}, {d.memory_mb} MB)" for d in inventory.devices)
+        known = ", ".join(f"{d.number} ({d.uuid}, {d.memory_mb} MB)" for d in inventory.devices)
         raise LookupError(
             f"--gpu {which}: {inventory.node} has no such GPU. It has: {known or 'none'}. "
             "Use an index, a UUID, or 'none' for CPU-only work; ALLOCATOR_DEVICES=sim:2x24576 simulates two"

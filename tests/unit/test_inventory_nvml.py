@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import fake_nvml as nvml
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.fake_nvml import FakeDriver, FakeGpu, FakeNvml, FakeSlice, fake_nvml, nvml_library
 
 __all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
@@ -28,6 +29,7 @@ reply = {}
 try:
     found = discover(Settings(devices=sys.argv[1], cpu_cores=int(sys.argv[2]) or None, node="n1"))
     reply["devices"] = [vars(device) for device in found.devices]
+    reply["links"] = {" ".join(pair): link.name for pair, link in found.links.items()}
 except AllocatorError as error:
     reply["error"] = [type(error).__name__, str(error)]
 try:
@@ -37,7 +39,7 @@ except OSError:
 print(json.dumps(reply))
 """
 
-_FIRST = FakeGpu("GPU-aaaa", "NVIDIA Test A", 81559, cores=(0, 1, 70))
+_FIRST = FakeGpu("GPU-aaaa", "NVIDIA Test A", 81559, cores=(0, 1, 70), reserved_mb=480, capability=(9, 0), numa=1)
 _SECOND = FakeGpu("GPU-bbbb", "NVIDIA Test B", 24564, affinity_code=nvml.NOT_SUPPORTED)
 
 
@@ -62,9 +64,13 @@ def test_two_gpus_are_read_as_they_are(fake_nvml: FakeNvml) -> None:
             "index": 0,
             "uuid": "GPU-aaaa",
             "model": "NVIDIA Test A",
-            "memory_mb": 81559,
+            "memory_mb": 81079,  # what a process can get of 81559
             "cpu_affinity": [0, 1, 70],
             "simulated": False,
+            "reserved_mb": 480,
+            "compute_capability": "9.0",
+            "numa_node": 1,
+            "parent_uuid": None,
         },
         {
             "device_id": "gpu_1",
@@ -74,6 +80,10 @@ def test_two_gpus_are_read_as_they_are(fake_nvml: FakeNvml) -> None:
             "memory_mb": 24564,
             "cpu_affinity": [],  # not supported there: unknown, and no error
             "simulated": False,
+            "reserved_mb": 0,
+            "compute_capability": None,
+            "numa_node": None,
+            "parent_uuid": None,
         },
     ]
     assert reply["open"] == 0
@@ -202,6 +212,112 @@ def test_a_binding_that_returns_bytes_is_understood(fake_nvml: FakeNvml, tmp_pat
     assert (device["uuid"], device["model"]) == ("GPU-aaaa", "NVIDIA Test A")
 
 
+# --- MIG
+
+_SLICES = (
+    FakeSlice("MIG-1111", "NVIDIA Test A MIG 1g.10gb", 9728, number=0, instance=7, reserved_mb=28),
+    FakeSlice("MIG-3333", "NVIDIA Test A MIG 3g.40gb", 40192, number=2, instance=2, processes=((77, 5000),)),
+)
+_SLICED = replace(_FIRST, slices=_SLICES, temperature=55, milliwatts=200_000, ecc=0)
+
+
+def test_slices_stand_for_a_gpu_with_mig_on(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ([_SLICED, _SECOND]), cores=128)
+
+    told = [
+        (d["device_id"], d["index"], d["uuid"], d["model"], d["memory_mb"], d["parent_uuid"]) for d in reply["devices"]
+    ]
+    assert told == [
+        ("gpu_0_mig_0", 0, "MIG-1111", "NVIDIA Test A MIG 1g.10gb", 9700, "GPU-aaaa"),
+        ("gpu_0_mig_2", 0, "MIG-3333", "NVIDIA Test A MIG 3g.40gb", 40192, "GPU-aaaa"),
+        ("gpu_1", 1, "GPU-bbbb", "NVIDIA Test B", 24564, None),
+    ]
+    # They sit where their GPU sits.
+    assert [(d["cpu_affinity"], d["numa_node"], d["compute_capability"]) for d in reply["devices"][:2]] == [
+        ([0, 1, 70], 1, "9.0")
+    ] * 2
+    assert reply["links"] == {}
+    assert (reply["open"], reply["log"]) == (0, "")
+
+
+@pytest.mark.parametrize("spec", ["0:2", "gpu_0_mig_2", "MIG-3333"])
+def test_a_slice_is_found_by_every_name_it_has(fake_nvml: FakeNvml, spec: str) -> None:
+    reply = _discover(fake_nvml.environ([_SLICED, _SECOND]), spec)
+
+    assert [device["uuid"] for device in reply["devices"]] == ["MIG-3333"]
+
+
+def test_a_gpu_with_mig_on_is_not_offered_itself(fake_nvml: FakeNvml) -> None:
+    _, text = _discover(fake_nvml.environ([_SLICED, _SECOND]), "0")["error"]
+
+    assert "There: 0:0 (MIG-1111), 0:2 (MIG-3333), 1 (GPU-bbbb)" in text
+
+
+# --- where GPUs sit
+
+_FOUR = [FakeGpu(f"GPU-{i}", bus=f"00000000:{i}B:00.0") for i in range(4)]
+_NEAR = (
+    ("GPU-0", "GPU-1", 50, True),
+    ("GPU-0", "GPU-2", 20, False),
+    ("GPU-0", "GPU-3", 30, False),
+    ("GPU-1", "GPU-2", 40, False),
+    ("GPU-1", "GPU-3", 50, False),
+    ("GPU-2", "GPU-3", 10, False),
+)
+_LINKS = {
+    "gpu_0 gpu_1": "NVLINK",
+    "gpu_0 gpu_2": "SWITCH",
+    "gpu_0 gpu_3": "BRIDGE",
+    "gpu_1 gpu_2": "NUMA",
+    "gpu_1 gpu_3": "OTHER",
+    "gpu_2 gpu_3": "SWITCH",
+}
+
+
+@pytest.mark.parametrize("pairs_code", [0, nvml.NOT_SUPPORTED])
+def test_how_near_gpus_are(fake_nvml: FakeNvml, pairs_code: int) -> None:
+    """Also by a driver that cannot be asked for the NVLink between two: by the address at its other end then."""
+    reply = _discover(fake_nvml.environ(_FOUR, driver=FakeDriver(links=_NEAR, pairs_code=pairs_code)))
+
+    assert reply["links"] == _LINKS
+    assert reply["open"] == 0
+
+
+def test_links_are_told_of_the_chosen_gpus(fake_nvml: FakeNvml) -> None:
+    reply = _discover(fake_nvml.environ(_FOUR, driver=FakeDriver(links=_NEAR)), "1,2")
+
+    assert reply["links"] == {"gpu_1 gpu_2": "NUMA"}
+
+
+_KERNEL = """
+import sys
+from pathlib import Path
+from celery_allocator.inventory import nvml
+from celery_allocator.inventory.nvml import topology
+topology.SYS = Path(sys.argv[1])
+print([(device.numa_node, device.cpu_affinity) for device in nvml.all_devices()])
+"""
+
+
+def test_cores_of_the_numa_node_where_the_driver_tells_none(fake_nvml: FakeNvml, tmp_path: Path) -> None:
+    for folder, name, text in (
+        ("bus/pci/devices/0000:3b:00.0", "numa_node", "1\n"),
+        ("bus/pci/devices/0000:5e:00.0", "numa_node", "-1\n"),  # as in a virtual machine
+        ("devices/system/node/node1", "cpulist", "2-3,6\n"),
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text(text)
+    gpus = [
+        FakeGpu("GPU-0", bus="00000000:3B:00.0", affinity_code=nvml.NOT_SUPPORTED),
+        FakeGpu("GPU-1", bus="00000000:5E:00.0", affinity_code=nvml.NOT_SUPPORTED, numa=1),
+        FakeGpu("GPU-2", bus="00000000:5E:00.0", affinity_code=nvml.NOT_SUPPORTED),
+        FakeGpu("GPU-3", bus="00000000:3B:00.0", cores=(9,)),  # what the driver tells comes first
+    ]
+    command = [sys.executable, "-c", _KERNEL, str(tmp_path)]
+    told = subprocess.check_output(command, env=fake_nvml.environ(gpus), text=True, timeout=60)
+    assert told.strip() == "[(1, (2, 3, 6)), (1, (2, 3, 6)), (None, ()), (1, (9,))]"
+
+
 # --- what is in use
 
 _READ_USE = """
@@ -252,5 +368,12 @@ def test_what_is_not_supported_is_none_and_not_zero(fake_nvml: FakeNvml) -> None
 
 def test_a_gpu_that_is_lost_says_so(fake_nvml: FakeNvml) -> None:
     environ = fake_nvml.environ([FakeGpu("GPU-a", handle_code=nvml.GPU_IS_LOST)])
-    assert _use(environ, "GPU-a").startswith("InventoryError: NVML cannot read this host's GPUs: ")
+    assert _use(environ, "GPU-a").startswith("GpuLostError: NVML cannot read this host's GPUs: ")
     assert _use({**os.environ}, "GPU-a").startswith("InventoryError: the GPU GPU-a cannot be read: ")
+
+
+def test_of_a_slice_its_own_use_is_told_and_the_boards_temperature(fake_nvml: FakeNvml) -> None:
+    """The driver tells a slice's memory and processes, and not what is of the whole board: that is unknown, never 0."""
+    assert _use(fake_nvml.environ([_SLICED]), "MIG-3333") == {
+        "used_mb": 5000, "processes": {"77": 5000}, "utilization": None, "temperature_c": 55, "power_w": None,
+    }  # fmt: skip

@@ -6,7 +6,16 @@ import pytest
 
 from celery_allocator.errors import SettingsError
 from celery_allocator.inventory import discover, simulated
+from celery_allocator.model import Link
 from celery_allocator.settings import Settings
+
+
+def test_devices_of_a_group_may_be_joined_by_nvlink() -> None:
+    found = discover(Settings(devices="sim:2x100,3x200:nvlink,2x300:NVLink", node="n1"))
+    assert [device.memory_mb for device in found.devices] == [100, 100, 200, 200, 200, 300, 300]
+    assert set(found.links) == {("gpu_2", "gpu_3"), ("gpu_2", "gpu_4"), ("gpu_3", "gpu_4"), ("gpu_5", "gpu_6")}
+    assert found.link("gpu_4", "gpu_2") is Link.NVLINK
+    assert found.link("gpu_0", "gpu_1") is found.link("gpu_4", "gpu_5") is Link.OTHER
 
 
 def test_groups_make_devices_numbered_through() -> None:

@@ -1,0 +1,188 @@
+"""The health of a GPU, as the driver tells it when asked, and as it reports errors (Xids) meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from celery_allocator.errors import InventoryError
+from celery_allocator.inventory.nvml.session import (
+    NoDriver,
+    handle_of,
+    is_slice,
+    kept_open,
+    memory,
+    nvml,
+    start,
+    stop,
+    supported,
+)
+
+_log = logging.getLogger(__name__)
+
+#: NVML's field "GPU recovery action" and its values (nvml.h, ``nvmlDeviceGpuRecoveryAction_t``); older bindings have no
+#: names for them.
+_RECOVERY_FIELD = 230
+_RECOVERY = (
+    "",
+    "GPU reset",
+    "node reboot",
+    "drain P2P",
+    "drain and reset",
+    "recover IMEX domain",
+    "bus reset",
+    "system reboot",
+)
+#: Xids taken at once, at most: a driver that reports without end must not keep its reader.
+_MOST = 64
+#: How long the driver is listened to, in milliseconds: what it has to say lies ready.
+_LISTEN_MS = 1
+#: What an event's GPU instance is where it concerns the whole GPU.
+_WHOLE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class GpuHealth:
+    """What the driver says of a GPU's health now; of a MIG slice, its GPU's. ``None``: it does not support that.
+
+    ``ecc_uncorrected``: uncorrectable memory errors since the driver was loaded. ``rows_failed``: bad memory could not
+    be remapped; ``rows_pending``: it will be, with the next reset. ``recovery``: what the driver asks for (``GPU
+    reset``, ``node reboot``, …); empty: nothing. ``xids``: numbers of the errors reported since the last look, of which
+    the driver may have dropped all but the last; ``None``: it reports none.
+    """
+
+    ecc_uncorrected: int | None
+    rows_failed: bool | None
+    rows_pending: bool | None
+    recovery: str | None
+    xids: tuple[int, ...] | None = None
+
+
+def read_health(uuid: str) -> GpuHealth:
+    """The health of the GPU or MIG slice with that UUID now, without Xids: these are told to who listens.
+
+    Raises :class:`InventoryError` if the driver cannot reach it, :class:`GpuLostError` if it fell off the bus.
+    """
+    try:
+        with nvml() as api:
+            return _read(api, handle_of(api, uuid), _board(api, uuid))
+    except NoDriver as absent:
+        raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+
+
+class GpuWatch:
+    """Looks at the health of one GPU or MIG slice again and again. Thread-safe.
+
+    NVML stays open in between, so that Xids are heard: each open event set gets what comes after it was made. It is
+    closed before a fork and after an error, and opened again with the next look.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._api: Any = None
+        #: NVML's event set; ``None`` where the driver reports no Xids.
+        self._events: Any = None
+        self._instance = _WHOLE
+
+    def look(self) -> GpuHealth:
+        """What is so now, and the Xids since the last look. Raises as :func:`read_health`."""
+        try:
+            with kept_open(self) as api:
+                try:
+                    return self._look(api)
+                except BaseException:
+                    self.let_go()
+                    raise
+        except NoDriver as absent:
+            raise InventoryError(f"the GPU {self._uuid} cannot be read: {absent}") from absent
+
+    def close(self) -> None:
+        """Stop to listen."""
+        with contextlib.suppress(NoDriver, InventoryError), kept_open(self):
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close what is open. The lock is held."""
+        api, self._api = self._api, None
+        if api is None:
+            return
+        if self._events is not None:
+            try:
+                api.nvmlEventSetFree(self._events)
+            except api.NVMLError as error:
+                _log.debug("closing NVML's events: %s", error)
+        self._events = None
+        stop(api)
+
+    def _look(self, api: Any) -> GpuHealth:
+        if self._api is None:
+            start(api)
+            self._api = api
+            self._listen(api)
+        # The handles are asked for anew: after a reset they are others.
+        handle, board = handle_of(api, self._uuid), _board(api, self._uuid)
+        xids = None if self._events is None else tuple(self._heard(api))
+        now = _read(api, handle, board)
+        return GpuHealth(now.ecc_uncorrected, now.rows_failed, now.rows_pending, now.recovery, xids)
+
+    def _listen(self, api: Any) -> None:
+        board = _board(api, self._uuid)
+        if is_slice(self._uuid):
+            told = supported(api, api.nvmlDeviceGetGpuInstanceId, handle_of(api, self._uuid))
+            self._instance = _WHOLE if told is None else int(told)
+        offered = supported(api, api.nvmlDeviceGetSupportedEventTypes, board)
+        if not offered or not offered & api.nvmlEventTypeXidCriticalError:
+            return
+        self._events = api.nvmlEventSetCreate()
+        try:
+            api.nvmlDeviceRegisterEvents(board, api.nvmlEventTypeXidCriticalError, self._events)
+        except api.NVMLError_NotSupported:
+            api.nvmlEventSetFree(self._events)
+            self._events = None
+
+    def _heard(self, api: Any) -> list[int]:
+        found: list[int] = []
+        while len(found) < _MOST:
+            try:
+                event = api.nvmlEventSetWait(self._events, _LISTEN_MS)
+            except api.NVMLError_Timeout:
+                break
+            if event.eventType & api.nvmlEventTypeXidCriticalError and self._concerns(int(event.gpuInstanceId)):
+                found.append(int(event.eventData))
+        return found
+
+    def _concerns(self, instance: int) -> bool:
+        return _WHOLE in (instance, self._instance) or instance == self._instance
+
+
+def _board(api: Any, uuid: str) -> Any:
+    """The GPU itself: errors are counted there."""
+    handle = handle_of(api, uuid)
+    return api.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice(uuid) else handle
+
+
+def _read(api: Any, handle: Any, board: Any) -> GpuHealth:
+    memory(api, handle)  # whether it can be reached at all
+    uncorrected, volatile = api.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, api.NVML_VOLATILE_ECC
+    errors = supported(api, api.nvmlDeviceGetTotalEccErrors, board, uncorrected, volatile)
+    rows = supported(api, api.nvmlDeviceGetRemappedRows, board)
+    return GpuHealth(
+        ecc_uncorrected=None if errors is None else int(errors),
+        rows_failed=None if rows is None else bool(rows[3]),
+        rows_pending=None if rows is None else bool(rows[2]),
+        recovery=_recovery(api, board),
+    )
+
+
+def _recovery(api: Any, board: Any) -> str | None:
+    fields = supported(api, api.nvmlDeviceGetFieldValues, board, [_RECOVERY_FIELD], also=(_invalid(api),))
+    if fields is None or fields[0].nvmlReturn != 0:
+        return None
+    asked = int(fields[0].value.uiVal)
+    return _RECOVERY[asked] if asked < len(_RECOVERY) else f"recovery action {asked}"
+
+
+def _invalid(api: Any) -> int:
+    return int(api.NVML_ERROR_INVALID_ARGUMENT)
