@@ -63,7 +63,7 @@ class Settings:
     devices: str = _setting(
         "auto",
         "Devices of this host: `auto` (what NVML finds), `none`, a list of indexes or UUIDs (`0,1`), or simulated ones "
-        "(`sim:2x24576`: two of 24576 MB).",
+        "(`sim:2x24576`: two of 24576 MB; `sim:2x24576:nvlink`: joined by NVLink). A MIG slice is `0:1` or its UUID.",
     )
     cpu_cores: int | None = _setting(
         None, "Cores this host offers. Unset: those of the process's affinity mask and cgroup limit."
@@ -170,6 +170,11 @@ class Settings:
         5.0,
         "Seconds between measurements of what a worker's device, node and tasks really use: shown, and counted in "
         "metrics; placement does not depend on it. 0: never.",
+    )
+    health_s: float = _setting(
+        2.0,
+        "Seconds between a worker's looks at the health of its GPU ([what follows](../howto/gpu-health.md)): one that "
+        "is lost or reports a fatal error is drained, with the reason. 0: never.",
     )
     # --- tracing
     tracing: bool = _setting(
@@ -290,6 +295,7 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "age_weight": (1000.001, "be 0 to 1000 points per minute"),
     "history_days": (math.inf, "not be negative"),
     "measure_s": (10**9, "be 0 or more seconds"),
+    "health_s": (10**9, "be 0 or more seconds"),
     "metrics_port": (65536, "be 0 to 65535"),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {

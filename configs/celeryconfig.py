@@ -127,6 +127,9 @@ allocator_ttl_s = 3600.0
 # Seconds between looks at what a worker's device, node and tasks really use; 0: never.
 allocator_measure_s = 5.0
 
+# Seconds between looks at the health of a worker's GPU: one that is lost or has failed is drained; 0: never.
+allocator_health_s = 2.0
+
 # --- Tracing
 
 # Spans of the way of a task, where opentelemetry-api is installed and an SDK configured.

@@ -61,7 +61,7 @@ PAGES: dict[str, tuple[str, dict[str, tuple[str, ...] | None]]] = {
             ),
             "celery_allocator.model": (
                 *("State", "Kind", "ClusterState", "NodeState", "DeviceState", "WorkerState"),
-                *("WorkerUse", "TaskUse", "NodeInventory", "DeviceInventory"),
+                *("WorkerUse", "TaskUse", "NodeInventory", "DeviceInventory", "Link"),
             ),
             "celery_allocator.errors": (),
         },

@@ -266,7 +266,7 @@ def _sound_node(row: list[Any]) -> NodeState:
 
 
 def _device(node: str, row: list[Any]) -> DeviceState:
-    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode = row
+    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode, why = row
     return DeviceState(
         node=node,
         device_id=device.decode(),
@@ -281,6 +281,7 @@ def _device(node: str, row: list[Any]) -> DeviceState:
         slots_free=int(slots_free),
         allocations=tuple(sorted(i.decode() for i in ids)),
         closing=mode == b"h" and worker != b"",
+        reason=why.decode(),
     )
 
 

@@ -57,7 +57,8 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
     if not open_to_it:
         what = "GPU" if requirements.on_gpu else "device"
         where = f" where it may go ({', '.join(_bounds(requirements))})" if _bounds(requirements) else ""
-        return Reason("no_device", f"No {what}{where} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready.")
+        told = f"No {what}{where} that takes {'tasks' if kind is Kind.TASK else 'work'} is ready."
+        return Reason("no_device", told + _taken_out(requirements, cluster))
     if not all(found):
         if requirements.anti_affinity:
             word = requirements.anti_affinity
@@ -75,7 +76,7 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         for dimension in _WORDS
         if any(dimension in lack for lack in found)
     )
-    return Reason("room", _sentence(lacks, len(open_to_it)), lacks)
+    return Reason("room", _sentence(lacks, len(open_to_it)) + _apart(requirements, cluster), lacks)
 
 
 def fitting(requirements: Requirements, kind: Kind, cluster: ClusterState) -> tuple[str, ...]:
@@ -101,6 +102,16 @@ def places(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Ite
             ready = node.state == "ready" and device.state == "ready"
             if takes and ready and (kind is Kind.MANUAL or (device.worker and not device.closing)):
                 yield node, device
+
+
+def _taken_out(requirements: Requirements, cluster: ClusterState) -> str:
+    """What would take such claims, and was taken out for a reason that somebody gave."""
+    told = [
+        f"{device.key} is {device.state} ({device.reason})"
+        for device in cluster.devices
+        if device.reason and device.is_gpu == requirements.on_gpu
+    ]
+    return f" Taken out: {', '.join(told)}." if told else ""
 
 
 def lacking(requirements: Requirements, kind: Kind, node: NodeState, device: DeviceState) -> dict[str, tuple[int, int]]:

@@ -25,11 +25,12 @@ from celery_allocator.plugin.auditor import Auditor
 from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
-from celery_allocator.plugin.holdings import Holdings
+from celery_allocator.plugin.health import HealthMonitor
+from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
 from celery_allocator.plugin.meter import Meter
 from celery_allocator.plugin.pool import forget_termination, mend
-from celery_allocator.plugin.processes import born
+from celery_allocator.plugin.processes import born, kill_family
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
@@ -66,6 +67,16 @@ class WorkerKeeper:
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
         self._meter = Meter(inventory.device(device_id), self._holdings.all, self._settings.measure_s)
+        self._health = HealthMonitor(
+            worker,
+            f"{inventory.node}/{device_id}",
+            inventory.device(device_id),
+            self._settings.health_s,
+            connect=lambda: session(app).connect(self._settings),
+            settle=self.settle,
+            holdings=self._holdings.all,
+            lose=self.lose,
+        )
         #: Held while reporting: what passes the gate meanwhile would be missing in the report.
         self._gate = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -108,6 +119,7 @@ class WorkerKeeper:
         device = f"{self._reporter.inventory.node}/{self._reporter.device_id}"
         logger.info("serving %s with %d slots on queue %s", device, slots, self.queue)
         self._meter.start()
+        self._health.start()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="allocator-keeper", daemon=True)
             self._thread.start()
@@ -163,6 +175,21 @@ class WorkerKeeper:
             self._endings.add(Ending(allocation, outcome, error, pid, born(pid)))
         self._wake.set()
 
+    def lose(self, holding: Holding, reason: str) -> None:
+        """End the process of a task that can do nothing any more: it is lost, and granted again if it may be."""
+        request, allocation = holding.request(), holding.allocation
+        if request is None or request.stale or allocation in self._endings or request.worker_pid is None:
+            return  # it ends already; or no process has begun it yet
+        pid = request.worker_pid
+        if pid == os.getpid():
+            return  # a pool of threads has no process of its own for it that could be ended
+        request.stale = reason
+        logger.error(
+            "task %s[%s] is lost: %s; process %d is killed", allocation.task_name, allocation.task_id, reason, pid
+        )
+        self.gone(allocation, "lost", pid)
+        kill_family(pid)
+
     def info(self) -> dict[str, Any]:
         """Node, device and queue, for people."""
         return {"node": self._reporter.inventory.node, "device": self._reporter.device_id, "queue": self.queue}
@@ -201,6 +228,7 @@ class WorkerKeeper:
         """Leave the ledger: nothing runs here any more, and what still counts as running is lost."""
         try:
             self._meter.stop()
+            self._health.stop()
             self.give_back(pool_stopped=True)
             self._await_endings()
             self._serving = False

@@ -70,3 +70,11 @@ def kill(pid: int) -> None:
     """End a process at once, if it is there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def kill_family(pid: int) -> None:
+    """End a process and all that descend from it at once, as far as they are there."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.Process(pid).children(recursive=True):
+            kill(one.pid)
+    kill(pid)

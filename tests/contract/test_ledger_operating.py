@@ -9,12 +9,13 @@ import pytest
 from celery_allocator.errors import ActionRefused, AllocationNotFound, DuplicateAction, EntryNotFound, JournalMoved
 from celery_allocator.ledger import Note
 from celery_allocator.model import Requirements, State
+from celery_allocator.operations import Actor, Cordon, Drain, Operator
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
 
 
 def note(action: str = "test", **changes: Any) -> Note:
-    return Note(action, {}, "ada", "why not", "test", **changes)
+    return Note(action, {}, "ada", **{"reason": "why not", "source": "test", **changes})
 
 
 def waiting(cluster: LedgerPool, count: int = 3) -> list[str]:
@@ -25,6 +26,40 @@ def waiting(cluster: LedgerPool, count: int = 3) -> list[str]:
 
 def line(cluster: LedgerPool) -> list[str]:
     return [allocation.allocation_id for allocation in cluster.ledger.queue()]
+
+
+# --- why a device is cordoned
+
+
+def reasons(cluster: LedgerPool) -> dict[str, tuple[str, str]]:
+    return {device.device_id: (device.state, device.reason) for device in cluster.ledger.snapshot().devices}
+
+
+def test_a_device_keeps_why_it_was_cordoned_until_it_is_ready_again(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000, 10_000))
+    cluster.ledger.set_state("n1/gpu_0", "draining", note=note(reason="bad fan"))
+    assert reasons(cluster) == {"gpu_0": ("draining", "bad fan"), "gpu_1": ("ready", ""), "cpu": ("ready", "")}
+    cluster.node(gpus=(10_000, 10_000))  # it comes again
+    cluster.ledger.set_state("n1", "cordoned", note=note(reason="new rack"))
+    assert reasons(cluster) == dict.fromkeys(("gpu_0", "gpu_1", "cpu"), ("cordoned", "new rack"))
+    cluster.ledger.set_state("n1", "draining")  # nobody says why
+    assert reasons(cluster) == dict.fromkeys(("gpu_0", "gpu_1", "cpu"), ("draining", ""))
+    cluster.ledger.set_state("n1/gpu_1", "cordoned", note=note(reason="slow"))
+    cluster.ledger.uncordon("n1/gpu_1")
+    assert reasons(cluster)["gpu_1"] == ("ready", "")
+
+
+def test_why_it_was_cordoned_comes_back_with_undo_and_redo(cluster: LedgerPool) -> None:
+    cluster.node()
+    ada = Operator(cluster.ledger, Actor("ada", reason="bad fan"))
+    ada.run(Drain("n1/gpu_0"))
+    entry = Operator(cluster.ledger, Actor("bob", reason="all of it")).run(Cordon("n1")).entry
+    assert reasons(cluster) == dict.fromkeys(("gpu_0", "cpu"), ("cordoned", "all of it"))
+    ada.undo(entry)
+    assert reasons(cluster) == {"gpu_0": ("draining", "bad fan"), "cpu": ("ready", "")}
+    ada.redo(entry)
+    assert reasons(cluster) == dict.fromkeys(("gpu_0", "cpu"), ("cordoned", "all of it"))
+    assert_right(cluster.ledger)
 
 
 # --- hold

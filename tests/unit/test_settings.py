@@ -56,6 +56,7 @@ OTHER: dict[str, tuple[Any, str]] = {
     "ttl_s": (60.0, "60"),
     "mcp_tokens": ("/etc/tokens.toml", "/etc/tokens.toml"),
     "measure_s": (2.0, "2"),
+    "health_s": (4.0, "4"),
     "tracing": (False, "off"),
     "metrics_port": (9808, "9808"),
     "metrics_host": ("0.0.0.0", "0.0.0.0"),

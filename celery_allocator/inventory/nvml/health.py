@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ from celery_allocator.inventory.nvml.session import (
     nvml,
     start,
     stop,
-    supported,
 )
 
 _log = logging.getLogger(__name__)
@@ -109,38 +109,58 @@ class GpuWatch:
         if api is None:
             return
         if self._events is not None:
-            try:
-                api.nvmlEventSetFree(self._events)
-            except api.NVMLError as error:
-                _log.debug("closing NVML's events: %s", error)
+            _free(api, self._events)
         self._events = None
         stop(api)
 
     def _look(self, api: Any) -> GpuHealth:
         if self._api is None:
-            start(api)
-            self._api = api
-            self._listen(api)
+            self._open(api)
+        xids = self._listened(api)
         # The handles are asked for anew: after a reset they are others.
-        handle, board = handle_of(api, self._uuid), _board(api, self._uuid)
-        xids = None if self._events is None else tuple(self._heard(api))
-        now = _read(api, handle, board)
+        now = _read(api, handle_of(api, self._uuid), _board(api, self._uuid))
         return GpuHealth(now.ecc_uncorrected, now.rows_failed, now.rows_pending, now.recovery, xids)
 
-    def _listen(self, api: Any) -> None:
+    def _open(self, api: Any) -> None:
+        start(api)
+        self._api = api
         board = _board(api, self._uuid)
         if is_slice(self._uuid):
-            told = supported(api, api.nvmlDeviceGetGpuInstanceId, handle_of(api, self._uuid))
+            told = _or_none(api, api.nvmlDeviceGetGpuInstanceId, handle_of(api, self._uuid))
             self._instance = _WHOLE if told is None else int(told)
-        offered = supported(api, api.nvmlDeviceGetSupportedEventTypes, board)
+        offered = _or_none(api, api.nvmlDeviceGetSupportedEventTypes, board)
         if not offered or not offered & api.nvmlEventTypeXidCriticalError:
             return
-        self._events = api.nvmlEventSetCreate()
+        self._events = _or_none(api, api.nvmlEventSetCreate)
+        if self._events is None:
+            return
         try:
             api.nvmlDeviceRegisterEvents(board, api.nvmlEventTypeXidCriticalError, self._events)
-        except api.NVMLError_NotSupported:
-            api.nvmlEventSetFree(self._events)
-            self._events = None
+        except api.NVMLError as error:
+            self._deaf(api, error)
+
+    def _listened(self, api: Any) -> tuple[int, ...] | None:
+        if self._events is None:
+            return None
+        try:
+            return tuple(self._heard(api))
+        except api.NVMLError_GpuIsLost:
+            raise
+        except api.NVMLError as error:
+            _log.debug("listening to NVML: %s", error)
+        # The driver was restarted, and what was opened before is of no use; or it cannot be listened to at all.
+        self.let_go()
+        self._open(api)
+        try:
+            return None if self._events is None else tuple(self._heard(api))
+        except api.NVMLError as error:
+            self._deaf(api, error)
+            return None
+
+    def _deaf(self, api: Any, error: Exception) -> None:
+        _log.warning("the driver tells of no Xids of GPU %s: %s", self._uuid, error)
+        _free(api, self._events)
+        self._events = None
 
     def _heard(self, api: Any) -> list[int]:
         found: list[int] = []
@@ -157,6 +177,13 @@ class GpuWatch:
         return _WHOLE in (instance, self._instance) or instance == self._instance
 
 
+def _free(api: Any, events: Any) -> None:
+    try:
+        api.nvmlEventSetFree(events)
+    except api.NVMLError as error:
+        _log.debug("closing NVML's events: %s", error)
+
+
 def _board(api: Any, uuid: str) -> Any:
     """The GPU itself: errors are counted there."""
     handle = handle_of(api, uuid)
@@ -166,8 +193,8 @@ def _board(api: Any, uuid: str) -> Any:
 def _read(api: Any, handle: Any, board: Any) -> GpuHealth:
     memory(api, handle)  # whether it can be reached at all
     uncorrected, volatile = api.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, api.NVML_VOLATILE_ECC
-    errors = supported(api, api.nvmlDeviceGetTotalEccErrors, board, uncorrected, volatile)
-    rows = supported(api, api.nvmlDeviceGetRemappedRows, board)
+    errors = _or_none(api, api.nvmlDeviceGetTotalEccErrors, board, uncorrected, volatile)
+    rows = _or_none(api, api.nvmlDeviceGetRemappedRows, board)
     return GpuHealth(
         ecc_uncorrected=None if errors is None else int(errors),
         rows_failed=None if rows is None else bool(rows[3]),
@@ -177,12 +204,21 @@ def _read(api: Any, handle: Any, board: Any) -> GpuHealth:
 
 
 def _recovery(api: Any, board: Any) -> str | None:
-    fields = supported(api, api.nvmlDeviceGetFieldValues, board, [_RECOVERY_FIELD], also=(_invalid(api),))
+    fields = _or_none(api, api.nvmlDeviceGetFieldValues, board, [_RECOVERY_FIELD])
     if fields is None or fields[0].nvmlReturn != 0:
         return None
     asked = int(fields[0].value.uiVal)
     return _RECOVERY[asked] if asked < len(_RECOVERY) else f"recovery action {asked}"
 
 
-def _invalid(api: Any) -> int:
-    return int(api.NVML_ERROR_INVALID_ARGUMENT)
+def _or_none(api: Any, ask: Callable[..., Any], *args: Any) -> Any:
+    """What a query answers; ``None`` where it fails, unless the GPU is lost: cards and drivers differ in what they can
+    tell and in how they say that they cannot, and a GPU must not be taken out for that.
+    """
+    try:
+        return ask(*args)
+    except api.NVMLError_GpuIsLost:
+        raise
+    except api.NVMLError as error:
+        _log.debug("%s: %s", getattr(ask, "__name__", ask), error)
+        return None

@@ -3,8 +3,9 @@
 -- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining|restore), publish ("1"|"0", as in release),
 --   note (see _journal) or "", the states to restore (JSON: node or node/device → state; a device that is not named gets its node's).
--- draining also takes back what was granted there and has not started.
--- Reply: {"ok", grants, ids still running there, entry} | {"unknown"} | what _journal refuses with. Touches: node, dev,
+-- draining also takes back what was granted there and has not started. The note's reason stays with each device (`why`) until it
+-- is ready again; undone, the one that stood there before comes back (the entry keeps them as `whys`, JSON: node/device → why).
+-- Reply: {"ok", grants, ids still running there, entry} | {"unknown"} | what _journal refuses with. Touches: node, dev, entry,
 -- events, journal and all that pass touches.
 local target, state, note = ARGV[5], ARGV[6], read_note(ARGV[8])
 local no = refused(note)
@@ -28,11 +29,19 @@ end
 local function tell(state, where)
   event(state == "ready" and "uncordoned" or state, where, "")
 end
+local reason, whys, earlier = note and note.reason or "", {}, {}
+if note and note.way ~= "do" then
+  local kept = call("HMGET", K.entry .. note.of, "reason", "whys")
+  reason = kept[1] or ""
+  local ok, told = pcall(cjson.decode, note.way == "undo" and kept[2] or "")
+  earlier = ok and type(told) == "table" and told or {}
+end
 local running, grants, opened, apart = {}, {}, false, {}
 for _, dkey in ipairs(dkeys) do
   local becomes = wanted[dkey] or after[node] or state
   objects[#objects + 1] = "device:" .. dkey
-  before[dkey], after[dkey] = call("HGET", K.dev .. dkey, "st"), becomes
+  local was = call("HMGET", K.dev .. dkey, "st", "why")
+  before[dkey], after[dkey], whys[dkey] = was[1], becomes, was[2] or ""
   for _, id in ipairs(call("SMEMBERS", K.on .. dkey)) do
     local a = load_alloc(id)
     if becomes == "draining" and a and a.state == "granted" and need_of(a.shape or "") then
@@ -46,11 +55,14 @@ for _, dkey in ipairs(dkeys) do
   local d = load_device(dkey) -- what was taken back is free on it now
   d.st = becomes
   store_device(dkey, d)
+  local why = becomes == "ready" and "" or earlier[dkey] or note and note.way == "undo" and "" or reason
+  call("HSET", K.dev .. dkey, "why", type(why) == "string" and why or "")
 end
 -- What is told of a node is so for all its devices, but for those of which something else is told after it.
 if node == target then tell(after[node], node) end
 for _, dkey in ipairs(apart) do tell(after[dkey], dkey) end
 local entry = journal(note, objects, before, after)
+if note and note.way ~= "undo" then call("HSET", K.entry .. entry, "whys", cjson.encode(whys)) end
 if opened then pass_all(grants) end
 if ARGV[7] == "0" then leave_to_tick(grants) end
 return answered(note, { "ok", grants, running, entry })

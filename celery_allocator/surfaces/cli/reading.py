@@ -43,6 +43,8 @@ def status(console: Console, *, as_json: bool) -> None:
         )
         return
     click.echo(f"\n{_nodes(cluster)}\n\n{_devices(cluster)}")
+    if apart := [f"{d.key} is {d.state}: {d.reason}" for d in cluster.devices if d.reason]:
+        click.echo("\n" + "\n".join(apart))
 
 
 _PAUSED = {

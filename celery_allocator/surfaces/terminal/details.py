@@ -70,7 +70,7 @@ def _of_device(place: Place) -> list[tuple[str, Any]]:
         ("device", device.key),
         ("model", device.model),
         ("UUID", device.uuid),
-        ("state", device.state),
+        ("state", ": ".join(filter(None, (device.state, device.reason)))),
         ("worker", device.worker or "none"),
         ("queue", device.queue),
         ("GPU memory", _bar(place.device.memory) if device.is_gpu else None),

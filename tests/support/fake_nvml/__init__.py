@@ -127,6 +127,7 @@ class FakeDriver:
     """What is not of one GPU. ``init_code``: what opening the library returns. Another ``generation``: the driver was
     restarted. ``xids``: UUID, Xid and GPU instance of each error that it has reported so far. ``links``: two UUIDs,
     NVML's level of the topology, and whether NVLink joins them. ``pairs_code``: of the query for a pair's NVLink.
+    ``listen_code``: of listening to an event set.
     """
 
     init_code: int = 0
@@ -134,6 +135,7 @@ class FakeDriver:
     xids: tuple[tuple[str, int, int], ...] = ()
     links: tuple[tuple[str, str, int, bool], ...] = ()
     pairs_code: int = 0
+    listen_code: int = 0
 
     def lines(self) -> list[str]:
         """As the library's script has it; behind the GPUs."""
@@ -141,6 +143,7 @@ class FakeDriver:
             f"init|{self.init_code}",
             f"driver|{self.generation}",
             f"pairs|{self.pairs_code}",
+            f"listen|{self.listen_code}",
             *(f"link|{one}|{other}|{level}|{int(nvlink)}" for one, other, level, nvlink in self.links),
             *(f"xid|{number}|{uuid}|{xid}|{instance}" for number, (uuid, xid, instance) in enumerate(self.xids, 1)),
         ]

@@ -14,6 +14,7 @@
  *     health|UUID|ECC|ROWS_PENDING|ROWS_FAILED|RECOVERY (-1: not supported)
  *     link|UUID|UUID|LEVEL|NVLINK                       how near two are: NVML's level, and 1 if NVLink joins them
  *     pairs|CODE                                        what asking for the NVLink between two GPUs returns
+ *     listen|CODE                                       what listening to an event set returns
  *     xid|SEQUENCE|UUID|XID|INSTANCE                    an error that the driver reports; later ones have larger numbers
  *
  * MASK is the core mask in hexadecimal, lowest word first, words divided by ','. HANDLE, MEMORY and AFFINITY are the
@@ -65,7 +66,7 @@ struct events {
 static struct gpu gpus[MAX_GPUS], slices[MAX_GPUS];
 static struct link links[MAX_LINKS];
 static unsigned int gpu_count, slice_count, link_count;
-static int init_code, open_count, pairs_code;
+static int init_code, open_count, pairs_code, listen_code;
 static long long generation, opened_generation;
 
 static void copy_text(char *target, size_t room, const char *source) { snprintf(target, room, "%s", source); }
@@ -195,7 +196,7 @@ static void read_script(void) {
     char line[1024];
     FILE *script = open_script();
     gpu_count = slice_count = link_count = 0;
-    init_code = pairs_code = SUCCESS;
+    init_code = pairs_code = listen_code = SUCCESS;
     generation = 0;
     while (fgets(line, sizeof line, script)) {
         line[strcspn(line, "\n")] = 0;
@@ -205,6 +206,8 @@ static void read_script(void) {
             generation = atoll(line + 7);
         else if (!strncmp(line, "pairs|", 6))
             pairs_code = atoi(line + 6);
+        else if (!strncmp(line, "listen|", 7))
+            listen_code = atoi(line + 7);
         else if (!strncmp(line, "gpu|", 4) && gpu_count < MAX_GPUS)
             read_gpu(line);
         else if (!strncmp(line, "more|", 5))
@@ -575,8 +578,8 @@ int nvmlDeviceRegisterEvents(struct gpu *gpu, unsigned long long types, struct e
 int nvmlEventSetWait_v2(struct events *set, struct event *event, unsigned int timeout) {
     (void)timeout;
     read_script();
-    if (driver())
-        return driver();
+    if (driver() || listen_code)
+        return driver() ? driver() : listen_code;
     long long number = next_xid(set->gpu, set->seen, event);
     if (number == set->seen)
         return TIMEOUT;
