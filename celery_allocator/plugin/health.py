@@ -84,6 +84,8 @@ class HealthMonitor:
         self._complaint = ""
         #: What was seen last; ``None``: not once yet.
         self._last: GpuHealth | None = None
+        #: Whether it was looked whether the device was taken out before this worker began.
+        self._recognised = False
         #: Looks in a row at which it could not be read.
         self._unread = 0
         #: Fatal errors that have not been acted on, and what was told of last.
@@ -142,12 +144,12 @@ class HealthMonitor:
         except InventoryError as error:
             self._unread += 1
             logger.log(logging.WARNING if self._unread == 1 else logging.DEBUG, "health: %s", error)
-            return _Trouble(f"{_UNREADABLE}{error}", passing=True) if self._unread >= _LOOKS else None
+            told = f"{_UNREADABLE}{error.__cause__ or error}"  # the driver's words
+            return _Trouble(told, passing=True) if self._unread >= _LOOKS else None
         self._unread = 0
-        if self._last is None:
-            self._recognise()
         self._untold += _news(self._last, now)
         self._last = now
+        self._recognise()
         return _Trouble("; ".join(dict.fromkeys(self._untold))) if self._untold else None
 
     def _lost_elsewhere(self) -> set[str]:
@@ -196,10 +198,12 @@ class HealthMonitor:
         self._passing = self._acted = None
 
     def _recognise(self) -> None:
-        """A worker that has started again gives back what it took before it ended."""
-        if not self._state()[1].startswith(_UNREADABLE):
+        """Once: a worker that has started again gives back what it took before it ended."""
+        if self._recognised:
             return
-        for entry in self._ledger.journal(_RECENT):
+        taken = self._state()[1].startswith(_UNREADABLE)
+        self._recognised = True
+        for entry in self._ledger.journal(_RECENT) if taken else ():
             if entry.actor == self._actor and entry.args.get("target") == self._key and entry.state == DONE:
                 if entry.reason.startswith(_UNREADABLE):
                     self._passing, self._acted = entry.number, _Trouble(entry.reason, passing=True)

@@ -48,6 +48,14 @@ def make_app(**config: Any) -> Celery:
         assert client.blpop([key], timeout=PATIENCE_S), f"nothing came to {key}"
         return key
 
+    @app.task(name="device.stray", shared=False, resources=NEED)
+    def stray() -> None:
+        """Write where nothing is mapped: the driver reports an Xid. The child is of no use for CUDA after it."""
+        cuda = Cuda()
+        cuda.initialise()
+        cuda.open()
+        cuda.launch("stray", 16)
+
     @app.task(name="device.too_much", shared=False, resources=NEED)
     def too_much() -> None:
         """Ask PyTorch for more than any GPU has."""

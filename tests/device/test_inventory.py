@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from celery_allocator.errors import InventoryError
 from celery_allocator.inventory import discover, nvml, read_use
+from celery_allocator.inventory.nvml import topology
 from celery_allocator.model import DeviceInventory
 from celery_allocator.settings import Settings
 from tests.device import smi
@@ -21,11 +23,47 @@ pytestmark = pytest.mark.device
 
 
 def test_every_gpu_is_the_one_that_nvidia_smi_shows(gpu: DeviceInventory) -> None:
-    shown = smi.query("gpu", "index", "uuid", "name", "memory.total")
+    fields = ("index", "uuid", "name", "memory.total", "memory.reserved", "compute_cap")
+    shown = {row["uuid"]: row for row in smi.query("gpu", *fields, "mig.mode.current")}
     found = nvml.all_devices()
-    assert [(str(d.index), d.uuid, d.model, str(d.memory_mb)) for d in found] == [tuple(row.values()) for row in shown]
-    assert [d.device_id for d in found] == [f"gpu_{d.index}" for d in found]
+    # Where MIG is on, slices stand for the GPU.
+    assert {d.parent_uuid or d.uuid for d in found} == set(shown)
+    for d in (one for one in found if one.parent_uuid is None):
+        row = shown[d.uuid]
+        assert row["mig.mode.current"] in (None, "Disabled")
+        assert (str(d.index), d.model, d.compute_capability) == (row["index"], row["name"], row["compute_cap"])
+        assert d.device_id == f"gpu_{d.index}"
+        # Each is cut to whole MB.
+        assert abs(d.memory_mb + (d.reserved_mb or 0) - int(row["memory.total"] or 0)) <= 1
+        assert d.reserved_mb is None or abs(d.reserved_mb - int(row["memory.reserved"] or 0)) <= 1
     assert not any(d.simulated for d in found)
+
+
+def test_what_the_driver_keeps_is_not_offered(gpu: DeviceInventory, alone: None) -> None:
+    """What CUDA says there is in all is what the inventory offers."""
+    told = subprocess.check_output([sys.executable, "-c", _TOTAL], text=True, cwd=ROOT, env=environment(gpu))
+    assert abs(int(told) - gpu.memory_mb) <= 1
+
+
+_TOTAL = """
+import ctypes
+from tests.device.cuda import Cuda
+cuda = Cuda()
+cuda.initialise()
+total = ctypes.c_size_t()
+cuda.call("cuDeviceTotalMem_v2", ctypes.byref(total), 0)
+print(total.value // 2**20)
+"""
+
+
+def test_numa_node_and_links_are_those_of_the_kernel_and_of_all_pairs(gpu: DeviceInventory) -> None:
+    bus = str(smi.gpu(gpu.uuid, "pci.bus_id")["pci.bus_id"])
+    told = Path("/sys/bus/pci/devices") / topology.slot(bus) / "numa_node"
+    kernels = int(told.read_text()) if told.exists() else -1
+    assert gpu.numa_node == kernels if kernels >= 0 else gpu.numa_node in (None, 0), (gpu.numa_node, kernels)
+    here = discover(Settings(devices="auto"))
+    whole = sorted(d.device_id for d in here.devices if d.parent_uuid is None)
+    assert set(here.links) == set(itertools.combinations(whole, 2))
 
 
 def test_cores_near_it_are_those_that_the_kernel_says_are_near_its_slot(gpu: DeviceInventory) -> None:

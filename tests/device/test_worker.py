@@ -58,6 +58,7 @@ class Host:
                 "ALLOCATOR_DEVICES": gpu.uuid,
                 "ALLOCATOR_MEASURE_S": "0.2",
                 "ALLOCATOR_HEARTBEAT_S": "0.2",
+                "ALLOCATOR_HEALTH_S": "0.1",
             },
             ready=lambda worker: any(device.worker for device in self.ledger.snapshot().devices),
         )
@@ -159,8 +160,20 @@ def test_a_killed_tasks_slot_comes_back_when_its_memory_is_free(host: Host, key:
     assert used_mb(host.gpu) <= before + _NOISE_MB
     with pytest.raises(WorkerLostError):
         lost.get(timeout=_SOON_S)
-    # The child that took its place can use the GPU.
+    # The child that took its place, forked while the worker listened to the driver, can use the GPU. An Xid of the one
+    # that was killed is no reason to take the GPU out.
     assert host.send("device.look").get(timeout=_SOON_S)["driver"] == [host.gpu.uuid]
+    assert (host.device().state, host.device().reason) == ("ready", "")
+
+
+def test_a_kernel_that_goes_astray_fails_its_task_and_leaves_the_gpu_in(host: Host) -> None:
+    failed = host.send("device.stray")
+    failed.wait(timeout=_SOON_S, propagate=False)
+    assert failed.status == "FAILURE"
+    assert "CUDA_ERROR_ILLEGAL_ADDRESS" in str(failed.result)
+    host.until(host.is_free, "the slot back")
+    assert (host.device().state, host.device().reason) == ("ready", "")
+    assert host.ledger.journal() == ()
 
 
 def test_more_than_there_is_fails_the_task_by_its_name(host: Host) -> None:

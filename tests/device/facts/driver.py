@@ -95,13 +95,19 @@ def cost() -> dict[str, Any]:
     """Seconds that our own calls take: each opens and closes the library."""
     told = {}
     device = nvml.all_devices()[0]
-    for name, call in (("all_devices", nvml.all_devices), ("read_use", lambda: read_use(device.uuid))):
+    watch = nvml.GpuWatch(device.uuid)
+    for name, call in (
+        ("all_devices", nvml.all_devices),
+        ("read_use", lambda: read_use(device.uuid)),
+        ("GpuWatch.look", watch.look),
+    ):
         took = []
         for _ in range(20):
             begun = time.perf_counter()
             call()
             took.append(time.perf_counter() - begun)
         told[name] = {"first": round(took[0], 4), "median": round(sorted(took)[10], 4), "most": round(max(took), 4)}
+    watch.close()
     return told
 
 
