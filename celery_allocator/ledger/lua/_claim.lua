@@ -1,7 +1,7 @@
 -- Library: take and give back resources. Touches: node, dev, on, held, granted, manual, onhold, aside, alloc, tasks, tomb,
 -- index, order, meta; a device's mailbox.
 -- The invariant lives here: every amount taken in `claim` is given back in `unclaim`, and nowhere else does one change.
--- often: claim unclaim load_alloc record_grant withdraw index_task unindex_task forget deliver
+-- often: claim unclaim load_alloc record_grant withdraw index_task unindex_task forget deliver fix_share
 
 -- Incarnation of a worker that has claimed tasks again and not registered yet (see reclaim).
 local RECLAIMING = "reclaiming"

@@ -155,9 +155,11 @@ local function sim_next(lane)
   if lane.head then lane.score, lane.point = lane.head.score, floor(lane.head.score / POINT) end
 end
 
--- What waits: { tenants in a list, each with its lanes }. more: one that does not wait, to be looked at as if it did.
-local function sim_line(more)
-  local tenants, by_name, names, total = {}, {}, turns(), call("ZCARD", K.waiting)
+-- What waits (so many in all): tenants in a list, each with its lanes, and by name. more: one that does not wait, to be looked at as
+-- if it did.
+local function sim_line(more, total)
+  local tenants, by_name, names = {}, {}, {}
+  for name in turns() do names[#names + 1] = name end
   if more and call("SISMEMBER", K.queued, more.tenant) == 0 then names[#names + 1] = more.tenant end
   local lanes = 0
   for i = 1, math.min(#names, MOST_TENANTS) do
@@ -196,16 +198,14 @@ local function sim_line(more)
       sim_sort(tenant.lanes, lane)
     end
   end
-  return tenants, by_name, total
+  return tenants, by_name
 end
 
 -- The forecast: starts (id → ms), order (id → how many start before it), lanes (name → { started, last start, step }), all
 -- { started, last, step }; false where nothing can be told. more: as for `sim_line`.
 local function foresee(more)
   local nodes, list = sim_nodes()
-  local tenants, by_name, total = sim_line(more)
-  local quotas, totalled = {}, totals()
-  local ends, steps, told = {}, 0, { at = now, starts = {}, order = {}, lanes = {}, started = 0, first = now, last = now, total = total }
+  local ends, steps, total, holding = {}, 0, call("ZCARD", K.waiting), {}
 
   local function push(run)
     local low, high = 1, #ends + 1
@@ -235,11 +235,18 @@ local function foresee(more)
         node.runs[#node.runs + 1] = run
         push(run)
       end
-      local tenant = by_name[v[8] or ""]
-      if tenant then tenant.used.g, tenant.used.c, tenant.used.r = tenant.used.g + need.g * (need.k or 1), tenant.used.c + need.c, tenant.used.r + need.r end
+      holding[#holding + 1] = { tenant = v[8] or "", need = need }
     end
   end
   if #list == 0 or (#ends == 0 and total > 0) then return false end
+
+  local tenants, by_name = sim_line(more, total)
+  for _, held in ipairs(holding) do
+    local used, need = (by_name[held.tenant] or {}).used, held.need
+    if used then used.g, used.c, used.r = used.g + need.g * (need.k or 1), used.c + need.c, used.r + need.r end
+  end
+  local quotas, totalled = {}, totals()
+  local told = { at = now, starts = {}, order = {}, lanes = {}, started = 0, first = now, last = now, total = total }
   for _, tenant in ipairs(tenants) do quotas[tenant] = #tenants > 1 and quota_of(tenant.name) or {} end
 
   -- What is kept for whom: a lane's head, its node.

@@ -1,5 +1,6 @@
 -- Library: where what asks for more than amounts may go. Touches: node, dev, on, alloc (reads).
 -- A node has labels and says how near its GPUs are to each other; a device has a model. That is told when a node is registered.
+-- often: may_go
 
 -- What a node's labels, its GPUs' models and links are does not change within a script.
 local labels_read, models_read, links_read = {}, {}, {}

@@ -49,7 +49,7 @@ end
 -- Grant one that fits, if any does. could(shape, lane): its need where there is room for it, else nil. find(need, strategy):
 -- device and node. only: a tenant, where no other's can have become fit. Returns whether something was granted.
 local function grant_next(could, find, out, only)
-  local tenants, first = only and { only } or turns(), not only
+  local first = not only
   local function try(lane, shape, tenant, is_first)
     local need = could(shape, lane)
     if not need or capped(tenant, need) then return false end
@@ -63,7 +63,7 @@ local function grant_next(could, find, out, only)
     if not is_first or debut == id then passed(id) end
     return true
   end
-  for _, tenant in ipairs(tenants) do
+  for tenant in turns(only) do
     local lane = first and call("ZRANGE", K.turn .. tenant, 0, 0)[1]
     if lane then
       local shape = lane_parts(lane)
@@ -84,8 +84,8 @@ local function grant_next(could, find, out, only)
 end
 
 local function pass_one(n, out)
-  local view, shapes, needs, cache = nil, call("ZRANGE", K.shapes, 0, -1), {}, { [n.name] = n }
-  local function could(shape) return needs[shape] or nil end
+  local view, shapes, parsed, fits, cache = nil, call("ZRANGE", K.shapes, 0, -1), {}, {}, { [n.name] = n }
+  local function could(shape) return fits[shape] and need_of(shape) or nil end
   local function find(need, strategy)
     local at = choose_in_view(view, need, strategy_of(strategy), cache)
     if not at then return nil end
@@ -95,11 +95,11 @@ local function pass_one(n, out)
   end
   while #shapes > 0 do
     local some = false
-    view, needs = node_view(n), {}
+    view, fits = node_view(n), {}
     for _, shape in ipairs(shapes) do
-      local need = need_of(shape)
-      needs[shape] = need and fits_view(view, need) and need
-      some = some or needs[shape]
+      if parsed[shape] == nil then parsed[shape] = need_of(shape) or false end
+      fits[shape] = parsed[shape] and fits_view(view, parsed[shape])
+      some = some or fits[shape]
     end
     if not some or not grant_next(could, find, out) then return end
     shapes = call("ZRANGE", K.shapes, 0, -1)

@@ -197,7 +197,7 @@ local function reserve()
     for _, class in ipairs(classes) do if class_holds(class, need) then return false end end
     return true
   end
-  for _, tenant in ipairs(turns()) do
+  for tenant in turns() do
     for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do
       local need = need_of(lane_parts(lane))
       if need and not hopeless(need) and not capped(tenant, need) then

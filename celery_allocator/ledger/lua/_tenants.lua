@@ -81,13 +81,13 @@ local function share_of(u, q, all)
   return math.max(u.g / all.g, u.c / all.c, u.r / all.r) / (weight > 0 and weight or 1)
 end
 
--- Tenants that wait, in the order of their turns: by share; of equals those first that have not just given something back
--- (else who floods a single device would get it again each time that it is free); then by who came first.
-local function turns()
-  local names = call("SMEMBERS", K.queued)
-  if #names < 2 then return names end
-  local all, shares, before, firsts = totals(), {}, {}, {}
-  for from = 1, #names, 500 do
+-- Tenants that wait, one after the other in the order of their turns: by share; of equals those first that have not just given
+-- something back (else who floods a single device would get it again each time that it is free); then by who came first. only: one
+-- of them, alone. Mostly nobody asks for the second, so that the others are put in order only then.
+local function turns(only)
+  local names = only and { only } or call("SMEMBERS", K.queued)
+  local all, shares, before, firsts, taken = #names > 1 and totals(), {}, {}, {}, 0
+  for from = 1, all and #names or 0, 500 do
     local some = { unpack(names, from, math.min(#names, from + 499)) }
     local used, quotas = call("HMGET", K.used, unpack(some)), call("HMGET", K.quotas, unpack(some))
     for i, name in ipairs(some) do
@@ -100,14 +100,21 @@ local function turns()
     if not firsts[name] then firsts[name] = tonumber(call("ZRANGE", K.turn .. name, 0, 0, "WITHSCORES")[2] or 0) end
     return firsts[name]
   end
-  table.sort(names, function(x, y)
+  local function precedes(x, y)
     if shares[x] ~= shares[y] then return shares[x] < shares[y] end
     if before[x] ~= before[y] then return before[x] < before[y] end
     local a, b = first(x), first(y)
     if a ~= b then return a < b end
     return x < y
-  end)
-  return names
+  end
+  return function()
+    taken = taken + 1
+    if taken == 2 then table.sort(names, precedes) end
+    if taken > 1 then return names[taken - 1] end
+    local at = 1
+    for i = 2, #names do if precedes(names[i], names[at]) then at = i end end
+    return table.remove(names, at)
+  end
 end
 
 -- What a node offers as it is now, for `use_of`.
