@@ -76,7 +76,7 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         for dimension in _WORDS
         if any(dimension in lack for lack in found)
     )
-    return Reason("room", _sentence(lacks, len(open_to_it)) + _apart(requirements, cluster), lacks)
+    return Reason("room", _sentence(lacks, len(open_to_it)) + _taken_out(requirements, cluster), lacks)
 
 
 def fitting(requirements: Requirements, kind: Kind, cluster: ClusterState) -> tuple[str, ...]:
