@@ -32,6 +32,7 @@
     │   └── CapExceeded              the caller may ask, but not for so much
     ├── InventoryError               this host's devices cannot be read as asked
     │   └── GpuLostError             the driver says that a GPU has fallen off the bus
+    ├── IsolationError               a task cannot be given what it was granted in this process, or any that replaces it
     ├── HistoryError                 the history cannot be used
     │   ├── HistoryUnavailable       its database cannot be reached, or holds no history yet
     │   ├── HistorySchemaError       its tables are those of another version
@@ -379,6 +380,12 @@ class GpuLostError(InventoryError):
     """The driver says that a GPU has fallen off the bus or has otherwise become inaccessible."""
 
     code = "gpu_lost"
+
+
+class IsolationError(AllocatorError):
+    """A task cannot be given what it was granted in this process, nor in one that would replace it."""
+
+    code = "isolation_error"
 
 
 class HistoryError(AllocatorError):

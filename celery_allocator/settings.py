@@ -193,6 +193,31 @@ class Settings:
     pin_cores: bool = _setting(
         True, "Pin a running task to its granted cores: its whole process (prefork, solo) or its thread (threads)."
     )
+    thread_hints: bool = _setting(
+        True,
+        "Have the libraries of a running task start as many threads as it was granted cores "
+        "([how](../howto/isolation.md#threads)). Prefork and solo pools.",
+    )
+    gpu_memory_caps: bool = _setting(
+        True,
+        "Cap what PyTorch, CuPy, JAX and TensorFlow allocate at the task's GPU memory, less 512 MB for the context "
+        "([how](../howto/isolation.md#gpu-memory)). Prefork and solo pools.",
+    )
+    cuda_in_parent: str = _setting(
+        "refuse",
+        "What a worker does whose main process has initialised CUDA before its children are forked, so that they "
+        "cannot use the GPU: `refuse` to start, or `warn`.",
+    )
+    oom_retries: int = _setting(
+        2,
+        "Times that a task which ran out of GPU memory is granted again with a larger claim, before it fails with that "
+        "error. A task's attribute `allocator_oom_retries` overrides it. 0: never.",
+    )
+    oom_growth: float = _setting(
+        1.5,
+        "By what the GPU memory of such a task is multiplied each time: more than 1. It asks for the largest "
+        "device's at most.",
+    )
     # --- launcher (`celery allocator workers`)
     worker_concurrency: int = _setting(2, "Slots of each worker that the launcher starts per device.")
     worker_cpu_concurrency: int | None = _setting(
@@ -218,6 +243,8 @@ class Settings:
         for name, (below, rule) in _FROM_ZERO.items():
             if not 0 <= getattr(self, name) < below:
                 raise SettingsError(f"{_names(name)} is {getattr(self, name)!r}: it must {rule}")
+        if not 1 < self.oom_growth <= 100:
+            raise SettingsError(f"{_names('oom_growth')} is {self.oom_growth!r}: it must be more than 1, 100 at most")
         if not 0 < self.runtime_decay <= 1:
             raise SettingsError(f"{_names('runtime_decay')} is {self.runtime_decay!r}: it must be in (0, 1]")
         self._check_names()
@@ -290,6 +317,7 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "reserve_cpu_cores": (math.inf, "not be negative"),
     "reserve_ram_mb": (math.inf, "not be negative"),
     "max_losses": (math.inf, "not be negative"),
+    "oom_retries": (math.inf, "not be negative"),
     "max_bypass": (math.inf, "not be negative"),
     "max_bypass_s": (10**9, "be 0 or more seconds"),
     "age_weight": (1000.001, "be 0 to 1000 points per minute"),
@@ -301,6 +329,7 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "never_fits": ("raise", "wait"),
     "backfill": ("easy", "greedy", "none"),
+    "cuda_in_parent": ("refuse", "warn"),
 }
 
 

@@ -147,6 +147,19 @@ allocator_metrics_host = "127.0.0.1"
 # Pin a task's process to its granted cores while it runs (pools prefork and solo).
 allocator_pin_cores = True
 
+# Let its libraries start as many threads as it was granted cores (pools prefork and solo).
+allocator_thread_hints = True
+
+# Cap what its framework allocates on the GPU at what it was granted, less 512 MB for the context (prefork and solo).
+allocator_gpu_memory_caps = True
+
+# What a worker does whose main process has initialised CUDA before it forks: "refuse" to start, or "warn".
+allocator_cuda_in_parent = "refuse"
+
+# Times that a task which ran out of GPU memory is granted again, with so many times as much each time. 0: never.
+allocator_oom_retries = 2
+allocator_oom_growth = 1.5
+
 # --- Agents (celery-allocator mcp --http)
 
 # File of the tokens with which agents call (configs/mcp-tokens.toml is an example).

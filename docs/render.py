@@ -45,6 +45,8 @@ EVENTS = {
     "requeued": "Given back by its worker (a rejected delivery, say) and in line again.",
     "republished": "Granted, but not started within the deadline: its message is published again, with the same token.",
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",
+    "grown": "Ran out of GPU memory, and is in line again with a larger claim. `from` and `to`: MB of each GPU before "
+    "and now; `oom_retries`: how often that was done.",
     "cancelled": "Ended before it started, or by hand. `from`: the state it was in.",
     "held": "Put on hold: it keeps its place, and is not granted. `by`: who holds it; `from`: the state it was in.",
     "unheld": "No longer on hold. `to`: delayed again, or in line (and granted at once, perhaps).",

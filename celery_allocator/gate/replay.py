@@ -24,7 +24,7 @@ ALLOCATION_EVENTS = (
         "cancelled",
         "expired",
     ),
-    *("parked", "held", "unheld", "restored"),
+    *("parked", "held", "unheld", "restored", "grown"),
 )
 #: Events that change what there is to be had.
 POOL_EVENTS = (
@@ -92,6 +92,12 @@ class Replay:
         self._wait(event)
 
     _on_withdrawn = _on_requeued
+
+    def _on_grown(self, event: Event) -> None:
+        """In line again with a larger claim."""
+        self._give_back(event.object_id)
+        self._learn(event)
+        self._wait(event)
 
     def _on_lost(self, event: Event) -> None:
         if event.text("again") == "1":

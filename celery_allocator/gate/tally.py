@@ -11,7 +11,7 @@ from celery_allocator.gate.breaker import Counts
 #: Endings that are remembered for each name, at most.
 _MOST = 10_000
 #: Ends of a grant that say nothing of how well a task does.
-_NEUTRAL = frozenset({"requeued", "withdrawn", "cancelled", "expired", "parked", "restored"})
+_NEUTRAL = frozenset({"requeued", "withdrawn", "grown", "cancelled", "expired", "parked", "restored"})
 _WELL, _WRONG = frozenset({"success"}), frozenset({"failure"})
 
 

@@ -258,6 +258,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "released": _released,
     "requeued": _waiting,
     "withdrawn": _waiting,
+    "grown": _waiting,
     "republished": _unchanged,
     "cancelled": lambda record, entry: _ends(record, entry, entry.fields.get("outcome") or "cancelled"),
     "expired": lambda record, entry: _ends(record, entry, "expired"),

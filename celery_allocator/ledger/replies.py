@@ -132,6 +132,23 @@ class Released:
 
 
 @dataclass(frozen=True)
+class Grown:
+    """Reply of :meth:`Ledger.grow`. Where ``done``: MB of each GPU before and now; ``times``: how often that was done.
+
+    Else ``reason`` says why not: ``spent`` (as often as it may be), ``largest`` (no known device, or cap of its tenant,
+    is larger), ``no_gpu`` (it holds no GPU memory), or ``stale``, ``gone`` or ``not_running``: the grant is not the
+    live one.
+    """
+
+    done: bool
+    reason: str = ""
+    from_mb: int = 0
+    to_mb: int = 0
+    times: int = 0
+    grants: tuple[Grant, ...] = ()
+
+
+@dataclass(frozen=True)
 class Obituary:
     """A task that ended without running to its end; whoever writes its result then settles it."""
 

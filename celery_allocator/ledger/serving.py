@@ -10,7 +10,7 @@ from typing import Any
 from celery_allocator.errors import DeviceBusyError, UnknownTargetError
 from celery_allocator.ledger import replies, wire
 from celery_allocator.ledger.access import Access, ms
-from celery_allocator.ledger.replies import Grant, Mailbox
+from celery_allocator.ledger.replies import Grant, Grown, Mailbox
 from celery_allocator.model import Allocation, Link, NodeInventory, WorkerUse, label, more_of
 
 
@@ -159,6 +159,18 @@ class Serving(Access):
             req.gpu_memory_mb,
         )
         return Claim(reply[0]), reply[1].decode(errors="backslashreplace") if len(reply) > 1 else ""
+
+    def grow(self, allocation_id: str, token: int, growth: float, most: int, *, publishes: bool = True) -> Grown:
+        """A running task ran out of GPU memory: back into line under its old place, with ``growth`` times as much.
+
+        At most as much as the largest device that could hold it has, and its tenant may hold; ``most`` times at most.
+        What it held is given back. A repeated call finds the token stale. ``publishes``: as in :meth:`Ledger.release`.
+        """
+        reply = self._run("grow", allocation_id, token, repr(growth), most, "1" if publishes else "0")
+        if reply[0] != b"ok":
+            return Grown(False, reply[0].decode())
+        _, granted, before, now, times = reply
+        return Grown(True, "", int(before), int(now), int(times), replies.grants(granted))
 
     def take_duty(self, name: str, holder: str, lease_s: float) -> bool:
         """Take, or keep for ``lease_s`` more seconds, what one worker does at a time. False if somebody else has it."""

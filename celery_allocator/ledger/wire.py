@@ -100,8 +100,8 @@ def allocation(row: list[Any]) -> Allocation:
 
 
 def _allocation(row: list[Any]) -> Allocation:
-    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:31]
-    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, devs, uuids, before, *rest = rest
+    tid, name, state, shape, prio, strat, c_ms, g_ms, s_ms, exp, eta, tok, *rest = row[:32]
+    dev, uuid, queue, worker, cores, loss, tenant, held_by, size, xrt, _pace, devs, uuids, before, oom, *rest = rest
     position, *dates, ttl, allocation_id = rest
     held, asked = Shape.parse(shape.decode()), Shape.parse((before or shape).decode())
     if held is None or asked is None:
@@ -143,6 +143,7 @@ def _allocation(row: list[Any]) -> Allocation:
         estimated_start_at=seconds(dates[0]),
         estimated_start_p90_at=seconds(dates[1]),
         losses=int(loss or 0),
+        oom_retries=int(oom or 0),
         on_hold_by=held_by.decode() or None,
     )
 

@@ -23,7 +23,7 @@ from celery_allocator.updates.changes import LEFT_OUT, RULES
 MOST = 200_000
 
 _EVENTS = frozenset({*RULES, *LEFT_OUT})
-_REGRANTS = ("lost", "withdrawn", "requeued")
+_REGRANTS = ("lost", "withdrawn", "requeued", "grown")
 _LEASES = {"worker_lost": "worker", "node_lost": "node"}
 
 

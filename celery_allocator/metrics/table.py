@@ -139,7 +139,7 @@ _ALL = (
     _counter("grants_total", "Grants, by device.", "hostname", "gpu"),
     _counter(
         "regrants_total",
-        "Grants of what had been granted before, and was `lost`, `withdrawn` or `requeued` since.",
+        "Grants of what had been granted before, and was `lost`, `withdrawn`, `requeued` or `grown` since.",
         "reason",
     ),
     _counter("republished_total", "Grants that had not started within the deadline: published again."),

@@ -101,6 +101,8 @@ class Allocation:
     estimated_start_at: float | None = None
     estimated_start_p90_at: float | None = None
     losses: int = 0
+    #: How often it was granted again with a larger claim, as it had run out of GPU memory.
+    oom_retries: int = 0
     on_hold_by: str | None = None
 
     @property
@@ -182,6 +184,7 @@ class Allocation:
             "losses": self.losses,
             "more": [list(device) for device in self.more_devices],
             "granted_mb": self.gpu_memory_granted_mb,
+            "oom_retries": self.oom_retries,
         }
 
     @classmethod
@@ -208,6 +211,7 @@ class Allocation:
             losses=data["losses"],
             more_devices=tuple((str(name), str(uuid)) for name, uuid in data.get("more", ())),
             gpu_memory_granted_mb=data.get("granted_mb"),
+            oom_retries=data.get("oom_retries", 0),
         )
 
 

@@ -33,6 +33,7 @@ from celery_allocator.plugin.naming import queue_name
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
 from celery_allocator.plugin.session import Keeper, Session, session
+from celery_allocator.plugin.starting import check_main
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def on_worker_init(sender: Any = None, **_: Any) -> None:
         device_id = device_id_of(str(which), inventory)
     except (AllocatorError, LookupError) as error:
         raise SystemExit(f"celery-allocator: {error}") from error
+    if device_id != CPU_DEVICE and (refusal := check_main(sender, settings.cuda_in_parent)):
+        raise SystemExit(f"celery-allocator: {refusal}")
     os.environ.update(device_environment(inventory.device(device_id)))
     name = queue_name(settings.pool, inventory.node, device_id)
     _consume(app, name, only=device_id != CPU_DEVICE and not getattr(sender, _EXPLICIT_QUEUES, False))

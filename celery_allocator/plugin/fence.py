@@ -17,7 +17,10 @@ from typing import Any
 
 from celery_allocator.errors import AllocationNotFound, LedgerUnavailable
 from celery_allocator.model import State
-from celery_allocator.plugin.running import MovedOn, fence_of, of_request
+from celery_allocator.plugin import isolating
+from celery_allocator.plugin.growing import grow
+from celery_allocator.plugin.moved import MovedOn
+from celery_allocator.plugin.running import fence_of, of_request
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -63,16 +66,26 @@ class Fence:
         return bool(lost == losses and clock() < until)
 
 
+def is_guarded(task: Any) -> bool:
+    """Whether :func:`guard` was called on it."""
+    return bool(getattr(task.run, _GUARDED, False))
+
+
 def guard(task: Any) -> None:
-    """Have the task ask at the fence before it runs."""
+    """Have the task ask at the fence before it runs, and be granted again if it runs out of GPU memory."""
     run = task.run
-    if getattr(run, _GUARDED, False):
+    if is_guarded(task):
         return
 
     @functools.wraps(run)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         _check(task)
-        return run(*args, **kwargs)
+        isolating.check(task.request.id)
+        try:
+            return run(*args, **kwargs)
+        except Exception as error:
+            grow(task, error)
+            raise
 
     setattr(guarded, _GUARDED, True)
     task.run = guarded

@@ -20,7 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from celery_allocator.errors import LedgerUnavailable, StaleTokenError
 from celery_allocator.plugin.envelope import HEADER, own_header
 from celery_allocator.plugin.publish import park
-from celery_allocator.plugin.running import FENCE, GRANT
+from celery_allocator.plugin.running import FENCE, GRANT, TOTALS
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def strategy(task: Any, app: Any, consumer: Any, **kwargs: Any) -> Any:
         ack(logger, connection_errors)
         # The ETA was the ledger's to keep; the worker's own clock has no say in it any more.
         message.headers["eta"] = None
-        message.headers[HEADER] = {**header, GRANT: {**allocation.to_wire(), FENCE: keeper.fence.losses}}
+        beside = {FENCE: keeper.fence.losses, TOTALS: keeper.totals_mb(allocation)}
+        message.headers[HEADER] = {**header, GRANT: {**allocation.to_wire(), **beside}}
         try:
             return plain(message, body, _settled, _settled, callbacks, **options)
         except (DecodeError, ContentDisallowed, InvalidTaskError) as error:

@@ -14,6 +14,7 @@ from celery_allocator.plugin import (
     bootsteps,
     remote,  # noqa: F401  # `celery inspect` and `celery control` know its commands once it is imported
     running,
+    starting,
 )
 from celery_allocator.plugin.duties import DutiesStep
 from celery_allocator.plugin.exposing import MetricsStep
@@ -67,6 +68,7 @@ def install(app: Celery) -> Celery:
     app.steps["consumer"].add(MetricsStep)
     running.connect_signals()
     bootsteps.connect_signals()
+    starting.connect_signals()
     # allocate_resources() and its kin in this app's processes use this app's ledger.
     use_default(lambda: FunctionSession(session(app).settings, connect_to=lambda: session(app).ledger))
     vars(app)[_INSTALLED] = True

@@ -29,7 +29,7 @@ from celery_allocator.plugin.health import HealthMonitor
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
 from celery_allocator.plugin.meter import Meter
-from celery_allocator.plugin.pool import forget_termination, mend
+from celery_allocator.plugin.pool import forget_termination, mend, retire
 from celery_allocator.plugin.processes import born, kill_family
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
@@ -189,6 +189,15 @@ class WorkerKeeper:
         )
         self.gone(allocation, "lost", pid)
         kill_family(pid)
+
+    def totals_mb(self, allocation: Allocation) -> list[int]:
+        """Memory of each of its GPUs, in MB; empty where one is not this node's."""
+        found = [self._reporter.inventory.device(name) for name in allocation.gpu_ids]
+        return [device.memory_mb for device in found if device is not None] if all(found) else []
+
+    def replace_child(self, pid: int) -> None:
+        """A child that is idle is to be ended, so that a fresh one takes its place."""
+        retire(self._pool, pid)
 
     def info(self) -> dict[str, Any]:
         """Node, device and queue, for people."""

@@ -18,7 +18,8 @@ from celery.worker.state import task_ready
 
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import own_header
-from celery_allocator.plugin.running import GRANT, MovedOn, error_name
+from celery_allocator.plugin.moved import MovedOn, Unfit
+from celery_allocator.plugin.running import GRANT, error_name
 from celery_allocator.plugin.session import Keeper, session
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ class AllocationHooks:
                 self._child_dying()
             else:
                 self._child_idle(by_child=return_ok)
+            if return_ok and isinstance(_error_of(exc_info), Unfit) and self._keeper is not None:
+                self._keeper.replace_child(self.worker_pid)  # type: ignore[attr-defined]
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """A time limit passed; after the hard one the child is killed."""

@@ -13,12 +13,13 @@ import threading
 from typing import Any
 
 from celery import current_task, signals, states
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Reject
 
 from celery_allocator.isolation import Previous, pin, unpin
 from celery_allocator.model import Allocation
-from celery_allocator.plugin import tracing
+from celery_allocator.plugin import isolating, tracing
 from celery_allocator.plugin.envelope import HEADER
+from celery_allocator.plugin.moved import GrantedAgain, MovedOn
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session
 
@@ -36,16 +37,11 @@ _OUTCOMES = {
     states.IGNORED: "ignored",
     states.REJECTED: "rejected",
 }
+#: Key in it of the memory of each of its GPUs, in MB.
+TOTALS = "totals"
 #: Longest name of an exception's class that is recorded.
 _LONGEST_NAME = 100
 _pinned: dict[str, Previous | None] = {}
-
-
-class MovedOn(Ignore):
-    """A child has not begun a task, since the grant was not the live one when it asked (see ``fence.py``).
-
-    Its worker may have claimed the task again meanwhile; then it has to go back into line, not to be ended.
-    """
 
 
 def current_allocation() -> Allocation | None:
@@ -72,6 +68,13 @@ def fence_of(request: Any) -> int | None:
     return int(grant[FENCE]) if grant and FENCE in grant else None
 
 
+def totals_of(request: Any) -> tuple[int, ...]:
+    """Memory of each GPU that a request of the gate was granted, in MB; empty where that is not known."""
+    header = getattr(request, HEADER, None)
+    grant = header.get(GRANT) if isinstance(header, dict) else None
+    return tuple(int(mb) for mb in grant.get(TOTALS, ())) if grant else ()
+
+
 def error_name(error: object) -> str:
     """The name of an exception's class, as it is recorded: never its text, which may hold anything."""
     name = type(error).__name__ if isinstance(error, BaseException) else ""
@@ -79,12 +82,14 @@ def error_name(error: object) -> str:
 
 
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
-    """Pin the process to the granted cores (signal ``task_prerun``)."""
+    """Make the process what was granted, and pin it to the granted cores (signal ``task_prerun``)."""
     allocation = of_request(task.request)
     if allocation is None:
         return
     tracing.began(task, allocation)
-    if not allocation.cpu_cores or not session(task.app).settings.pin_cores:
+    settings = session(task.app).settings
+    isolating.enter(task_id, allocation, totals_of(task.request), settings)
+    if not allocation.cpu_cores or not settings.pin_cores:
         return
     if threading.current_thread() is not threading.main_thread():
         # A pool of threads: the mask of this thread alone, or its neighbours would move along.
@@ -100,12 +105,15 @@ def on_postrun(
     allocation = of_request(task.request)
     if allocation is None:
         return
+    isolating.leave(task_id)
     _unpin(task_id)
     outcome = _OUTCOMES.get(state)
     tracing.ended(task, outcome or "terminated", error_name(retval) if outcome == "failure" else "")
     if outcome is None or isinstance(sys.exc_info()[1], (SystemExit, KeyboardInterrupt)):
         # This process is being terminated, perhaps after the task has returned and before its result was stored. What
         # it holds is free only when it is gone; main sees to that.
+        return
+    if isinstance(retval, GrantedAgain):
         return
     if isinstance(retval, MovedOn) or (isinstance(retval, Reject) and retval.requeue and task.acks_late):
         outcome = "requeue"

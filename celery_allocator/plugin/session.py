@@ -76,6 +76,12 @@ class Keeper(Protocol):
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing runs any more; ``by_child``: in a child, which has released it already."""
 
+    def totals_mb(self, allocation: Allocation) -> list[int]:
+        """Memory of each of its GPUs, in MB."""
+
+    def replace_child(self, pid: int) -> None:
+        """A child that is idle is to be ended, so that a fresh one takes its place."""
+
     def gone(self, allocation: Allocation, outcome: str, pid: int | None, *, error: str = "") -> None:
         """The task ended violently: its resources are free when the process is gone."""
 

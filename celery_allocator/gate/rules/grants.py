@@ -8,15 +8,15 @@ from celery_allocator.gate.evidence import Event, Evidence
 from celery_allocator.gate.registry import Measurement, rule
 
 #: Events that take a grant back and put its task into line again.
-_TAKEN_BACK = ["lost", "withdrawn", "requeued"]
+_TAKEN_BACK = ["lost", "withdrawn", "requeued", "grown"]
 
 
 @rule("regrants", unit="count")
 def regrants(evidence: Evidence, *, causes: list[str] = _TAKEN_BACK) -> Measurement:
     """Grants that were taken back in the window, so that their tasks had to be granted again.
 
-    Because a process or worker was lost (`lost`), a device was drained or its worker left (`withdrawn`), or a worker
-    gave the task back (`requeued`). Samples are the grants of the window.
+    Because a process or worker was lost (`lost`), a device was drained or its worker left (`withdrawn`), a worker gave
+    the task back (`requeued`), or it ran out of GPU memory (`grown`). Samples are the grants of the window.
     """
     granted, back, told = _grants(evidence, causes)
     return Measurement(float(back), granted, told)

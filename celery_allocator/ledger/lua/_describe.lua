@@ -1,6 +1,6 @@
 -- Library: one allocation as a flat list, read by the client in this order. Touches: alloc, manual and all that the forecast reads.
 local DESCRIBED = { "tid", "name", "state", "shape", "prio", "strat", "c_ms", "g_ms", "s_ms", "exp", "eta", "tok", "dev",
-  "uuid", "queue", "worker", "cores", "loss", "tenant", "hold", "size", "xrt", "pace", "devs", "uuids", "asked" }
+  "uuid", "queue", "worker", "cores", "loss", "tenant", "hold", "size", "xrt", "pace", "devs", "uuids", "asked", "oom" }
 
 local function describe(id)
   local v = call("HMGET", K.alloc .. id, unpack(DESCRIBED))

@@ -156,17 +156,25 @@ def _said(event: Event) -> str:
     if event.event in ("granted", "reclaimed"):
         words.append(f" on {told.get('devices') or told.get('device', '?')}, token {told.get('token', '?')}")
         words.append(f", cores {told['cores']}" if told.get("cores") else "")
-    elif event.event in ("requeued", "withdrawn", "lost"):
+    elif event.event in ("requeued", "withdrawn", "lost", "grown"):
         words.append(f" on {told.get('device', '?')}")
     if told.get("worker"):
         words.append(f" by {told['worker']}")
-    if event.event == "lost":
-        words.append(", in line again" if told.get("again") == "1" else ", not again")
+    words.append(_consequence(event))
     if "new" not in told:
         words += [f", {name} {told[name]}" for name in ("reason", "from", "by", "priority") if told.get(name)]
     if event.event == "released" and told.get("held_ms", "").isdecimal():
         words.append(f", ran {duration(int(told['held_ms'][:15]) / 1000)}")
     return "".join(words)
+
+
+def _consequence(event: Event) -> str:
+    told = event.fields
+    if event.event == "lost":
+        return ", in line again" if told.get("again") == "1" else ", not again"
+    if event.event == "grown":
+        return f", in line again with {told.get('to', '?')} MB of GPU memory"
+    return ""
 
 
 #: Moments that an event tells, and how they are told.

@@ -103,6 +103,7 @@ def described(allocation: Allocation) -> str:
         ("ETA", iso_utc(allocation.eta_at)),
         ("expires", iso_utc(allocation.expires_at)),
         ("workers lost", allocation.losses or None),
+        ("claim grown", allocation.oom_retries or None),
         ("on hold by", allocation.on_hold_by),
     ]
     return pairs((name, value) for name, value in rows if value is not None)

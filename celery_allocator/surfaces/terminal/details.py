@@ -115,6 +115,7 @@ def _of_allocation(allocation: Allocation) -> list[tuple[str, Any]]:
         ("ETA", iso_utc(allocation.eta_at)),
         ("expires", iso_utc(allocation.expires_at)),
         ("workers lost", allocation.losses or None),
+        ("claim grown", allocation.oom_retries or None),
         ("on hold by", allocation.on_hold_by),
     ]
 

@@ -1,0 +1,113 @@
+"""What a task finds in its process, and what becomes of it when it runs out of GPU memory: in real workers.
+
+The frameworks are those of ``fake_cuda``, the GPU is one of ``fake_nvml``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_allocator.model import Kind, Requirements, State
+from tests.support.cluster import SOON_S, Cluster, worker_spec
+from tests.support.fake_cuda import SITE, cuda_library
+from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.processes import ROOT
+
+__all__ = ["cuda_library", "fake_nvml", "nvml_library"]  # fixtures
+
+UUID, TOTAL_MB = "GPU-aaaa", 8192
+pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+
+
+class Host:
+    """A node with one scripted GPU and a worker with one child that serves it."""
+
+    def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str) -> None:
+        environ = nvml.environ([FakeGpu(UUID, memory_mb=TOTAL_MB)])
+        host = {
+            "ALLOCATOR_NODE": "host1",
+            "ALLOCATOR_DEVICES": "auto",
+            "ALLOCATOR_OOM_GROWTH": "4",
+            "FAKE_NVML_SCRIPT": environ["FAKE_NVML_SCRIPT"],
+            "LD_LIBRARY_PATH": os.pathsep.join((environ["LD_LIBRARY_PATH"], str(cuda))),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(SITE))),
+        }
+        self.cluster = new_cluster(host=host, module="tests.support.gpu_app")
+        spec = worker_spec("gpu0", "0", "--concurrency", "1", *args)
+        self.cluster.start(spec.__class__("tests.support.gpu_app", spec.args, name=spec.name))
+
+    def send(self, name: str, *args: Any, claim: int = 1024) -> Any:
+        return self.cluster.app.send_task(name, args, resources={"gpu_memory_mb": claim, "cpu_cores": 1})
+
+    def take(self, framework: str, mb: int, claim: int) -> dict[str, Any]:
+        told: dict[str, Any] = self.send("gpu.take", framework, mb, claim=claim).get(timeout=SOON_S)
+        return told
+
+    def events_of(self, task_id: str) -> list[dict[str, str]]:
+        return [fields for _, fields in self.cluster.ledger.events() if fields.get("task") == task_id]
+
+    def life_of(self, task_id: str) -> list[dict[str, str]]:
+        """The events of a task, to its end."""
+        self.cluster.until(lambda: self.events_of(task_id)[-1]["event"] == "released", "its end")
+        return self.events_of(task_id)
+
+
+@pytest.fixture
+def host(new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path) -> Host:
+    return Host(new_cluster, fake_nvml, cuda_library)
+
+
+def out_of_memory(host: Host) -> None:
+    """Declares 1 GB and needs 3; and one that needs more than there is."""
+    sent = host.send("gpu.take", "torch", 3000)
+    told = sent.get(timeout=SOON_S)
+    assert (told["claim"], told["most"]) == (4096, 4096 - 512)
+    events = host.life_of(sent.id)
+    assert [e["event"] for e in events] == ["granted", "started", "grown", "granted", "started", "released"]
+    assert (events[2]["from"], events[2]["to"], events[2]["oom_retries"]) == ("1024", "4096", "1")
+    assert (events[3]["shape"], events[5]["outcome"]) == ("4096:1:0:t", "success")
+
+    impossible = host.send("gpu.take", "torch", TOTAL_MB + 1)
+    impossible.wait(timeout=SOON_S, propagate=False)
+    assert (impossible.status, type(impossible.result).__name__) == ("FAILURE", "OutOfMemoryError")
+    assert "CUDA out of memory. Tried to allocate 8193.00 MiB." in str(impossible.result)
+    assert "it had 8192 MB, and was granted again with a larger claim as often as it may be (2," in impossible.traceback
+    events = host.life_of(impossible.id)
+    claims = [e["shape"].split(":")[0] for e in events if e["event"] == "granted"]
+    assert claims == ["1024", "4096", "8192"]
+    assert events[-1]["error"] == "OutOfMemoryError"
+
+
+def test_out_of_gpu_memory_is_granted_again_with_a_larger_claim(host: Host) -> None:
+    out_of_memory(host)
+    # CuPy's is a MemoryError, at which a worker of Celery would exit.
+    assert host.take("cupy", 3000, 1024)["claim"] == 4096
+    once = host.send("gpu.once", "torch", 3000)
+    once.wait(timeout=SOON_S, propagate=False)
+    assert type(once.result).__name__ == "OutOfMemoryError"
+    assert [e["event"] for e in host.life_of(once.id)] == ["granted", "started", "released"]
+    retried = host.send("gpu.retry", 3000)
+    retried.wait(timeout=SOON_S, propagate=False)
+    assert retried.status == "FAILURE"
+    events = [e["event"] for e in host.life_of(retried.id)]
+    assert (events.count("started"), events.count("grown")) == (2, 2), "its own retry is not touched, the last one grows"
+    host.cluster.settle()
+
+
+def test_while_it_waits_with_a_larger_claim_everybody_can_see_it(host: Host) -> None:
+    """Another one holds what it needs: it waits first in line, and its result says nothing yet."""
+    ledger = host.cluster.ledger
+    ledger.submit("hand", "by hand", "hand", Requirements(gpu_memory_mb=5000), kind=Kind.MANUAL, ttl_s=600)
+    sent = host.send("gpu.take", "torch", 3000)
+    host.cluster.until(lambda: len(host.events_of(sent.id)) > 2 and ledger.queue(), "it in line")
+    (waiting,) = ledger.queue()
+    assert (waiting.state, waiting.gpu_memory_mb, waiting.oom_retries) == (State.WAITING, 4096, 1)
+    assert not sent.ready()
+    ledger.release("hand", publishes=False)
+    assert sent.get(timeout=SOON_S)["claim"] == 4096
+    host.cluster.settle()

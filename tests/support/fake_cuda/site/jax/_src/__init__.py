@@ -1,0 +1,3 @@
+"""``jax._src``."""
+
+from __future__ import annotations

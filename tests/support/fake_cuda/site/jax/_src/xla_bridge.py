@@ -1,0 +1,5 @@
+"""``jax._src.xla_bridge``."""
+
+from __future__ import annotations
+
+_backends: dict[str, float] = {}
