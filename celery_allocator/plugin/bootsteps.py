@@ -33,7 +33,7 @@ from celery_allocator.plugin.naming import queue_name
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.request import AllocationHooks, AllocatorRequest
 from celery_allocator.plugin.session import Keeper, Session, session
-from celery_allocator.plugin.starting import check_main
+from celery_allocator.plugin.starting import check_main, forks, watch_forks
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,7 @@ class AllocatorStep(bootsteps.StartStopStep):
             try:
                 _check_server(session(parent.app))
                 self.keeper.register(parent.controller.concurrency, parent.pool)
+                self._watch_forks(parent)
             except LedgerUnavailable as error:
                 # As Celery does when its broker is down: say so and try again, until told to stop.
                 logger.error("%s; trying again in %s s", error, _RETRY_S)  # noqa: TRY400
@@ -166,6 +167,10 @@ class AllocatorStep(bootsteps.StartStopStep):
                 raise WorkerShutdown(1) from error
             else:
                 return
+
+    def _watch_forks(self, parent: Any) -> None:
+        if self.keeper.info()["device"] != CPU_DEVICE and forks(parent.controller):
+            watch_forks(parent.pool, session(parent.app).settings.cuda_in_parent, self.keeper.close)
 
     def stop(self, parent: Any) -> None:
         """The consumer starts again, or ends: it has dropped what no child had been given. The registration stays."""

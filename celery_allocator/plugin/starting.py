@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import current_app, signals
@@ -14,6 +15,7 @@ from celery_allocator.plugin.fence import guard, is_guarded
 
 logger = logging.getLogger(__name__)
 
+_WATCHED = "_allocator_watched"
 _PREFORK = "celery.concurrency.prefork"
 _WHY = (
     "the main process of this worker has initialised CUDA (an import of the app, or what it calls, used the GPU), and "
@@ -43,6 +45,25 @@ def check_main(worker: Any, on_cuda: str) -> str:
         return f"{_WHY}. {_DO}"
     logger.warning("%s; its tasks will fail if they use the GPU. %s", _WHY, _DO)
     return ""
+
+
+def watch_forks(pool: Any, on_cuda: str, stop: Callable[[], None]) -> None:
+    """Look again before each child that replaces another; with ``refuse`` the worker is to ``stop`` taking grants."""
+    inner = getattr(pool, "_pool", None)
+    original = getattr(inner, "_create_worker_process", None)
+    if original is None or hasattr(inner, _WATCHED):
+        return
+
+    def create(*args: Any) -> Any:
+        if cuda_is_initialised():
+            stops = on_cuda == "refuse"
+            logger.critical("%s. %s%s", _WHY, "This worker takes no more tasks: start it anew. " if stops else "", _DO)
+            if stops:
+                stop()
+        return original(*args)
+
+    inner._create_worker_process = create  # type: ignore[union-attr]  # noqa: SLF001
+    setattr(inner, _WATCHED, True)
 
 
 def on_process_init(sender: Any = None, **_: Any) -> None:

@@ -6,20 +6,24 @@ The frameworks are those of ``fake_cuda``, the GPU is one of ``fake_nvml``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from celery_allocator.isolation.threads import VARIABLES
 from celery_allocator.model import Kind, Requirements, State
-from tests.support.cluster import SOON_S, Cluster, worker_spec
+from tests.support.cluster import SOON_S, Cluster
 from tests.support.fake_cuda import SITE, cuda_library
 from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import ROOT
+from tests.support.redis_server import RedisServer
 
 __all__ = ["cuda_library", "fake_nvml", "nvml_library"]  # fixtures
 
+_MODULE = "tests.support.gpu_app"
 UUID, TOTAL_MB = "GPU-aaaa", 8192
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 class Host:
     """A node with one scripted GPU and a worker with one child that serves it."""
 
-    def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str) -> None:
+    def __init__(self, make: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str, **env: str) -> None:
         environ = nvml.environ([FakeGpu(UUID, memory_mb=TOTAL_MB)])
         host = {
             "ALLOCATOR_NODE": "host1",
@@ -36,10 +40,10 @@ class Host:
             "FAKE_NVML_SCRIPT": environ["FAKE_NVML_SCRIPT"],
             "LD_LIBRARY_PATH": os.pathsep.join((environ["LD_LIBRARY_PATH"], str(cuda))),
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(SITE))),
+            **env,
         }
-        self.cluster = new_cluster(host=host, module="tests.support.gpu_app")
-        spec = worker_spec("gpu0", "0", "--concurrency", "1", *args)
-        self.cluster.start(spec.__class__("tests.support.gpu_app", spec.args, name=spec.name))
+        self.cluster = make(host=host, module=_MODULE)
+        self.cluster.start(WorkerSpec(_MODULE, ("--gpu", "0", "--concurrency", "1", *args), name="gpu0"))
 
     def send(self, name: str, *args: Any, claim: int = 1024) -> Any:
         return self.cluster.app.send_task(name, args, resources={"gpu_memory_mb": claim, "cpu_cores": 1})
@@ -52,14 +56,37 @@ class Host:
         return [fields for _, fields in self.cluster.ledger.events() if fields.get("task") == task_id]
 
     def life_of(self, task_id: str) -> list[dict[str, str]]:
-        """The events of a task, to its end."""
+        """The events of a task, to its end; without its first wait for the slot of the one before."""
         self.cluster.until(lambda: self.events_of(task_id)[-1]["event"] == "released", "its end")
-        return self.events_of(task_id)
+        return [event for event in self.events_of(task_id) if event["event"] != "waiting"]
+
+
+@pytest.fixture(scope="module")
+def shared_host(
+    broker_url: str,
+    cluster_backend: RedisServer,
+    nvml_library: Path,
+    cuda_library: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Host]:
+    folder = tmp_path_factory.mktemp("isolation")
+    made: list[Cluster] = []
+
+    def make(**options: Any) -> Cluster:
+        made.append(Cluster(broker_url, cluster_backend, folder, **options))
+        return made[-1]
+
+    try:
+        yield Host(make, FakeNvml(nvml_library, folder), cuda_library)
+    finally:
+        made[-1].close()
 
 
 @pytest.fixture
-def host(new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path) -> Host:
-    return Host(new_cluster, fake_nvml, cuda_library)
+def host(shared_host: Host) -> Iterator[Host]:
+    """The shared host for one test, which has to leave it empty."""
+    yield shared_host
+    shared_host.cluster.settle()
 
 
 def out_of_memory(host: Host) -> None:
@@ -92,11 +119,9 @@ def test_out_of_gpu_memory_is_granted_again_with_a_larger_claim(host: Host) -> N
     assert type(once.result).__name__ == "OutOfMemoryError"
     assert [e["event"] for e in host.life_of(once.id)] == ["granted", "started", "released"]
     retried = host.send("gpu.retry", 3000)
-    retried.wait(timeout=SOON_S, propagate=False)
-    assert retried.status == "FAILURE"
-    events = [e["event"] for e in host.life_of(retried.id)]
-    assert (events.count("started"), events.count("grown")) == (2, 2), "its own retry is not touched, the last one grows"
-    host.cluster.settle()
+    assert retried.get(timeout=SOON_S) == 4096 - 512
+    told = [(e["event"], e.get("outcome")) for e in host.life_of(retried.id) if e["event"] in ("grown", "released")]
+    assert told == [("released", "retry"), ("grown", None), ("released", "success")], "its own retry comes first"
 
 
 def test_while_it_waits_with_a_larger_claim_everybody_can_see_it(host: Host) -> None:
@@ -110,4 +135,50 @@ def test_while_it_waits_with_a_larger_claim_everybody_can_see_it(host: Host) -> 
     assert not sent.ready()
     ledger.release("hand", publishes=False)
     assert sent.get(timeout=SOON_S)["claim"] == 4096
+
+
+def test_caps_and_threads_are_the_tasks_and_put_back_after_it(host: Host) -> None:
+    """One after the other in one child, which tells what it finds."""
+    threads = dict.fromkeys(VARIABLES, "1")
+    first = host.take("torch", 100, 4096)
+    assert first["most"] == 4096 - 512, "read from the environment when it was first used"
+    assert first["affinity"] == first["cores"] or len(os.sched_getaffinity(0)) == 1
+    assert threads.items() <= first["environ"].items()
+    assert first["environ"]["CUDA_VISIBLE_DEVICES"] == UUID
+    second = host.take("torch", 100, 2048)
+    assert (second["pid"], second["most"], second["torch_threads"]) == (first["pid"], 2048 - 512, 1)
+    assert host.take("torch", 100, 600)["most"] == 300, "half of a claim at least"
+    whole = host.take("torch", 100, TOTAL_MB)
+    assert whole["most"] == TOTAL_MB, "the last one's cap was taken back"
+    assert not any(name.endswith(("_CONF", "_LIMIT", "_FRACTION")) for name in whole["environ"])
+    assert host.take("cupy", 100, 2048)["most"] == 2048 - 512
+    assert host.take("cupy", 100, 4096)["most"] == 4096 - 512
+    assert host.take("cupy", 100, TOTAL_MB)["most"] == 0, "no limit"
+    # JAX keeps what it had at first: who has claimed more gets a fresh child.
+    jax = host.take("jax", 0, 2048)
+    assert (jax["pid"], jax["most"]) == (first["pid"], 2048 - 512)
+    assert host.take("jax", 0, 1024)["pid"] == first["pid"]
+    more = host.send("gpu.take", "jax", 0, claim=4096)
+    told = more.get(timeout=SOON_S)
+    assert (told["pid"] != first["pid"], told["most"]) == (True, 4096 - 512)
+    events = [e["event"] for e in host.life_of(more.id)]
+    assert events == ["granted", "started", "requeued", "granted", "started", "released"]
+
+
+def test_a_spawned_child_has_all_of_it(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path
+) -> None:
+    host = Host(new_cluster, fake_nvml, cuda_library, "--pool-start-method", "spawn", GPU_APP_USES_CUDA="1")
+    out_of_memory(host)
+    told = host.take("cupy", 100, 2048)
+    assert told["most"] == 2048 - 512
+    assert told["environ"]["CUDA_VISIBLE_DEVICES"] == UUID
+    assert told["affinity"] == told["cores"] or len(os.sched_getaffinity(0)) == 1
     host.cluster.settle()
+
+
+def test_a_worker_that_would_fork_with_cuda_refuses(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path
+) -> None:
+    with pytest.raises(AssertionError, match="has initialised CUDA"):
+        Host(new_cluster, fake_nvml, cuda_library, GPU_APP_USES_CUDA="1")

@@ -79,6 +79,8 @@ def test_it_keeps_its_place_and_what_it_gave_back_is_others(cluster: LedgerPool)
 
 def test_only_the_live_grant_of_what_runs_on_a_gpu_grows(cluster: LedgerPool) -> None:
     cluster.node(gpus=(10_000,))
+    by_hand = cluster.by_hand(1_000, id="hand").allocation
+    assert grow(cluster, by_hand).reason == "not_running", "whoever holds it sees to that"
     on_cpu, granted = cluster.running(0, 1), cluster.submit(1_000).allocation
     assert grow(cluster, on_cpu).reason == "no_gpu"
     assert grow(cluster, granted).reason == "not_running"

@@ -41,6 +41,7 @@ class Claim:
     nonce: str = ""
     late: bool = False
     losses: int = 0
+    grown: int = 0
     ends: int | None = None  # by hand: end of TTL
     due: int = 0  # granted: when it is published again
     front: int | None = None  # its place, if it was moved to the front
@@ -423,6 +424,24 @@ class Reference:
         if claim.kind is Kind.MANUAL:
             self.close_if_idle(node)
         return granted
+
+    def grow(self, claim: Claim, growth: float, most: int) -> tuple[str, list[Claim]]:
+        """It ran out of GPU memory. Returns why it is not granted again with more, or else what is granted by that."""
+        now = claim.req.gpu_memory_mb
+        if claim.kind is Kind.MANUAL:
+            return "not_running", []
+        if not now:
+            return "no_gpu", []
+        if claim.grown >= most:
+            return "spent", []
+        wanted = math.ceil(now * growth)
+        sizes = {wanted, *(d.memory for d in self.devices.values() if d.known and d.memory < wanted)}
+        larger = [mb for mb in sizes if mb > now and self.never(replace(claim.req, gpu_memory_mb=mb)) is None]
+        if not larger:
+            return "largest", []
+        self.back_in_line(claim)
+        claim.req, claim.grown = replace(claim.req, gpu_memory_mb=max(larger)), claim.grown + 1
+        return "", self.sweep()
 
     def cancel(self, claim: Claim) -> list[Claim]:
         device = claim.device

@@ -253,6 +253,19 @@ class LedgerMachine(RuleBasedStateMachine):
         assert reply.done, reply
         self.after(expected, reply.grants, publishes)
 
+    @precondition(lambda self: self.ref.in_state("running"))
+    @rule(data=st.data(), growth=st.sampled_from([1.1, 1.5, 3.0]), most=st.integers(0, 3), publishes=st.booleans())
+    def out_of_gpu_memory(self, data: st.DataObject, growth: float, most: int, publishes: bool) -> None:
+        claim = data.draw(st.sampled_from(self.ref.in_state("running")))
+        token = claim.token
+        reason, expected = self.ref.grow(claim, growth, most)
+        reply = self.ledger.grow(claim.id, token, growth, most, publishes=publishes)
+        assert reply.reason == reason
+        if not reason:
+            assert (reply.to_mb, reply.times) == (claim.req.gpu_memory_mb, claim.grown)
+            assert self.ledger.grow(claim.id, token, growth, most).reason == "stale"
+        self.after(expected, reply.grants, publishes)
+
     @precondition(lambda self: self.ref.spent)
     @rule(data=st.data(), outcome=st.sampled_from(["success", "requeue"]))
     def use_a_spent_token(self, data: st.DataObject, outcome: str) -> None:

@@ -1,4 +1,4 @@
-"""A Celery application whose tasks use the frameworks of ``fake_cuda``: ``make_app(**config)``, and ``app`` for workers.
+"""A Celery application whose tasks use the frameworks of ``fake_cuda``: ``make_app(**config)``, ``app`` for workers.
 
 With ``GPU_APP_USES_CUDA`` in the environment its import initialises CUDA, as careless ones do.
 """

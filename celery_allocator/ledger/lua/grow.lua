@@ -13,8 +13,8 @@ local a = load_alloc(id)
 if not a then return { "gone", call("GET", K.tomb .. id) or "" } end
 if a.state == "released" then return { "gone", "buried" } end
 if token ~= a.tok then return { "stale", a.tok } end
-if a.state ~= "running" then return { "not_running", a.state } end
 local need = need_of(a.shape)
+if a.state ~= "running" or need.kind ~= "t" then return { "not_running", a.state } end
 if need.g == 0 then return { "no_gpu" } end
 local times = tonumber(call("HGET", K.alloc .. id, "oom") or "0")
 if times >= most then return { "spent", times } end

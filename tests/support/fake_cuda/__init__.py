@@ -1,7 +1,8 @@
-"""A CUDA driver and frameworks that do what real ones were seen to do (docs/internals/gpus.md), for hosts without a GPU.
+"""A CUDA driver and frameworks, for hosts without a GPU; they do what real ones were seen to do.
 
-The driver is a library that the tests compile. The frameworks are modules in ``site``: put on the path of a worker, their
-classes have the names and modules of the real ones, and they obey the same caps.
+That is told in docs/internals/gpus.md. The driver is a library that the tests compile. The frameworks are modules in
+``site``: put on the path of a worker, their classes have the names and modules of the real ones, and they obey the same
+caps.
 """
 
 from __future__ import annotations

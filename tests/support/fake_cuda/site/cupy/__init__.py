@@ -33,7 +33,9 @@ class _Pool:
         """Allocate; returns the limit in MB."""
         limit = self.get_limit()
         if limit and mb * 2**20 > limit:
-            raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {mb * 2**20} bytes (allocated so far: 0 bytes")
+            raise cuda.memory.OutOfMemoryError(
+                f"Out of memory allocating {mb * 2**20} bytes (allocated so far: 0 bytes"
+            )
         return limit // 2**20
 
 
