@@ -39,8 +39,8 @@ def show_gpus(undo: ExitStack, uuids: Sequence[str]) -> bool:
     if not usual or (len(uuids) < 2 and not _Sight.shown):
         return True
     wanted = ",".join(uuids) if len(uuids) > 1 else usual
-    if cuda_is_initialised():
-        return (_Sight.shown or usual) == wanted
+    if cuda_is_initialised() and (_Sight.shown or usual) != wanted:
+        return False
     set_variables(undo, {_VARIABLE: wanted})
     undo.callback(_remember, wanted)
     return True

@@ -43,6 +43,8 @@ _ended = 0
 def enter(task_id: str, allocation: Allocation, totals_mb: Sequence[int], settings: Settings) -> None:
     """Make this process what the task was granted. ``totals_mb``: memory of each of its GPUs; empty: not known."""
     if threading.current_thread() is not threading.main_thread():
+        if len(allocation.gpu_uuids) > 1:
+            logger.warning("task %s has several GPUs, and sees its worker's alone: use a prefork pool", task_id)
         return
     within = _within[task_id] = _Within()
     if allocation.gpu_uuids and not show_gpus(within.undo, allocation.gpu_uuids):

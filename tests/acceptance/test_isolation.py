@@ -24,15 +24,17 @@ from tests.support.redis_server import RedisServer
 __all__ = ["cuda_library", "fake_nvml", "nvml_library"]  # fixtures
 
 _MODULE = "tests.support.gpu_app"
-UUID, TOTAL_MB = "GPU-aaaa", 8192
+UUID, OTHER, TOTAL_MB = "GPU-aaaa", "GPU-bbbb", 8192
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
 
 class Host:
-    """A node with one scripted GPU and a worker with one child that serves it."""
+    """A node with scripted GPUs, and a worker with one child for each."""
 
-    def __init__(self, make: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str, **env: str) -> None:
-        environ = nvml.environ([FakeGpu(UUID, memory_mb=TOTAL_MB)])
+    def __init__(
+        self, make: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str, gpus: int = 1, **env: str
+    ) -> None:
+        environ = nvml.environ([FakeGpu(uuid, memory_mb=TOTAL_MB) for uuid in (UUID, OTHER)[:gpus]])
         host = {
             "ALLOCATOR_NODE": "host1",
             "ALLOCATOR_DEVICES": "auto",
@@ -43,10 +45,11 @@ class Host:
             **env,
         }
         self.cluster = make(host=host, module=_MODULE)
-        self.cluster.start(WorkerSpec(_MODULE, ("--gpu", "0", "--concurrency", "1", *args), name="gpu0"))
+        options = ("--concurrency", "1", *args)
+        self.cluster.start(*(WorkerSpec(_MODULE, ("--gpu", f"{n}", *options), name=f"gpu{n}") for n in range(gpus)))
 
-    def send(self, name: str, *args: Any, claim: int = 1024) -> Any:
-        return self.cluster.app.send_task(name, args, resources={"gpu_memory_mb": claim, "cpu_cores": 1})
+    def send(self, name: str, *args: Any, claim: int = 1024, **need: int) -> Any:
+        return self.cluster.app.send_task(name, args, resources={"gpu_memory_mb": claim, "cpu_cores": 1, **need})
 
     def take(self, framework: str, mb: int, claim: int) -> dict[str, Any]:
         told: dict[str, Any] = self.send("gpu.take", framework, mb, claim=claim).get(timeout=SOON_S)
@@ -163,6 +166,27 @@ def test_caps_and_threads_are_the_tasks_and_put_back_after_it(host: Host) -> Non
     assert (told["pid"] != first["pid"], told["most"]) == (True, 4096 - 512)
     events = [e["event"] for e in host.life_of(more.id)]
     assert events == ["granted", "started", "requeued", "granted", "started", "released"]
+
+
+def test_a_task_on_two_gpus_sees_exactly_those(
+    new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path
+) -> None:
+    """CUDA shows a process what it showed it first: whoever needs something else gets a fresh one."""
+    host = Host(new_cluster, fake_nvml, cuda_library, gpus=2)
+    told = []
+    for count in (1, 2, 2, 1):
+        sent = host.send("gpu.take", "torch", 100, claim=2048, gpu_count=count)
+        told.append(sent.get(timeout=SOON_S))
+        events = [event["event"] for event in host.life_of(sent.id)]
+        again = ["requeued", "granted", "started"] if len(told) in (2, 4) else []
+        assert events == ["granted", "started", *again, "released"]
+    both = f"{UUID},{OTHER}"
+    assert [each["environ"]["CUDA_VISIBLE_DEVICES"] for each in told] == [UUID, both, both, UUID]
+    one, two, still_two, one_again = (each["pid"] for each in told)
+    assert two == still_two
+    assert len({one, two, one_again}) == 3
+    assert {each["most"] for each in told} == {2048 - 512}
+    host.cluster.settle()
 
 
 def test_a_spawned_child_has_all_of_it(

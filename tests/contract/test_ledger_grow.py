@@ -98,3 +98,37 @@ def test_grants_that_the_caller_cannot_publish_are_the_next_ticks(cluster: Ledge
     running = cluster.running(1_000)
     cluster.ledger.grow("a1", running.token, 1.5, 2, publishes=publishes)
     assert cluster.ticks() == ([] if publishes else ["a1"])
+
+
+def test_a_share_asks_for_more_than_it_came_to(cluster: LedgerPool) -> None:
+    """A quarter of what it is placed on, and so many MB at least."""
+    cluster.node(gpus=(8_000, 16_000))
+    held = cluster.running(0, share=0.25)
+    assert held.gpu_memory_mb == 2_000
+    assert grow(cluster, held).to_mb == 3_000
+    again = cluster.start(cluster.ledger.get("a1"), nonce="again")
+    assert (again.requirements.gpu, again.requirements.gpu_memory_mb, again.gpu_memory_mb) == (0.25, 3_000, 3_000)
+    # Back in line for another reason, it still asks for as much.
+    cluster.ledger.release("a1", again.token, "requeue")
+    assert cluster.ledger.get("a1").gpu_memory_mb == 3_000
+
+
+def test_who_has_a_whole_gpu_asks_for_a_larger_one(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(8_000, 16_000))
+    held = cluster.running(0, share=1.0)
+    assert held.gpu_memory_mb == 8_000
+    assert grow(cluster, held, growth=4).to_mb == 16_000
+    again = cluster.start(cluster.ledger.get("a1"), nonce="again")
+    assert (again.device_id, again.gpu_memory_mb) == ("gpu_1", 16_000)
+    assert grow(cluster, again).reason == "largest"
+
+
+def test_of_several_gpus_each_gives_more(cluster: LedgerPool) -> None:
+    """As many of one node have to have it."""
+    cluster.node("n1", gpus=(8_000, 8_000))
+    cluster.node("n2", gpus=(40_000,))
+    held = cluster.running(6_000, gpu_count=2)
+    assert grow(cluster, held).to_mb == 8_000
+    again = cluster.start(cluster.ledger.get("a1"), nonce="again")
+    assert (again.gpu_ids, cluster.device("n1/gpu_1").memory_free_mb) == (("gpu_0", "gpu_1"), 0)
+    assert grow(cluster, again).reason == "largest"
