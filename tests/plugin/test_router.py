@@ -64,10 +64,11 @@ def test_default_requirements_are_not_for_celerys_own_tasks(make_app: Callable[.
     [
         ({"resources": {"gpu_memory_mb": -1}}, "gpu_memory_mb=-1: must be at least 0"),
         ({"resources": {"gpu_memory_mb": True}}, "gpu_memory_mb=True: must be a whole number"),
-        ({"resources": {"gpu": 1}}, "gpu=1: unknown requirement"),
+        ({"resources": {"gpus": 1}}, "gpus=1: unknown requirement"),
+        ({"resources": {"gpu": 2}}, "gpu=2: must be a share from 0 to 1"),
         ({"resources": 2048}, "resources=2048: must be a mapping"),
         ({"resources": {}, "strategy": "worst_fit"}, "strategy='worst_fit': unknown strategy; known are first_fit"),
-        ({"resources": {"gpu_memory_mb": 1, "gpu_count": 2}}, "gpu_count=2: a Celery task runs on one GPU"),
+        ({"resources": {"gpu_count": 2}}, "gpu_count=2: needs gpu_memory_mb above 0"),
     ],
 )
 def test_what_is_malformed_is_refused_at_the_call(
