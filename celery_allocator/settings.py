@@ -168,14 +168,20 @@ class Settings:
     # --- measuring
     measure_s: float = _setting(
         5.0,
-        "Seconds between measurements of what a worker's device, node and tasks really use: shown, and counted in "
-        "metrics; placement does not depend on it. 0: never.",
+        "Seconds between measurements of what a worker's device, node and tasks really use: shown, counted in metrics, "
+        "and reconciled with what the ledger holds for free. 0: never.",
     )
     health_s: float = _setting(
         2.0,
         "Seconds between a worker's looks at the health of its GPU ([what follows](../howto/gpu-health.md)): one that "
         "is lost or reports a fatal error is drained, with the reason. 0: never.",
     )
+    reconcile: bool = _setting(
+        True,
+        "Whether memory that is in use and that no claim accounts for is withheld from tasks, and cores that this "
+        "process may not use any more ([how](../howto/shared-gpus.md)). Simulated devices never are.",
+    )
+    gpu_margin_mb: int = _setting(0, "Memory of each GPU that is kept back from tasks, in MB.")
     # --- tracing
     tracing: bool = _setting(
         True,
@@ -316,6 +322,7 @@ _AT_LEAST_ONE = (
 _FROM_ZERO: dict[str, tuple[float, str]] = {
     "reserve_cpu_cores": (math.inf, "not be negative"),
     "reserve_ram_mb": (math.inf, "not be negative"),
+    "gpu_margin_mb": (math.inf, "not be negative"),
     "max_losses": (math.inf, "not be negative"),
     "oom_retries": (math.inf, "not be negative"),
     "max_bypass": (math.inf, "not be negative"),

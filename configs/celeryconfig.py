@@ -127,6 +127,12 @@ allocator_ttl_s = 3600.0
 # Seconds between looks at what a worker's device, node and tasks really use; 0: never.
 allocator_measure_s = 5.0
 
+# Withhold from tasks what is in use and no claim accounts for.
+allocator_reconcile = True
+
+# Memory of each GPU that is kept back from tasks, in MB.
+allocator_gpu_margin_mb = 0
+
 # Seconds between looks at the health of a worker's GPU: one that is lost or has failed is drained; 0: never.
 allocator_health_s = 2.0
 

@@ -82,6 +82,11 @@ EVENTS = {
     "cordoned": "A node or device was closed to new work. `id` is its name.",
     "draining": "The same, and what had not started was taken back.",
     "uncordoned": "A node or device takes work again.",
+    "withheld": "What is in use of it and no claim accounts for has changed by 64 MB or more, or to or from nothing. "
+    "`id`: a device (its GPU memory) or a node (its RAM); `withheld_mb`: all of that, taken off what is free; of it, "
+    "`foreign_mb`: by processes that are not ours, `leftover_mb`: by workers' processes without a task, `overuse_mb`: "
+    "by tasks beyond their claims; `pids_hidden`: 1 where the driver's process ids mean nothing "
+    "([how](../howto/shared-gpus.md)).",
     "tenant": "Has another weight or other caps. `id` is the tenant (empty: what names none); `quota`: JSON, empty for "
     "none; its `by` says whether `settings` or an `operator` set it.",
     "operated": "An operator acted. `id`: what on (`node:n1`, `allocation:alloc_…`, `pool`); `entry`: its number in "

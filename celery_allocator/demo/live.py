@@ -79,7 +79,7 @@ def display(stream: TextIO | None = None) -> Iterator[Display]:
 def line(view: View) -> str:
     """The state in one line."""
     gpus = [
-        f"{device.device_id} {device.memory_mb - device.memory_free_mb}/{device.memory_mb} MB"
+        f"{device.device_id} {device.memory_claimed_mb}/{device.memory_mb} MB"
         for device in view.cluster.devices
         if device.is_gpu
     ]
@@ -111,7 +111,7 @@ def _devices(view: View) -> Table:
     for node in view.cluster.nodes:
         for device in node.devices:
             cores = sum(len(a.cpu_cores) for a in view.held if a.node == node.node and a.device_id == device.device_id)
-            used_mb = device.memory_mb - device.memory_free_mb
+            used_mb = device.memory_claimed_mb
             rows.add_row(
                 device.key,
                 ProgressBar(total=device.memory_mb, completed=used_mb, width=24) if device.is_gpu else "",

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from celery_allocator.errors import SettingsError
 from celery_allocator.inventory import host, nvml, simulated
 from celery_allocator.inventory.host import ram_used_mb
 from celery_allocator.inventory.nvml import FATAL, GpuHealth, GpuUse, GpuWatch, read_health, read_use
 from celery_allocator.model import DeviceInventory, Link, NodeInventory
 from celery_allocator.settings import Settings
 
-__all__ = ["FATAL", "GpuHealth", "GpuUse", "GpuWatch", "discover", "ram_used_mb", "read_health", "read_use"]
+__all__ = [
+    "FATAL",
+    "GpuHealth",
+    "GpuUse",
+    "GpuWatch",
+    "cores_now",
+    "discover",
+    "ram_used_mb",
+    "read_health",
+    "read_use",
+]
 
 
 def discover(settings: Settings) -> NodeInventory:
@@ -31,11 +42,33 @@ def discover(settings: Settings) -> NodeInventory:
         ram_mb=host.ram_mb(settings),
         # A GPU may be near cores that the cgroup or a reservation keeps from us.
         devices=tuple(
-            replace(device, cpu_affinity=tuple(core for core in device.cpu_affinity if core in offered))
+            replace(
+                device,
+                memory_mb=_offered(device, settings.gpu_margin_mb),
+                cpu_affinity=tuple(core for core in device.cpu_affinity if core in offered),
+            )
             for device in devices
         ),
         links=links,
     )
+
+
+def cores_now(settings: Settings) -> tuple[int, ...]:
+    """Core ids that this host offers to tasks by now: its mask and its control group may have changed.
+
+    Raises :class:`~celery_allocator.errors.SettingsError` if a reservation leaves none.
+    """
+    return host.cores(settings)
+
+
+def _offered(device: DeviceInventory, margin_mb: int) -> int:
+    """What of a GPU's memory tasks may claim."""
+    if margin_mb >= device.memory_mb:
+        raise SettingsError(
+            f"allocator_gpu_margin_mb (ALLOCATOR_GPU_MARGIN_MB) is {margin_mb}, but {device.device_id} has "
+            f"{device.memory_mb} MB in all"
+        )
+    return device.memory_mb - margin_mb
 
 
 def _devices(spec: str, node: str) -> tuple[tuple[DeviceInventory, ...], Mapping[tuple[str, str], Link]]:

@@ -42,16 +42,19 @@ def memory_used_bytes(proc: Path = Path("/proc/self")) -> int | None:
         for limit in _memory(folder):
             used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
             if used is not None and used.isdecimal() and (tightest is None or limit < tightest[0]):
-                tightest = (limit, max(0, int(used) - _inactive_files(folder)))
+                tightest = (limit, max(0, int(used) - _cached_files(folder)))
     return tightest[1] if tightest else None
 
 
-def _inactive_files(folder: Path) -> int:
-    """Cached files that the kernel can drop at once: they take no memory from anybody."""
+def _cached_files(folder: Path) -> int:
+    """Cached files, which the kernel drops for whoever needs the memory (as in the machine's ``MemAvailable``).
+
+    Files in shared memory are not among them: those are counted with what processes have.
+    """
     told = dict(line.partition(" ")[::2] for line in (_text(folder / "memory.stat") or "").splitlines())
     # Version 1 counts the groups below in the second; version 2, in the first, which is all it has.
-    amount = told.get("total_inactive_file", told.get("inactive_file", ""))
-    return int(amount) if amount.isdecimal() else 0
+    amounts = (told.get(f"total_{name}", told.get(name, "")) for name in ("inactive_file", "active_file"))
+    return sum(int(amount) for amount in amounts if amount.isdecimal())
 
 
 def _folders(proc: Path) -> Iterator[Path]:

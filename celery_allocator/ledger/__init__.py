@@ -23,6 +23,7 @@ from celery_allocator.ledger.replies import (
     Runtime,
     Submitted,
     Ticked,
+    Withholding,
 )
 from celery_allocator.ledger.serving import Beat, Claim
 
@@ -53,6 +54,7 @@ __all__ = [
     "Runtime",
     "Submitted",
     "Ticked",
+    "Withholding",
     "connect",
     "new_allocation_id",
     "resolve_url",

@@ -46,8 +46,16 @@ KEYS: dict[str, tuple[str, str, str]] = {
     ),
     "nodes": ("nodes", "zset", "nodes; score = end of their lease, in ms"),
     "known": ("known", "set", "every node ever registered and not forgotten"),
-    "node": ("node:", "hash family", "one node: its core map, RAM, and what is free on each of its devices"),
-    "dev": ("dev:", "hash family", "one device (or the node's pseudo-device cpu): memory, slots, worker"),
+    "node": (
+        "node:",
+        "hash family",
+        "one node: its core map, RAM, what is withheld of it, and what is free on each of its devices",
+    ),
+    "dev": (
+        "dev:",
+        "hash family",
+        "one device (or the node's pseudo-device cpu): memory, slots, worker; what is withheld of it, and why",
+    ),
     "on": ("on:", "set family", "allocations that hold a device"),
     "workers": ("workers", "zset", "workers; score = end of their lease, in ms"),
     "worker": (

@@ -86,6 +86,19 @@ class Mailbox:
     head: str
 
 
+@dataclass(frozen=True)
+class Withholding:
+    """What is withheld of a device and of its node's RAM now, in MB.
+
+    ``leftover_blocks``: something waits that would fit there if no process without a task held memory.
+    """
+
+    grants: tuple[Grant, ...]
+    gpu_memory_mb: int
+    ram_mb: int
+    leftover_blocks: bool
+
+
 #: Why the gate refuses a delivery: its task has ended; is not granted (any more); was granted again, under a newer
 #: token; runs already (delivered twice); is granted to a device that another worker serves by now.
 REFUSALS = ("ended", "not_granted", "superseded", "running", "not_serving")

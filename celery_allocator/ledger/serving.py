@@ -10,8 +10,8 @@ from typing import Any
 from celery_allocator.errors import DeviceBusyError, UnknownTargetError
 from celery_allocator.ledger import replies, wire
 from celery_allocator.ledger.access import Access, ms
-from celery_allocator.ledger.replies import Grant, Grown, Mailbox
-from celery_allocator.model import Allocation, Link, NodeInventory, WorkerUse, label, more_of
+from celery_allocator.ledger.replies import Grant, Grown, Mailbox, Withholding
+from celery_allocator.model import Allocation, Link, NodeInventory, RamUse, Withheld, WorkerUse, label, more_of
 
 
 class Beat(enum.IntEnum):
@@ -98,6 +98,34 @@ class Serving(Access):
         """Renew a worker's lease and its node's. ``use``: what it has measured since (its ``at`` is the ledger's)."""
         told = "" if use is None else json.dumps(use.to_wire(), separators=(",", ":"))
         return Beat(int(self._run("heartbeat", worker, incarnation, ms(lease_s), told)))
+
+    @wire.reads("the device")
+    def withhold(
+        self,
+        worker: str,
+        incarnation: str,
+        device: str,
+        gpu: Withheld | None = None,
+        ram: RamUse | None = None,
+        *,
+        registering: bool = False,
+    ) -> Withholding | None:
+        """A worker has measured what is used of ``device`` (``node/device``) and of its node's RAM beyond all claims.
+
+        ``None`` for what was not measured: what was said last stays. What it calls foreign is accounted for up to what
+        others than its tasks hold of it: allocations made by hand, tasks of other workers on several GPUs.
+        ``registering``: it is about to register, so that nothing is granted on what is not there. ``None`` is returned
+        if the device is not known, or another live worker's.
+        """
+        seen: list[Any] = [""] * 4
+        if gpu is not None:
+            seen = [gpu.foreign_mb, gpu.leftover_mb, gpu.overuse_mb, "1" if gpu.pids_hidden else "0"]
+        seen += [""] * 3 if ram is None else [ram.used_mb, ram.ours_mb, ram.overuse_mb]
+        reply = self._run("withhold", worker, incarnation, device, "1" if registering else "0", *seen)
+        if not reply:
+            return None
+        grants, gpu_mb, ram_mb, blocks = reply
+        return Withholding(replies.grants(grants), int(gpu_mb), int(ram_mb), bool(blocks))
 
     def rejoin(self, worker: str, run_id: str, lease_s: float) -> tuple[int, bool]:
         """A worker is about to report what it runs. ``run_id``: the run of the server that it last reported to.

@@ -19,6 +19,7 @@ from celery_allocator.model import (
     Shape,
     State,
     Strategy,
+    Withheld,
     WorkerState,
     WorkerUse,
 )
@@ -251,7 +252,7 @@ def _node(row: list[Any]) -> NodeState:
 
 
 def _sound_node(row: list[Any]) -> NodeState:
-    name, lease, own, free_map, ram, ram_free, state, device_rows, labels = row
+    name, lease, own, free_map, ram, ram_free, state, device_rows, labels, withheld, of_what = row
     node = name.decode()
     # A core that was withdrawn from the node while held stands as "0" in the map and "-" in `own`.
     return NodeState(
@@ -263,11 +264,14 @@ def _sound_node(row: list[Any]) -> NodeState:
         state="offline" if int(lease) <= 0 else state.decode(),
         devices=tuple(_device(node, device) for device in device_rows),
         labels=json.loads(labels),
+        ram_withheld_mb=int(withheld),
+        ram_withheld=_withheld_ram(of_what),
     )
 
 
 def _device(node: str, row: list[Any]) -> DeviceState:
-    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode, why = row
+    device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode, why, *more = row
+    withheld, of_what = more
     return DeviceState(
         node=node,
         device_id=device.decode(),
@@ -283,7 +287,21 @@ def _device(node: str, row: list[Any]) -> DeviceState:
         allocations=tuple(sorted(i.decode() for i in ids)),
         closing=mode == b"h" and worker != b"",
         reason=why.decode(),
+        withheld_mb=int(withheld),
+        withheld=_withheld(of_what),
     )
+
+
+def _withheld(text: bytes) -> Withheld:
+    """``foreign leftover overuse hidden told``, as ``withhold.lua`` writes it; nothing where nothing is withheld."""
+    foreign, leftover, overuse, hidden, _told = text.split() if text else (0,) * 5
+    return Withheld(int(foreign), int(leftover), int(overuse), pids_hidden=hidden == b"1")
+
+
+def _withheld_ram(text: bytes) -> Withheld:
+    """``foreign overuse told``: the same of a node's RAM."""
+    foreign, overuse, _told = text.split() if text else (0,) * 3
+    return Withheld(int(foreign), 0, int(overuse))
 
 
 def _cores(text: bytes) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from celery_allocator.model.requirements import (
 from celery_allocator.model.shape import KIND_CODES, Shape, more_of
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.tenant import CAPS, Quota, TenantState
-from celery_allocator.model.use import TaskUse, WorkerUse
+from celery_allocator.model.use import RamUse, TaskUse, Withheld, WorkerUse
 
 __all__ = [
     "CAPS",
@@ -53,12 +53,14 @@ __all__ = [
     "NodeInventory",
     "NodeState",
     "Quota",
+    "RamUse",
     "Requirements",
     "Shape",
     "State",
     "Strategy",
     "TaskUse",
     "TenantState",
+    "Withheld",
     "WorkerState",
     "WorkerUse",
     "iso_between",

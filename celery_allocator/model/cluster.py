@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from celery_allocator.model.use import WorkerUse
+from celery_allocator.model.use import NOTHING, Withheld, WorkerUse
 
 #: Name of the pseudo-device that CPU-only work of a node runs under.
 CPU_DEVICE = "cpu"
@@ -110,7 +110,9 @@ class DeviceState:
     """One device as the ledger knows it. ``state``: ``ready``, ``cordoned``, ``draining`` or ``offline``.
 
     ``closing``: its worker finishes what it runs, and gets nothing new. ``reason``: why it is cordoned or draining, as
-    whoever did that has said; empty where nothing was said.
+    whoever did that has said; empty where nothing was said. ``memory_free_mb``: what no claim holds, less
+    ``withheld_mb``: what is in use there and no claim accounts for, in MB (``withheld``: by whom); it may be below
+    zero.
     """
 
     node: str
@@ -127,11 +129,18 @@ class DeviceState:
     allocations: tuple[str, ...]
     closing: bool = False
     reason: str = ""
+    withheld_mb: int = 0
+    withheld: Withheld = NOTHING
 
     @property
     def key(self) -> str:
         """``node/device_id``, the name that commands take."""
         return f"{self.node}/{self.device_id}"
+
+    @property
+    def memory_claimed_mb(self) -> int:
+        """GPU memory that allocations hold, in MB."""
+        return self.memory_mb - self.memory_free_mb - self.withheld_mb
 
     @property
     def is_gpu(self) -> bool:
@@ -141,7 +150,11 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class NodeState:
-    """One node as the ledger knows it; core ids are real ids."""
+    """One node as the ledger knows it; core ids are real ids.
+
+    ``ram_free_mb``: what no claim holds, less ``ram_withheld_mb``: what is in use and no claim accounts for, in MB
+    (``ram_withheld``: by whom).
+    """
 
     node: str
     cpu_cores: tuple[int, ...]
@@ -151,6 +164,13 @@ class NodeState:
     state: str
     devices: tuple[DeviceState, ...]
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    ram_withheld_mb: int = 0
+    ram_withheld: Withheld = NOTHING
+
+    @property
+    def ram_claimed_mb(self) -> int:
+        """RAM that allocations hold, in MB."""
+        return self.ram_mb - self.ram_free_mb - self.ram_withheld_mb
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,41 @@ class TaskUse:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """Memory that no claim holds and that is in use all the same, in MB, by who uses it: it is not given to anybody.
+
+    ``foreign_mb``: processes that are not ours; ``leftover_mb``: processes of a worker that run no task (caches,
+    contexts; GPU memory only); ``overuse_mb``: tasks, beyond what they claimed. ``pids_hidden``: the driver's process
+    ids mean nothing here, so ``foreign_mb`` is all that is used beyond the claims.
+    """
+
+    foreign_mb: int = 0
+    leftover_mb: int = 0
+    overuse_mb: int = 0
+    pids_hidden: bool = False
+
+    @property
+    def total_mb(self) -> int:
+        """All of it together."""
+        return self.foreign_mb + self.leftover_mb + self.overuse_mb
+
+
+#: Nothing is withheld.
+NOTHING = Withheld()
+
+
+@dataclass(frozen=True)
+class RamUse:
+    """RAM of a node as one worker sees it, in MB: ``used_mb`` of the whole node beyond what is reserved, ``ours_mb`` by
+    this worker's processes, ``overuse_mb`` by its tasks beyond what they claimed.
+    """
+
+    used_mb: int
+    ours_mb: int
+    overuse_mb: int = 0
+
+
+@dataclass(frozen=True)
 class WorkerUse:
     """What one worker has measured of its device, its node and its tasks; sent along with its heartbeat.
 

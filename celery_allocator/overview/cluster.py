@@ -120,7 +120,7 @@ def _node(
     used = newest.ram_used_mb if newest else None
     shares = [use.ram_ours_mb for use in measured]
     ours = None if used is None or None in shares else min(used, sum(share or 0 for share in shares))
-    promised = node.ram_mb - node.ram_free_mb
+    promised = node.ram_claimed_mb
     foreign = None if ours is None else (used or 0) - ours
     # One on several devices stands on each of them, and has its cores and RAM once.
     held = list({a.allocation_id: a for view in devices for a in view.held}.values())
@@ -132,7 +132,7 @@ def _device(
     device: DeviceState, held: tuple[Allocation, ...], uses: dict[str, WorkerUse], kept: Kept | None
 ) -> DeviceView:
     use = uses.get(device.worker or "")
-    promised = device.memory_mb - device.memory_free_mb
+    promised = device.memory_claimed_mb
     used = None if use is None else use.gpu_memory_used_mb
     foreign = None if use is None else use.gpu_memory_foreign_mb
     by_hand = sum(a.gpu_memory_mb for a in held if a.kind is Kind.MANUAL)

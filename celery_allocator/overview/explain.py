@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_allocator.ledger import Ledger, Reservation, Runtime
-from celery_allocator.model import Allocation, ClusterState, Kind, State
+from celery_allocator.model import Allocation, ClusterState, Kind, State, Withheld
+from celery_allocator.model.use import NOTHING
 from celery_allocator.overview.outlook import read_outlook
 from celery_allocator.overview.reasons import Reason, lacking, places
 from celery_allocator.overview.turns import why_waiting
@@ -28,11 +29,16 @@ class Holder:
 
 @dataclass(frozen=True)
 class Place:
-    """A device that takes such claims. ``lacks``: dimension → (needed, free) of what is too little; empty: it fits."""
+    """A device that takes such claims. ``lacks``: dimension → (needed, free) of what is too little; empty: it fits.
+
+    ``withheld``, ``ram_withheld``: what is in use there, and of its node's RAM, and no claim accounts for.
+    """
 
     device: str
     lacks: Mapping[str, tuple[int, int]]
     holders: tuple[Holder, ...]
+    withheld: Withheld = NOTHING
+    ram_withheld: Withheld = NOTHING
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,8 @@ class Explanation:
             "places": [
                 {
                     "device": place.device,
+                    "withheld": asdict(place.withheld),
+                    "ram_withheld": asdict(place.ram_withheld),
                     "lacks": {name: {"needed": n, "free": f} for name, (n, f) in place.lacks.items()},
                     "holders": [
                         {
@@ -123,7 +131,7 @@ def _places(
             for a in held
             if a.node == node.node and (device.device_id in a.device_ids or of_node) and lacks
         )
-        found.append(Place(device.key, lacks, holders))
+        found.append(Place(device.key, lacks, holders, device.withheld, node.ram_withheld))
     return tuple(sorted(found, key=lambda place: len(place.lacks)))
 
 

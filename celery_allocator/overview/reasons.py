@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from celery_allocator.model import ClusterState, DeviceState, Kind, NodeState, Requirements
+from celery_allocator.overview.withholding import of_device, of_node
 
+#: Sentences about what is withheld, at most.
+_NAMED = 4
 _WORDS = {
     "gpu_memory_mb": "GPU memory (MB)",
     "cpu_cores": "CPU cores",
@@ -76,7 +80,8 @@ def why(requirements: Requirements, kind: Kind, cluster: ClusterState) -> Reason
         for dimension in _WORDS
         if any(dimension in lack for lack in found)
     )
-    return Reason("room", _sentence(lacks, len(open_to_it)) + _taken_out(requirements, cluster), lacks)
+    text = _sentence(lacks, len(open_to_it)) + _taken_out(requirements, cluster)
+    return Reason("room", " ".join([text, *_withheld(open_to_it, found)]), lacks)
 
 
 def fitting(requirements: Requirements, kind: Kind, cluster: ClusterState) -> tuple[str, ...]:
@@ -163,6 +168,22 @@ def _bounds(requirements: Requirements) -> tuple[str, ...]:
         node=requirements.node,
         labels=requirements.labels,
     ).besides[bool(requirements.gpu_model) :]
+
+
+def _withheld(
+    open_to_it: list[tuple[NodeState, DeviceState]], found: list[dict[str, tuple[int, int]]]
+) -> Iterable[str]:
+    """What is withheld where that is what lacks, of a few devices."""
+    told: dict[str, None] = {}
+    for (node, device), lacks in zip(open_to_it, found, strict=True):
+        for name, withheld, sentences in (
+            ("gpu_memory_mb", device.withheld_mb, of_device(device)),
+            ("ram_mb", node.ram_withheld_mb, of_node(node)),
+        ):
+            needed, free = lacks.get(name, (0, 0))
+            if free < needed <= free + withheld:
+                told.update(dict.fromkeys(sentences))
+    return islice(told, _NAMED)
 
 
 def _sentence(lacks: tuple[Lack, ...], places: int) -> str:

@@ -29,8 +29,9 @@ from celery_allocator.plugin.health import HealthMonitor
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
 from celery_allocator.plugin.meter import Meter
-from celery_allocator.plugin.pool import forget_termination, mend, retire
+from celery_allocator.plugin.pool import forget_termination, is_one_process, mend, retire
 from celery_allocator.plugin.processes import born, kill_family
+from celery_allocator.plugin.reconcile import Reconciler
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
@@ -45,6 +46,8 @@ _LOOK_S = 1.0
 _AWAY_S = 2.0
 #: Seconds a leaving worker waits for its last messages and results; else others send and write them.
 _FAREWELL_S = 5.0
+#: Seconds a worker that begins waits for its first look at its device: a driver may hang.
+_FIRST_LOOK_S = 5.0
 #: Seconds a leaving worker waits for killed children to be gone.
 _LEAVE_S = 10.0
 
@@ -66,7 +69,10 @@ class WorkerKeeper:
         self._pool: Any = None
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
-        self._meter = Meter(inventory.device(device_id), self._holdings.all, self._settings.measure_s)
+        self._meter = Meter(
+            inventory.device(device_id), self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb
+        )
+        self._reconciler = Reconciler(self._settings, worker, inventory, device_id)
         self._health = HealthMonitor(
             worker,
             f"{inventory.node}/{device_id}",
@@ -112,13 +118,15 @@ class WorkerKeeper:
         """
         self._pool = pool
         mend(pool)
+        self._meter.one_process = is_one_process(pool)
+        self._meter.start()
+        self._meter.wait_for_first(_FIRST_LOOK_S)
         self._reporter.slots = slots
         self._reporter.mailbox = find_mailbox(self.app, self._ledger, self.queue)
         self._report()
         self._serving = True
         device = f"{self._reporter.inventory.node}/{self._reporter.device_id}"
         logger.info("serving %s with %d slots on queue %s", device, slots, self.queue)
-        self._meter.start()
         self._health.start()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="allocator-keeper", daemon=True)
@@ -215,6 +223,7 @@ class WorkerKeeper:
             "closing": self._closing,
             "outage": self._outage,
             "complaint": self._complaint,
+            "withheld": self._reconciler.describe(),
         }
 
     @property
@@ -310,6 +319,21 @@ class WorkerKeeper:
             self._report()
         else:
             self.fence.extend(asked + self._settings.lease_s)
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        """What is used beyond all claims is withheld; cores that may not be used any more are not offered."""
+        self._publish(self._reconciler.tell(self._ledger, self.incarnation, self._meter.beyond))
+        # A solo pool pins its main process to the cores of its task.
+        changed = None if self._meter.one_process and self._holdings.all() else self._reconciler.cores()
+        if changed is not None:
+            self._reporter.inventory = changed
+            self._publish(self._ledger.register_node(changed, self._settings.lease_s))
+
+    def _withhold(self) -> None:
+        """Before it registers: nothing is to be granted on what is not there."""
+        grants = self._reconciler.tell(self._ledger, self.incarnation, self._meter.beyond, registering=True)
+        self._publish(grants)
 
     def _report(self, anew: bool = False) -> None:
         with self._gate:
@@ -317,7 +341,12 @@ class WorkerKeeper:
                 self.incarnation = uuid.uuid4().hex
             asked = clock()
             stale = self._reporter.report(
-                self._ledger, self.incarnation, self._holdings, self._endings, stopping=lambda: self._closing
+                self._ledger,
+                self.incarnation,
+                self._holdings,
+                self._endings,
+                stopping=lambda: self._closing,
+                withhold=self._withhold,
             )
             if stale:
                 self.fence.lose()

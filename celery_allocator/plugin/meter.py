@@ -1,7 +1,7 @@
 """The meter: a plain thread in the worker's main process that measures what its device, node and tasks really use.
 
-It only looks. Not in the keeper's thread: a driver that hangs must not cost the worker its lease. The keeper sends what
-was measured last along with its heartbeat.
+It only looks: what follows from it is the reconciler's. Not in the keeper's thread: a driver that hangs must not cost
+the worker its lease. The keeper sends what was measured last along with its heartbeat.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from celery_allocator.errors import InventoryError
 from celery_allocator.inventory import GpuUse, ram_used_mb, read_use
 from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
 from celery_allocator.plugin.holdings import Holding
+from celery_allocator.plugin.reconcile import Beyond, beyond
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,21 @@ class Meter:
     """
 
     def __init__(
-        self, device: DeviceInventory | None, holdings: Callable[[], Iterable[Holding]], every_s: float
+        self,
+        device: DeviceInventory | None,
+        holdings: Callable[[], Iterable[Holding]],
+        every_s: float,
+        reserved_ram_mb: int = 0,
     ) -> None:
         self._uuid = device.uuid if device is not None and not device.simulated else None
         self._holdings = holdings
         self._every_s = every_s
+        self._reserved_ram_mb = reserved_ram_mb
+        #: Whether tasks run in this very process, as in a pool of threads.
+        self.one_process = False
+        #: What is used beyond all claims, as it was measured last; ``None`` before that.
+        self.beyond: Beyond | None = None
+        self._looked = threading.Event()
         self._latest: WorkerUse | None = None
         #: What was measured last, also after it was taken; ``None`` before the first time.
         self.last: WorkerUse | None = None
@@ -58,6 +69,11 @@ class Meter:
         """End after the measurement that is being made; does not wait for it: a driver may hang."""
         self._stop.set()
 
+    def wait_for_first(self, timeout_s: float) -> None:
+        """Until it has looked once, or that time is over: a driver may hang. At once if it was not started."""
+        if self._thread is not None:
+            self._looked.wait(timeout_s)
+
     def take(self) -> WorkerUse | None:
         """What was measured last, once: ``None`` until there is something newer."""
         with self._lock:
@@ -73,16 +89,19 @@ class Meter:
             else:
                 with self._lock:
                     self._latest = self.last = use
+            self._looked.set()
             self._stop.wait(self._every_s)
 
     def measure(self) -> WorkerUse:
         """One look. What cannot be had is ``None`` in it, and told of once in the log."""
-        gpu = self._gpu()
-        table = _Table()
+        gpu, table = self._gpu(), _Table()
+        if gpu is not None and gpu.processes and not table.knows(gpu, told=self._told):
+            gpu, table = self._gpu(), _Table()  # one that has ended in between is listed no more
         ours = table.family(os.getpid())
+        holdings = list(self._holdings())
         seen = gpu.processes if gpu is not None and table.knows(gpu, told=self._told) else None
         self._told = self._told or any(process.pid in (seen or ()) for process in ours)
-        return WorkerUse(
+        use = WorkerUse(
             at=0.0,
             gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
             gpu_memory_ours_mb=_gpu_memory(seen, ours),
@@ -91,11 +110,22 @@ class Meter:
             gpu_power_w=None if gpu is None else gpu.power_w,
             ram_used_mb=ram_used_mb(),
             ram_ours_mb=_ram_mb(ours),
-            tasks=tuple(self._tasks(table, seen)),
+            tasks=tuple(self._tasks(holdings, table, seen)),
         )
+        self.beyond = beyond(
+            use,
+            [holding.allocation for holding in holdings],
+            one_process=self.one_process,
+            reserved_ram_mb=self._reserved_ram_mb,
+            shared_ram_mb=_ram_mb(ours[:1]) or 0,
+            processes=len(ours),
+        )
+        return use
 
-    def _tasks(self, table: _Table, seen: Mapping[int, int | None] | None) -> Iterable[TaskUse]:
-        for holding in self._holdings():
+    def _tasks(
+        self, holdings: list[Holding], table: _Table, seen: Mapping[int, int | None] | None
+    ) -> Iterable[TaskUse]:
+        for holding in holdings:
             # A pool of threads has one process for all its tasks: what each of them uses cannot be told.
             if holding.pid is not None and holding.pid != os.getpid():
                 family = table.family(holding.pid)
@@ -140,11 +170,11 @@ class _Table:
 
         Where much is used and nobody uses it, the driver keeps them to itself; or those who use it are outside of this
         container, and a driver that translates ids (seen with 580) leaves them out. ``told``: that it lists ours has
-        been seen, so it is the latter.
+        been seen, so it is the latter, and one that is not known here has just ended.
         """
         if not gpu.processes:
             return gpu.processes is not None and (told or (gpu.used_mb or 0) <= _NOBODYS_MB)
-        return gpu.processes.keys() <= self._processes.keys()
+        return told or gpu.processes.keys() <= self._processes.keys()
 
 
 def _ram_mb(family: Iterable[psutil.Process]) -> int | None:

@@ -28,6 +28,11 @@ def mend(pool: Any) -> None:
     setattr(inner, _MENDED, True)
 
 
+def is_one_process(pool: Any) -> bool:
+    """Whether tasks run in the worker's main process: a pool of threads, or the solo pool."""
+    return not hasattr(getattr(pool, "_pool", None), "on_job_process_down")
+
+
 def forget_termination(pool: Any, pid: int) -> None:
     """Process ``pid`` has begun another task, so it survived the one that was to be terminated.
 

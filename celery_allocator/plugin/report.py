@@ -58,13 +58,20 @@ class Reporter:
         self._patience: float | None = None
 
     def report(
-        self, ledger: Ledger, incarnation: str, holdings: Holdings, endings: Endings, stopping: Callable[[], bool]
+        self,
+        ledger: Ledger,
+        incarnation: str,
+        holdings: Holdings,
+        endings: Endings,
+        stopping: Callable[[], bool],
+        withhold: Callable[[], None],
     ) -> int:
         """Report, and serve the device from now on. Returns how many tasks turned out not to be this worker's any more.
 
         A namesake or predecessor on the same device whose process is gone is taken over at once; one whose process
-        cannot be seen from here is waited for until its lease is over. Raises :class:`DeviceBusyError` when another
-        live worker serves the device, :class:`LedgerError`.
+        cannot be seen from here is waited for until its lease is over. ``withhold``: called when the device is known
+        and before anything is granted there. Raises :class:`DeviceBusyError` when another live worker serves the
+        device, :class:`LedgerError`.
         """
         number, paused = ledger.rejoin(self.worker, self.run_id, self._lease_s)
         run_id = ledger.run_id  # known now, also to a client that had not connected before
@@ -77,6 +84,7 @@ class Reporter:
         stale, later = self._claim_again(ledger, number, holdings, endings)
         takeover = ""
         while True:
+            withhold()
             try:
                 grants = ledger.register_worker(
                     self.worker,

@@ -109,6 +109,11 @@ _READ: dict[str, Callable[[str], dict[str, Any]]] = {
     "until": _seconds("until"),
     "to": lambda text: {"state": text},
     "left": _whole("not_mended"),
+    "withheld_mb": _whole("withheld_mb"),
+    "foreign_mb": _whole("foreign_mb"),
+    "leftover_mb": _whole("leftover_mb"),
+    "overuse_mb": _whole("overuse_mb"),
+    "pids_hidden": lambda text: {"pids_hidden": text == "1"},
 }
 
 #: Fields that are told apart from others of the same name: the ids of what is held (elsewhere: the number of what a
@@ -172,11 +177,12 @@ RULES: dict[str, Rule] = {
     "parked": _ended("parked", "reason"),
     "lost": _ended("lost", *_ON),
     "node": Rule("node", {"online": True}, ("cores", "ram_mb", "state", "states")),
-    "node_lost": Rule("node", {"online": False}),
+    "node_lost": Rule("node", {"online": False, "withheld_mb": 0}),
     "worker": Rule("device", {"online": True, "closing": False}, ("worker", "slots", "state"), named=_of_device),
     "closing": Rule("device", {"closing": True}, ("worker",), named=_of_device),
-    "left": Rule("device", {"worker": None, "slots": 0}, named=_of_device),
-    "worker_lost": Rule("device", {"worker": None, "slots": 0}, named=_of_device),
+    "left": Rule("device", {"worker": None, "slots": 0, "withheld_mb": 0}, named=_of_device),
+    "worker_lost": Rule("device", {"worker": None, "slots": 0, "withheld_mb": 0}, named=_of_device),
+    "withheld": Rule("place", {}, ("withheld_mb", "foreign_mb", "leftover_mb", "overuse_mb", "pids_hidden")),
     "cordoned": Rule("place", {"state": "cordoned"}),
     "draining": Rule("place", {"state": "draining"}),
     "uncordoned": Rule("place", {"state": "ready"}),

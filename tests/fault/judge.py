@@ -151,7 +151,7 @@ def leaked(ledger: Ledger) -> list[str]:
         if set(node.cpu_cores_free) != set(node.cpu_cores) or node.ram_free_mb != node.ram_mb:
             found.append(f"{node.node} has cores {node.cpu_cores_free} and {node.ram_free_mb} MB of RAM free")
     for device in state.devices:
-        if (device.memory_free_mb, device.slots_free) != (device.memory_mb, device.slots):
+        if (device.memory_claimed_mb, device.slots_free) != (0, device.slots):
             found.append(f"{device.key} has {device.memory_free_mb} MB and {device.slots_free} slots free")
     if not found:
         found += [f"key {name} is left behind" for name in left_behind(ledger)]

@@ -67,6 +67,9 @@ class Device:
     incarnation: str = ""
     open: bool = False
     slots: int = 0
+    withheld: int = 0
+    told_by: str | None = None  # the incarnation that said what is withheld
+    ram_ours: int | None = None  # what its worker has said of the node's RAM
 
     @property
     def node(self) -> str:
@@ -87,6 +90,7 @@ class Node:
     labels: dict[str, str] = field(default_factory=dict)
     state: str = "ready"
     lease: int | None = None
+    withheld: int = 0
 
 
 @dataclass
@@ -142,17 +146,17 @@ class Reference:
         return [c for c in self.claims.values() if c.state == state]
 
     def line(self) -> list[Claim]:
-        return sorted(self.in_state("waiting"), key=lambda c: c.place_in_line)
+        return sorted(self.in_state("waiting"), key=lambda c: (c.place_in_line, c.id))
 
     def memory_free(self, device: Device) -> int:
-        return device.memory - sum(c.mb for c in self.on(device.key))
+        return device.memory - device.withheld - sum(c.mb for c in self.on(device.key))
 
     def slots_free(self, device: Device) -> int:
         """One on several GPUs takes a slot of the first one's worker."""
         return device.slots - sum(c.kind is Kind.TASK and c.device == device.key for c in self.on(device.key))
 
     def ram_free(self, node: Node) -> int:
-        return node.ram - sum(c.req.ram_mb for c in self.on_node(node.name))
+        return node.ram - node.withheld - sum(c.req.ram_mb for c in self.on_node(node.name))
 
     def beside(self, device: Device) -> tuple[int, int]:
         """What decides between devices with equally much memory free: that of all GPUs of the node; then its cores."""
@@ -537,6 +541,7 @@ class Reference:
         for device in self.devices.values():
             if device.node == node.name and device.key not in named and not device.worker:
                 device.live = device.known = False
+                self.unwithhold(device)
         return self.sweep()
 
     def register_worker(self, name: str, incarnation: str, key: str, slots: int, lease: int) -> list[Claim]:
@@ -549,6 +554,8 @@ class Reference:
         self.workers[name] = Worker(incarnation, key, self.now + lease)
         node = self.nodes[device.node]
         node.lease = max(node.lease or 0, self.now + lease)
+        if device.told_by not in (None, incarnation):
+            self.unwithhold(device)
         device.worker, device.incarnation, device.slots = name, incarnation, slots
         device.open = device.live = device.known = True
         return self.sweep()
@@ -572,7 +579,38 @@ class Reference:
                 # A retry under the same task id will write the result.
                 follows = any(c.task_id == claim.task_id and c is not claim for c in self.claims.values())
                 self.end(claim, "lost", buried=not follows)
+        if device.told_by == device.incarnation:
+            self.unwithhold(device)
         device.worker, device.incarnation, device.open, device.slots = "", "", False, 0
+
+    def withhold(
+        self, name: str, incarnation: str, key: str, registering: bool, gpu: int | None, ram: tuple[int, int] | None
+    ) -> list[Claim] | None:
+        """What a worker has measured. ``gpu``: foreign; ``ram``: used of the node, and by the worker."""
+        device = self.devices[key]
+        lives = device.worker in self.workers and self.workers[device.worker].lease > self.now
+        if registering and device.worker not in ("", name) and lives:
+            return None
+        if not registering and (device.worker, device.incarnation) != (name, incarnation):
+            return None
+        device.told_by = incarnation
+        node = self.nodes[device.node]
+        if gpu is not None and device.is_gpu:
+            others = [c for c in self.on(key) if c.kind is Kind.MANUAL or c.device != key]
+            device.withheld = max(0, gpu - sum(c.mb for c in others))
+        if ram is not None:
+            used, device.ram_ours = ram
+            ours = sum(d.ram_ours or 0 for d in self.devices.values() if d.node == node.name)
+            by_hand = sum(c.req.ram_mb for c in self.on_node(node.name) if c.kind is Kind.MANUAL)
+            node.withheld = max(0, used - ours - by_hand)
+        return self.sweep()
+
+    def unwithhold(self, device: Device) -> None:
+        """Who measured it is gone."""
+        device.withheld, device.told_by, device.ram_ours = 0, None, None
+        node = self.nodes[device.node]
+        if all(d.ram_ours is None for d in self.devices.values() if d.node == node.name):
+            node.withheld = 0
 
     def withdraw_unstarted(self, key: str, *, served: bool = False) -> None:
         """``served``: what the device's worker would run; else also what is on others with it."""
@@ -609,8 +647,9 @@ class Reference:
             if node.lease is not None and node.lease <= self.now:
                 node.lease = None
                 for device in self.devices.values():
-                    if device.node == node.name:
+                    if device.node == node.name and device.live:
                         device.live = False
+                        self.unwithhold(device)
         emptied = []
         for claim in list(self.claims.values()):
             if claim.ends is not None and claim.ends <= self.now and claim.state in ("waiting", "on_hold", "running"):

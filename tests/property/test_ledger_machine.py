@@ -28,7 +28,7 @@ from celery_allocator.errors import (
     UnsatisfiableError,
 )
 from celery_allocator.ledger import Grant, Ledger, Note, Options
-from celery_allocator.model import DeviceInventory, Kind, NodeInventory, Requirements, Strategy
+from celery_allocator.model import DeviceInventory, Kind, NodeInventory, RamUse, Requirements, Strategy, Withheld
 from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
 from tests.property.running import run_machine
 from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
@@ -416,6 +416,28 @@ class LedgerMachine(RuleBasedStateMachine):
         expected = self.ref.register_worker(name, incarnation, key, slots, lease)
         self.after(expected, self.ledger.register_worker(name, incarnation, node, device_id, **call))
 
+    @rule(
+        data=st.data(),
+        gpu=st.sampled_from([None, 0, 2, 5, 9, 40]),
+        ram=st.none() | st.tuples(st.sampled_from([0, 15, 50, 200]), st.sampled_from([0, 10])),
+        by=st.sampled_from(["its worker"] * 4 + ["its next worker", "somebody"]),
+        registering=st.booleans(),
+    )
+    def withhold(
+        self, data: st.DataObject, gpu: int | None, ram: tuple[int, int] | None, by: str, registering: bool
+    ) -> None:
+        device = data.draw(st.sampled_from(list(self.ref.devices.values())))
+        name, incarnation = device.worker or f"w.{device.key}", device.incarnation or "third"
+        if by != "its worker":
+            incarnation = "third"
+        if by == "somebody":
+            name = "w.somebody"
+        expected = self.ref.withhold(name, incarnation, device.key, registering, gpu, ram)
+        seen = None if gpu is None else Withheld(gpu), None if ram is None else RamUse(*ram)
+        reply = self.ledger.withhold(name, incarnation, device.key, *seen, registering=registering)
+        assert (reply is None) == (expected is None)
+        self.after(expected or [], reply.grants if reply else None)
+
     @precondition(lambda self: self.ref.workers)
     @rule(data=st.data(), closing=st.booleans(), right=st.sampled_from([True, True, True, False]))
     def worker_leaves(self, data: st.DataObject, closing: bool, right: bool) -> None:
@@ -661,8 +683,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert {a.allocation_id for a in ledger.delayed()} == {c.id for c in ref.in_state("delayed")}
         on_hold = {a.allocation_id: (a.priority, a.on_hold_by) for a in ledger.on_hold()}
         assert on_hold == {c.id: (c.req.priority, "operator") for c in ref.in_state("on_hold")}
+        assert {n.node: (n.ram_free_mb, n.ram_withheld_mb) for n in state.nodes} == {
+            n.name: (ref.ram_free(n), n.withheld) for n in ref.nodes.values()
+        }
         for device in state.devices:
             mine = ref.devices[device.key]
+            assert (device.memory_free_mb, device.withheld_mb) == (ref.memory_free(mine), mine.withheld)
             assert device.state == (mine.state if mine.live else "offline"), device
             assert (device.worker or "") == mine.worker
         assert {w.worker for w in state.workers} == set(ref.workers)

@@ -9,10 +9,10 @@ from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, 
 
 
 def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
-    """Each way in which ``sum(held) + free = capacity`` does not hold, as a sentence.
+    """Each way in which ``sum(held) + free + withheld = capacity`` does not hold, as a sentence.
 
     A core that was withdrawn from its node while held counts as held and not as the node's; every other amount may be
-    below zero only where capacity shrank under what was held, and still adds up.
+    below zero only where capacity shrank under what was held, or more is withheld than is left; it still adds up.
     """
     found: list[str] = []
 
@@ -36,7 +36,10 @@ def broken(state: ClusterState, held: tuple[Allocation, ...]) -> list[str]:
         cores = Counter(core for a in mine for core in a.cpu_cores)
         found += [f"core {core} of {node.node} is held {n} times" for core, n in cores.items() if n > 1]
         equal(f"{node.node} free cores", set(node.cpu_cores_free), set(node.cpu_cores) - set(cores))
-        equal(f"{node.node} free RAM", node.ram_free_mb, node.ram_mb - sum(a.ram_mb for a in mine))
+        equal(
+            f"{node.node} free RAM", node.ram_free_mb + node.ram_withheld_mb, node.ram_mb - sum(a.ram_mb for a in mine)
+        )
+        equal(f"{node.node} RAM withheld", node.ram_withheld.total_mb, node.ram_withheld_mb)
         for device in node.devices:
             found += _device(device, by_device.pop(device.key))
     found += [
@@ -56,8 +59,12 @@ def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
     free = device.memory_mb - sum(a.gpu_memory_mb for a in held)
     # One on several GPUs takes a slot of the first one's worker.
     tasks = [a for a in held if a.kind is Kind.TASK and a.device_id == device.device_id]
-    if device.memory_free_mb != free:
-        found.append(f"{device.key} free memory is {device.memory_free_mb}, should be {free}")
+    if device.memory_free_mb + device.withheld_mb != free:
+        found.append(
+            f"{device.key} free memory is {device.memory_free_mb}, {device.withheld_mb} are withheld, should be {free}"
+        )
+    if device.withheld.total_mb != device.withheld_mb:
+        found.append(f"{device.key}: {device.withheld_mb} are withheld, by {device.withheld}")
     if device.slots_free != device.slots - len(tasks):
         found.append(f"{device.key} free slots is {device.slots_free}, should be {device.slots - len(tasks)}")
     if set(device.allocations) != {a.allocation_id for a in held}:
@@ -66,7 +73,7 @@ def _device(device: DeviceState, held: list[Allocation]) -> list[str]:
 
 
 def over_capacity(state: ClusterState) -> list[str]:
-    """Every amount below zero. Empty unless capacity shrank under what is held."""
+    """Every amount below zero. Empty unless capacity shrank under what is held, or more is withheld than is left."""
     nodes = [f"{node.node} RAM {node.ram_free_mb}" for node in state.nodes if node.ram_free_mb < 0]
     return nodes + [
         f"{device.key} memory {device.memory_free_mb}, slots {device.slots_free}"
@@ -116,9 +123,9 @@ def assert_empty(ledger: Ledger) -> None:
     assert (state.delayed, state.waiting, state.on_hold, state.granted, state.running) == (0, 0, 0, 0, 0)
     for node in state.nodes:
         assert set(node.cpu_cores_free) == set(node.cpu_cores)
-        assert node.ram_free_mb == node.ram_mb
+        assert node.ram_claimed_mb == 0
     for device in state.devices:
-        assert (device.memory_free_mb, device.slots_free, device.allocations) == (device.memory_mb, device.slots, ())
+        assert (device.memory_claimed_mb, device.slots_free, device.allocations) == (0, device.slots, ())
     left = left_behind(ledger)
     assert not left, left
 

@@ -86,6 +86,10 @@ def test_the_form_is_that_of_an_update(event: str) -> None:
         ("tenant", {"id": "vision", "quota": '{"weight": 2, "by": "operator"}'}, "tenant", "update",
          {"quota": {"weight": 2, "by": "operator"}}),
         ("tenant", {"id": "", "quota": ""}, "tenant", "update", {"quota": None}),
+        ("withheld", {"id": "n1/gpu_0", "withheld_mb": "300", "foreign_mb": "200", "pids_hidden": "1"}, "device",
+         "update", {"withheld_mb": 300, "foreign_mb": 200, "pids_hidden": True}),
+        ("withheld", {"id": "n1", "withheld_mb": "300", "overuse_mb": "0"}, "node", "update",
+         {"withheld_mb": 300, "overuse_mb": 0}),
     ],
 )  # fmt: skip
 def test_what_is_new(event: str, fields: dict[str, str], object_: str, op: str, says: dict[str, Any]) -> None:

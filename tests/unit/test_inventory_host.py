@@ -180,7 +180,7 @@ def test_memory_in_use_is_that_of_the_group_with_the_tightest_limit(tree: Tree) 
     top = tree.mount("unified", "cgroup2", "rw")
     tree.memberships("0::/team/job")
     _write(top / "team", memory__max="2000000", memory__current="900000")
-    (top / "team/memory.stat").write_text("anon 500000\ninactive_file 100000\nactive_file 3\n")
+    (top / "team/memory.stat").write_text("anon 500000\ninactive_file 99000\nactive_file 1000\n")
     _write(top / "team/job", memory__max="3000000", memory__current="400000")
 
     assert cgroup.memory_used_bytes(tree.proc) == 800000
@@ -192,7 +192,7 @@ def test_memory_in_use_by_version_1_and_without_a_limit(tree: Tree) -> None:
     _write(top, memory__limit_in_bytes="9223372036854771712", memory__usage_in_bytes="700")
     assert cgroup.memory_used_bytes(tree.proc) is None
     _write(top, memory__limit_in_bytes="1000", memory__usage_in_bytes="700")
-    (top / "memory.stat").write_text("cache 300\ntotal_inactive_file 200\n")
+    (top / "memory.stat").write_text("cache 300\ntotal_inactive_file 150\ntotal_active_file 50\n")
     assert cgroup.memory_used_bytes(tree.proc) == 500
 
 

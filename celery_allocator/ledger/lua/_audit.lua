@@ -8,7 +8,7 @@ local function eq(what, is, should) check(is == should, what, " is ", tostring(i
 
 -- One node against what its devices hold. seen: ids found on devices, added to.
 local function audit_node(node, seen)
-  local n = call("HMGET", K.node .. node, "own", "map", "cfree", "ram", "rfree", "devs")
+  local n = call("HMGET", K.node .. node, "own", "map", "cfree", "ram", "rfree", "devs", "wh")
   if not (n[1] and n[2] and n[4] and n[6]) then
     check(false, "the record of node ", node, " is not whole")
     return
@@ -46,7 +46,7 @@ local function audit_node(node, seen)
       end
     end
     if d then
-      eq(dkey .. " free memory", d.free, d.mem - mem)
+      eq(dkey .. " free memory", d.free, d.mem - mem - d.wh)
       eq(dkey .. " free slots", d.sfree, d.slots - slots)
       eq(dkey .. " memory as its node has it", sized and type(mems) == "table" and mems[(at + 3) / 4], d.mem)
       if d.worker ~= "" then
@@ -66,7 +66,7 @@ local function audit_node(node, seen)
       end
     end
   end
-  eq(node .. " free RAM", tonumber(n[5]), tonumber(n[4]) - ram)
+  eq(node .. " free RAM", tonumber(n[5]), tonumber(n[4]) - ram - tonumber(n[7] or 0))
   eq(node .. " free cores", tonumber(n[3]), count_free(n[2]))
   for i = 1, #n[2] do
     local c, own = string.sub(n[2], i, i), string.sub(n[1], i, i)

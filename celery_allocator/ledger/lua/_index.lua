@@ -76,7 +76,8 @@ local function index_of(mode, sfree)
   return (mode == "w" and sfree > 0) and "sched" or "idle"
 end
 
--- What the GPUs of a fleet have free together. One that has less than nothing (its node has shrunk) takes nothing from the others.
+-- What the GPUs of a fleet have free together. One that has less than nothing (its node has shrunk, or others use what it has)
+-- takes nothing from the others.
 local function gpu_free(fleet)
   local sum = 0
   for i = 1, #fleet, 4 do if kind_of(fleet[i]) == "gpu" then sum = sum + math.max(0, fleet[i + 2]) end end
@@ -117,14 +118,29 @@ end
 
 local function load_device(dkey)
   local v = call("HMGET", K.dev .. dkey, "ord", "worker", "st", "live", "open", "near", "queue", "uuid", "mem", "slots",
-    "inc", "box", "head")
+    "inc", "box", "head", "wh", "whby")
   if not v[1] then return nil end
   local fleet = fleet_of(load_node(node_of(dkey)))
   local at = find_in(fleet, dkey)
   if not at then return nil end
   return { ord = v[1], worker = v[2], st = v[3], live = v[4], open = v[5], near = v[6], queue = v[7], uuid = v[8],
     mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3],
-    box = v[12] or "", head = v[13] or "" }
+    box = v[12] or "", head = v[13] or "", wh = tonumber(v[14] or 0), whby = v[15] }
+end
+
+-- Whoever measured a device is gone: nothing of it is withheld any more (see withhold.lua), nor of its node's RAM if that was
+-- the last one there. The caller stores the device.
+local function unwithhold(dkey, d)
+  d.free, d.wh, d.whby = d.free + d.wh, 0, false
+  call("HDEL", K.dev .. dkey, "whof", "whby", "rown")
+  local node = node_of(dkey)
+  local v = call("HMGET", K.node .. node, "wh", "rfree", "devs")
+  if not v[1] then return end
+  for _, device in ipairs(split(v[3])) do
+    if call("HEXISTS", K.dev .. node .. "/" .. device, "rown") == 1 then return end
+  end
+  call("HSET", K.node .. node, "rfree", v[2] + v[1])
+  call("HDEL", K.node .. node, "wh", "whof")
 end
 
 -- What a device takes: tasks ("w"), only allocations made by hand ("h"), or nothing ("x"). While the ledger is paused (see
@@ -147,7 +163,7 @@ local function store_device(dkey, d)
   reindex(fleet, at, mode_of(d), d.free, d.sfree, n.c, false)
   call("HSET", n.key, "fleet", cmsgpack.pack(fleet))
   call("HSET", K.dev .. dkey, "worker", d.worker, "st", d.st, "live", d.live, "slots", d.slots, "inc", d.inc,
-    "queue", d.queue, "open", d.open, "box", d.box, "head", d.head)
+    "queue", d.queue, "open", d.open, "box", d.box, "head", d.head, "wh", d.wh or 0)
 end
 
 -- Write down what memory the devices of a node have in all, in the order of its fleet, for those who look at many nodes.

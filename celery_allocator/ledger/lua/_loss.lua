@@ -36,6 +36,8 @@ local function detach(dkey, lost, kept)
     end
   end
   d = load_device(dkey)
+  -- Unless its successor has measured already.
+  if d.whby == d.inc then unwithhold(dkey, d) end
   d.worker, d.inc, d.open, d.sfree, d.slots = "", "", "0", d.sfree - d.slots, 0
   store_device(dkey, d)
 end

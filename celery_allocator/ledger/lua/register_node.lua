@@ -67,8 +67,9 @@ for _, device in ipairs(split(old[5])) do
     local dkey = node .. "/" .. device
     local d = load_device(dkey)
     names[#names + 1] = device
-      if d.worker == "" then
+    if d.worker == "" then
       if d.live == "1" then d.live, changed = "0", true end
+      unwithhold(dkey, d)
       set_class(dkey, "")
     else
       set_class(dkey, class_of(d.mem))

@@ -48,6 +48,7 @@ d = load_device(dkey)
 local used = d.slots - d.sfree
 d.worker, d.inc, d.open, d.queue, d.slots, d.sfree, d.live = worker, inc, "1", ARGV[9], slots, slots - used, "1"
 d.box, d.head = ARGV[14], ARGV[15]
+if d.whby and d.whby ~= inc then unwithhold(dkey, d) end
 store_device(dkey, d)
 count_node(node_of(dkey))
 local n = call("HMGET", K.node .. node_of(dkey), "own", "ram")

@@ -58,13 +58,13 @@ end
 -- 2. Nodes and devices as if nothing were held. A core that is held and no longer the node's stays "0" by its allocation.
 local nodes = {}
 for _, node in ipairs(call("SMEMBERS", K.known)) do
-  local v = call("HMGET", K.node .. node, "own", "ram", "devs")
+  local v = call("HMGET", K.node .. node, "own", "ram", "devs", "wh")
   if v[1] and v[2] and v[3] then
-    local n = { map = v[1], r = tonumber(v[2]), devs = {}, list = {}, own = v[1] }
+    local n = { map = v[1], r = tonumber(v[2]), devs = {}, list = {}, own = v[1], wh = tonumber(v[4] or nil) or 0 }
     for _, device in ipairs(split(v[3])) do
       local dkey = node .. "/" .. device
       local d = call("HMGET", K.dev .. dkey, "ord", "mem", "slots", "class", "worker", "st", "live", "open",
-        "inc")
+        "inc", "wh")
       call("DEL", K.on .. dkey)
       if d[1] and d[2] and d[3] then
         -- A worker without a record or a lease gets a short one: it is heard, or dropped with what it holds.
@@ -74,7 +74,7 @@ for _, node in ipairs(call("SMEMBERS", K.known)) do
           call("ZADD", K.workers, "NX", now + SHORT_LEASE, d[5])
         end
         n.devs[dkey] = { ord = d[1], free = tonumber(d[2]), sfree = tonumber(d[3]), worker = d[5], st = d[6], live = d[7],
-          open = d[8] }
+          open = d[8], wh = tonumber(d[10] or nil) or 0 }
         n.list[#n.list + 1] = dkey
         if d[4] and d[4] ~= "" then call("HINCRBY", K.classes, d[4], 1) end
       else
@@ -154,6 +154,9 @@ end
 for node, n in pairs(nodes) do
   table.sort(n.list, function(x, y) return n.devs[x].ord < n.devs[y].ord end)
   local fleet, cfree, together = {}, count_free(n.map), 0
+  -- What is withheld is no claim: a grant stands, whatever others use.
+  n.r = n.r - n.wh
+  for _, d in pairs(n.devs) do d.free = d.free - d.wh end
   for dkey, d in pairs(n.devs) do if kind_of(dkey) == "gpu" then together = together + math.max(0, d.free) end end
   for _, dkey in ipairs(n.list) do
     local d = n.devs[dkey]

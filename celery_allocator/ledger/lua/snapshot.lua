@@ -4,9 +4,9 @@
 -- KEYS: prefix. ARGV from 5: a node (its workers are left out), or nothing.
 -- Reply: {now, counts {delayed, waiting, granted, held, on hold}, nodes, workers, why nothing is granted
 --   ("stopped" by an operator | "paused" until workers have reported | "")}.
---   node: {name, lease left ms, own, map, ram, free ram, state, devices, labels (JSON)}; device: {id, uuid, model, mem, free, state,
---   live, worker, queue, slots, free slots, allocation ids, mode (see index), why it is cordoned};
---   worker: {name, node/device, pid, lease left ms, incarnation, what it measured (JSON), when (ms)}
+--   node: {name, lease left ms, own, map, ram, free ram, state, devices, labels (JSON), RAM withheld, of what (see withhold)};
+--   device: {id, uuid, model, mem, free, state, live, worker, queue, slots, free slots, allocation ids, mode (see index), why it
+--   is cordoned, withheld, of what}; worker: {name, node/device, pid, lease left ms, incarnation, what it measured (JSON), when (ms)}
 -- Touches: nothing (reads meta, known, node, dev, on, nodes, workers, worker).
 local nodes, workers = {}, {}
 local names
@@ -17,18 +17,20 @@ else
   table.sort(names)
 end
 for i, name in ipairs(names) do
-  local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs", "labels")
+  local n = call("HMGET", K.node .. name, "own", "map", "ram", "rfree", "st", "devs", "labels", "wh", "whof")
   local fleet = fleet_of(load_node(name))
   local devices = {}
   for _, device in ipairs(split(n[6])) do
     local dkey = name .. "/" .. device
-    local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "st", "live", "worker", "queue", "slots", "why")
+    local d = call("HMGET", K.dev .. dkey, "uuid", "model", "mem", "st", "live", "worker", "queue", "slots", "why",
+      "wh", "whof")
     local at = find_in(fleet, dkey)
     devices[#devices + 1] = { device, d[1], d[2], d[3], fleet[at + 2], d[4], d[5], d[6], d[7], d[8], fleet[at + 3],
-      call("SMEMBERS", K.on .. dkey), fleet[at + 1], d[9] or "" }
+      call("SMEMBERS", K.on .. dkey), fleet[at + 1], d[9] or "", d[10] or "0", d[11] or "" }
   end
   local lease = call("ZSCORE", K.nodes, name)
-  nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices, n[7] or "{}" }
+  nodes[i] = { name, lease and (lease - now) or -1, n[1], n[2], n[3], n[4], n[5], devices, n[7] or "{}",
+    n[8] or "0", n[9] or "" }
 end
 for i, name in ipairs(ARGV[5] and {} or call("ZRANGE", K.workers, 0, -1)) do
   local w = call("HMGET", K.worker .. name, "dkey", "pid", "inc", "use", "use_at")

@@ -45,6 +45,7 @@ for _, node in ipairs(call("ZRANGEBYSCORE", K.nodes, "-inf", now, "LIMIT", 0, ba
     local d = load_device(dkey)
     if d and d.live == "1" then
       d.live = "0"
+      unwithhold(dkey, d)
       store_device(dkey, d)
     end
   end

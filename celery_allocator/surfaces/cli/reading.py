@@ -11,6 +11,7 @@ import click
 from kombu.utils.url import maybe_sanitize_url
 
 from celery_allocator.model import Allocation, ClusterState, WorkerUse, iso_utc
+from celery_allocator.overview import of_cluster
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
@@ -45,6 +46,9 @@ def status(console: Console, *, as_json: bool) -> None:
     click.echo(f"\n{_nodes(cluster)}\n\n{_devices(cluster)}")
     if apart := [f"{d.key} is {d.state}: {d.reason}" for d in cluster.devices if d.reason]:
         click.echo("\n" + "\n".join(apart))
+    withheld = list(of_cluster(cluster))
+    if withheld:
+        click.echo("\nWithheld from tasks:\n" + "\n".join(withheld))
 
 
 _PAUSED = {
