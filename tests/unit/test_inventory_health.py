@@ -152,6 +152,17 @@ def test_a_gpu_that_is_lost_is_told_apart_from_a_driver_that_does_not_answer(wat
         assert watcher.look()[0] == "InventoryError"
 
 
+def test_a_gpu_that_is_well_beside_one_that_is_lost(watcher: Watcher) -> None:
+    """A driver that has lost any GPU gives none by its UUID."""
+    lost = FakeGpu(OTHER, handle_code=nvml.GPU_IS_LOST)
+    watcher.becomes(_WELL, lost)
+    assert watcher.look() == _IS_WELL
+    watcher.becomes(lost, _WELL, xids=((UUID, 31, nvml.WHOLE),))
+    assert watcher.look("fork")["xids"] == []  # what was reported before it listened again
+    watcher.becomes(lost)
+    assert watcher.look()[0] == "GpuLostError"
+
+
 def test_a_driver_that_was_restarted_is_read_again(watcher: Watcher) -> None:
     """What was opened before is of no use: it is closed, and opened anew."""
     assert watcher.look() == _IS_WELL

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 from celery_allocator.errors import InventoryError, SettingsError
-from celery_allocator.inventory.nvml.session import MB, NoDriver, go_without, memory, nvml, supported, text
+from celery_allocator.inventory.nvml.session import MB, NoDriver, go_without, memory, nvml, slices_of, supported, text
 from celery_allocator.inventory.nvml.topology import affinity, numa_node
 from celery_allocator.model import DeviceInventory
 
@@ -68,7 +67,7 @@ def _scan() -> tuple[list[DeviceInventory], dict[str, str]]:
                 handle = api.nvmlDeviceGetHandleByIndex(index)
                 sliced = supported(api, api.nvmlDeviceGetMigMode, handle)
                 if sliced and sliced[0]:
-                    slices = list(_slices(api, handle, index))
+                    slices = [_read(api, one, handle, index, n) for n, one in slices_of(api, handle).items()]
                     if not slices:
                         broken[str(index)] = "MIG is on, and it has no slices (nvidia-smi mig -cgi … -C makes them)"
                     found += slices
@@ -79,16 +78,6 @@ def _scan() -> tuple[list[DeviceInventory], dict[str, str]]:
             except api.NVMLError as error:
                 broken[str(index)] = str(error)
     return found, broken
-
-
-def _slices(api: Any, parent: Any, index: int) -> Iterator[DeviceInventory]:
-    """The MIG slices of a GPU (compute instances, as CUDA sees them)."""
-    for number in range(api.nvmlDeviceGetMaxMigDeviceCount(parent)):
-        try:
-            handle = api.nvmlDeviceGetMigDeviceHandleByIndex(parent, number)
-        except (api.NVMLError_NotFound, api.NVMLError_InvalidArgument):
-            continue  # this place is not taken
-        yield _read(api, handle, parent, index, number)
 
 
 def _read(api: Any, handle: Any, board: Any, index: int, number: int | None = None) -> DeviceInventory:

@@ -49,8 +49,8 @@ class GpuHealth:
 
     ``ecc_uncorrected``: uncorrectable memory errors since the driver was loaded. ``rows_failed``: bad memory could not
     be remapped; ``rows_pending``: it will be, with the next reset. ``recovery``: what the driver asks for (``GPU
-    reset``, ``node reboot``, …); empty: nothing. ``xids``: numbers of the errors reported since the last look, of which
-    the driver may have dropped all but the last; ``None``: it reports none.
+    reset``, ``node reboot``, …); empty: nothing. ``xids``: numbers of the errors reported since the last look;
+    ``None``: it reports none.
     """
 
     ecc_uncorrected: int | None

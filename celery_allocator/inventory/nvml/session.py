@@ -162,8 +162,46 @@ def memory(api: Any, handle: Any) -> Any:
 
 
 def handle_of(api: Any, uuid: str) -> Any:
-    """The GPU or MIG slice with that UUID."""
-    return api.nvmlDeviceGetHandleByUUID(uuid.encode())
+    """The GPU or MIG slice with that UUID.
+
+    By the documentation of ``nvmlDeviceGetHandleByUUID`` (nvml.h) it fails if *any* GPU of the host has fallen off the
+    bus or has another fault: then the one that is meant is looked for among those that answer.
+    """
+    try:
+        return api.nvmlDeviceGetHandleByUUID(uuid.encode())
+    except api.NVMLError as error:
+        found = _search(api, uuid)
+        if found is None:
+            raise
+        _log.debug("by its UUID %s cannot be had (%s), by its index it can", uuid, error)
+        return found
+
+
+def _search(api: Any, uuid: str) -> Any:
+    try:
+        count = api.nvmlDeviceGetCount()
+    except api.NVMLError:
+        return None
+    for index in range(count):
+        try:
+            gpu = api.nvmlDeviceGetHandleByIndex(index)
+            for handle in slices_of(api, gpu).values() if is_slice(uuid) else (gpu,):
+                if text(api.nvmlDeviceGetUUID(handle)) == uuid:
+                    return handle
+        except api.NVMLError as error:
+            _log.debug("GPU %d: %s", index, error)
+    return None
+
+
+def slices_of(api: Any, gpu: Any) -> dict[int, Any]:
+    """The MIG slices of a GPU (compute instances, as CUDA sees them), by the driver's numbers."""
+    found = {}
+    for number in range(api.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        try:
+            found[number] = api.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number)
+        except (api.NVMLError_NotFound, api.NVMLError_InvalidArgument):
+            continue  # this place is not taken
+    return found
 
 
 def is_slice(uuid: str) -> bool:

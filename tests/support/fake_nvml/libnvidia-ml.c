@@ -297,6 +297,9 @@ static int give_text(char *target, unsigned int room, const char *source) {
 int nvmlDeviceGetHandleByUUID(const char *uuid, struct gpu **handle) {
     if (driver())
         return driver();
+    for (unsigned int i = 0; i < gpu_count; i++)
+        if (gpus[i].handle_code) /* "if any GPU has fallen off the bus", says nvml.h */
+            return gpus[i].handle_code;
     *handle = find(uuid);
     return *handle ? (*handle)->handle_code : NOT_FOUND;
 }
