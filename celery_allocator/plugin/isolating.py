@@ -24,7 +24,7 @@ from celery_allocator.settings import Settings
 logger = logging.getLogger(__name__)
 
 #: Name of the process that started the pool.
-_MAIN = "MainProcess"
+MAIN = "MainProcess"
 
 
 @dataclass
@@ -79,7 +79,7 @@ def check(task_id: str) -> None:
     within = _within.get(task_id)
     if within is None or not within.unfit:
         return
-    if current_process().name == _MAIN:
+    if current_process().name == MAIN:
         raise IsolationError(f"{within.unfit}, and a worker with a solo pool has this process only: use prefork")
     if not _ended:
         raise IsolationError(

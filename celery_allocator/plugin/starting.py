@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from billiard import current_process
 from celery import current_app, signals
 from celery.app.trace import build_tracer
 from celery.concurrency import get_implementation
 
 from celery_allocator.isolation import cuda_is_initialised
 from celery_allocator.plugin.fence import guard, is_guarded
+from celery_allocator.plugin.isolating import MAIN
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def watch_forks(pool: Any, on_cuda: str, stop: Callable[[], None]) -> None:
 
 def on_process_init(sender: Any = None, **_: Any) -> None:
     """A spawned child has made its tasks anew: they get the guard that forked ones have (``worker_process_init``)."""
+    if current_process().name == MAIN:  # a solo pool: the worker's own tasks, which get it there
+        return
     app: Any = current_app._get_current_object()  # noqa: SLF001
     for name, task in app.tasks.items():
         if not is_guarded(task):

@@ -12,6 +12,9 @@ from celery_allocator import current_allocation, install
 from tests.device.cuda import Cuda
 
 NEED = {"gpu_memory_mb": 2048, "cpu_cores": 1}
+if os.environ.get("DEVICE_APP_USES_CUDA"):
+    Cuda().initialise()
+
 #: Seconds a task waits for what it was told to wait for before it fails.
 PATIENCE_S = 60
 
@@ -63,7 +66,36 @@ def make_app(**config: Any) -> Celery:
 
         torch.empty(2**44, dtype=torch.uint8, device="cuda")
 
+    @app.task(name="device.take", shared=False, resources=NEED)
+    def take(framework: str, mb: int) -> tuple[int, int]:
+        """Take so many MB with a framework; returns its claim and its process."""
+        _take(framework, mb)
+        allocation = current_allocation()
+        assert allocation is not None
+        return allocation.gpu_memory_mb, os.getpid()
+
+    @app.task(name="device.take_once", shared=False, resources=NEED, allocator_oom_retries=0)
+    def take_once(framework: str, mb: int) -> None:
+        """The same, without a second try."""
+        _take(framework, mb)
+
     return app
+
+
+def _take(framework: str, mb: int) -> None:
+    size = mb * 2**20
+    if framework == "torch":
+        import torch
+
+        torch.empty(size, dtype=torch.uint8, device="cuda")
+    elif framework == "cupy":
+        import cupy
+
+        cupy.zeros(size, dtype="uint8")
+    else:
+        import jax
+
+        jax.numpy.zeros(size, dtype="uint8").block_until_ready()
 
 
 def _torch_uuids() -> list[str] | None:

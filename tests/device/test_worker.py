@@ -38,7 +38,7 @@ _NOISE_MB = 64
 class Host:
     """This machine as a node, with a worker of two prefork slots that serves its first GPU."""
 
-    def __init__(self, gpu: DeviceInventory, server: RedisServer, pool: str, workers: WorkerFleet) -> None:
+    def __init__(self, gpu: DeviceInventory, server: RedisServer, pool: str, workers: WorkerFleet, **env: str) -> None:
         self.gpu = gpu
         urls = {"broker_url": server.url.replace("/0", "/1"), "result_backend": server.url}
         self.app = make_app(**urls, allocator_backend_url=server.url, allocator_pool=pool)
@@ -59,6 +59,7 @@ class Host:
                 "ALLOCATOR_MEASURE_S": "0.2",
                 "ALLOCATOR_HEARTBEAT_S": "0.2",
                 "ALLOCATOR_HEALTH_S": "0.1",
+                **env,
             },
             ready=lambda worker: any(device.worker for device in self.ledger.snapshot().devices),
         )
