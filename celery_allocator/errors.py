@@ -19,6 +19,7 @@
     ├── GateRuleError                a rule of a quality gate broke down while it measured
     ├── TraceError                   a table of a simulation cannot be used; says the line (also a ValueError)
     ├── PlotExtraMissing             the library that draws plots is not installed
+    ├── ResourceOveruse              a task used more than it was promised, and its process was killed
     ├── RequestError                 a request to the agent tool is malformed (also a ValueError)
     ├── DeviceBusyError              another live worker already serves that device
     ├── ActionRefused                an operator's action, an undo or a redo cannot be taken; the text says why
@@ -202,6 +203,30 @@ class AllocationTimeout(AllocatorError, TimeoutError):
     """What was asked for was not granted within the time given; it has been taken out of line again."""
 
     code = "timeout"
+
+
+class ResourceOveruse(AllocatorError):
+    """A task used more of a resource than it was promised, so its process was killed. It is not repeated.
+
+    ``resource``: ``gpu_memory_mb`` or ``ram_mb``; ``promised_mb`` and ``used_mb`` are MB (2**20 bytes).
+    """
+
+    code = "overuse"
+    given = ("resource", "promised_mb", "used_mb")
+    told = given
+
+    def __init__(self, resource: str, promised_mb: int, used_mb: int) -> None:
+        # Result backends that write JSON make an exception again from its ``args``.
+        super().__init__(resource, promised_mb, used_mb)
+        self.resource = resource
+        self.promised_mb = promised_mb
+        self.used_mb = used_mb
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resource}: {self.used_mb} MB used, {self.promised_mb} MB promised. The process of the task was "
+            f"killed (allocator_on_overuse is kill). Submit it with {self.resource}={self.used_mb} or more"
+        )
 
 
 class RequestError(AllocatorError, ValueError):

@@ -182,6 +182,20 @@ class Settings:
         "process may not use any more ([how](../howto/shared-gpus.md)). Simulated devices never are.",
     )
     gpu_margin_mb: int = _setting(0, "Memory of each GPU that is kept back from tasks, in MB.")
+    # --- what a task uses beyond its promise
+    on_overuse: str = _setting(
+        "warn",
+        "What a worker does with a task that uses more GPU memory or RAM than it was promised: `log` it, `warn` (also "
+        "an event in the ledger), or `kill` its process; it then fails with `ResourceOveruse` "
+        "([how](../howto/overuse.md)).",
+    )
+    overuse_tolerance: float = _setting(
+        0.1, "Share of its promise by which a task may exceed it before that counts as overuse."
+    )
+    overuse_floor_mb: int = _setting(
+        128, "MB by which a task may exceed its promise in any case: for what comes with a process, not with its data."
+    )
+    watch_s: float = _setting(1.0, "Seconds between looks at running tasks where `allocator_on_overuse` is `kill`.")
     # --- tracing
     tracing: bool = _setting(
         True,
@@ -238,7 +252,7 @@ class Settings:
                 raise SettingsError(
                     f"{_names(name)} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}"
                 )
-        for name in ("lease_s", "tick_s", "start_deadline_s", "ttl_s", "heartbeat_s"):
+        for name in ("lease_s", "tick_s", "start_deadline_s", "ttl_s", "heartbeat_s", "watch_s"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 10**9:
                 raise SettingsError(f"{_names(name)} is {value!r}: it must be more than 0 seconds")
@@ -331,12 +345,15 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "history_days": (math.inf, "not be negative"),
     "measure_s": (10**9, "be 0 or more seconds"),
     "health_s": (10**9, "be 0 or more seconds"),
+    "overuse_tolerance": (math.inf, "not be negative"),
+    "overuse_floor_mb": (math.inf, "not be negative"),
     "metrics_port": (65536, "be 0 to 65535"),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "never_fits": ("raise", "wait"),
     "backfill": ("easy", "greedy", "none"),
     "cuda_in_parent": ("refuse", "warn"),
+    "on_overuse": ("log", "warn", "kill"),
 }
 
 

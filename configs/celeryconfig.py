@@ -135,6 +135,15 @@ allocator_gpu_margin_mb = 0
 
 # Seconds between looks at the health of a worker's GPU: one that is lost or has failed is drained; 0: never.
 allocator_health_s = 2.0
+# --- What a task uses beyond its promise
+
+# "log" it, "warn" (also an event in the ledger), or "kill" its process: it then fails with ResourceOveruse.
+allocator_on_overuse = "warn"
+# Share of the promise, and MB, by which a task may exceed it before that counts: the larger one.
+allocator_overuse_tolerance = 0.1
+allocator_overuse_floor_mb = 128
+# Seconds between looks at running tasks, for "kill".
+allocator_watch_s = 1.0
 
 # --- Tracing
 

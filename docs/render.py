@@ -61,6 +61,8 @@ EVENTS = {
     "or `waiting` where its place is taken.",
     "expired": "Its expiry passed before it started. `from`: the state it was in.",
     "renewed": "An allocation made by hand lives `ttl_ms` longer from now on.",
+    "overuse": "Runs, and uses more than it was promised: `resource` is `gpu_memory_mb` or `ram_mb`. `action`: `warn`, "
+    "or `kill` where its process was killed, so that it ends with `error` `ResourceOveruse`.",
     "settled": "The result of a task that ended in the ledger was written, and its record forgotten.",
     "lost": "Its process or worker died while it ran. `again`: 1 if it is in line again, 0 if it ended with that.",
     "node": "A host told what it has, for the first time or changed. `id` is the host; `gpu_memory_mb`: of each, as "

@@ -266,6 +266,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "lost": _lost,
     "reclaimed": _reclaimed,
     "renewed": _unchanged,
+    "overuse": _unchanged,
     "settled": _settled,
     "discarded": _unchanged,
     "held": _held,
@@ -277,7 +278,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
 }
 
 #: Events that make no row.
-_LATER = ("reserved", "republished", "renewed", "settled", "discarded")
+_LATER = ("reserved", "republished", "renewed", "overuse", "settled", "discarded")
 
 #: State that an event leaves a node or device in.
 _STATES: dict[str, str] = {

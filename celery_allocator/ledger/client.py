@@ -221,6 +221,16 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
             raise AllocationNotFound(f"{allocation_id} has ended or never was")
         return self.get(allocation_id)
 
+    def note_overuse(
+        self, allocation: Allocation, resource: str, *, promised_mb: int, used_mb: int, action: str
+    ) -> bool:
+        """Note that a running task uses more than it was promised, in MB; False if it does not run any more so.
+
+        ``resource``: ``gpu_memory_mb`` or ``ram_mb``; ``action``: what its worker does, ``warn`` or ``kill``.
+        """
+        a = allocation
+        return bool(self._run("overuse", a.allocation_id, a.token, resource, promised_mb, used_mb, action))
+
     def settle(self, allocation_ids: Iterable[str]) -> int:
         """The results of these ended tasks have been written; returns how many records were forgotten."""
         ids = list(allocation_ids)

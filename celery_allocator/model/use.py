@@ -13,11 +13,16 @@ class TaskUse:
 
     ``ram_mb`` is resident memory. It counts pages that the worker's processes share once for each of them, so the sum
     over tasks may be more than the node's.
+
+    ``gpu_memory_over_mb`` and ``ram_over_mb``: by how much it exceeds its promise, as its worker judges that (see
+    ``plugin/watch.py``): 0 within the tolerance, ``None`` where it was not judged.
     """
 
     allocation_id: str
     gpu_memory_mb: int | None = None
     ram_mb: int | None = None
+    gpu_memory_over_mb: int | None = None
+    ram_over_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class WorkerUse:
     whole device, as the driver says; ``gpu_memory_ours_mb``: of that, by this worker and its children (``None`` also
     where the driver's process ids mean nothing here: in some containers). ``gpu_utilization``: 0 to 1. ``ram_used_mb``:
     of the whole node, within this worker's control group; ``ram_ours_mb``: resident memory of this worker's processes.
+    ``gpu_memory_idle_mb``: GPU memory that children of the pool which run nothing still hold, part of that which is
+    ours.
     """
 
     at: float
@@ -74,6 +81,7 @@ class WorkerUse:
     ram_used_mb: int | None = None
     ram_ours_mb: int | None = None
     tasks: tuple[TaskUse, ...] = ()
+    gpu_memory_idle_mb: int | None = None
 
     @property
     def gpu_memory_foreign_mb(self) -> int | None:
@@ -91,14 +99,24 @@ class WorkerUse:
         told = {name: value for name, value in asdict(self).items() if value is not None}
         del told["at"], told["tasks"]
         tasks = [[task.allocation_id, task.gpu_memory_mb, task.ram_mb] for task in self.tasks]
-        return {**told, "tasks": tasks} if tasks else told
+        judged = [
+            [task.allocation_id, task.gpu_memory_over_mb, task.ram_over_mb]
+            for task in self.tasks
+            if (task.gpu_memory_over_mb, task.ram_over_mb) != (None, None)
+        ]
+        return {**told, **({"tasks": tasks} if tasks else {}), **({"over": judged} if judged else {})}
 
     @classmethod
     def from_wire(cls, data: Mapping[str, Any], at: float) -> WorkerUse:
         """The inverse of :meth:`to_wire`. Raises ``ValueError``, ``TypeError``, … for what it is not."""
         known = {spec.name for spec in fields(cls)} - {"at", "tasks"}
         amounts = {name: _amount(value) for name, value in data.items() if name in known}
-        tasks = tuple(TaskUse(str(i), _whole(gpu), _whole(ram)) for i, gpu, ram in data.get("tasks", ()))
+        over = {str(i): (_whole(gpu), _whole(ram)) for i, gpu, ram in data.get("over", ())}
+        nothing = (None, None)
+        tasks = tuple(
+            TaskUse(str(i), _whole(gpu), _whole(ram), *over.get(str(i), nothing))
+            for i, gpu, ram in data.get("tasks", ())
+        )
         return cls(at, tasks=tasks, **amounts)
 
 

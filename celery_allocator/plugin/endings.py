@@ -20,7 +20,10 @@ _ASK_S = 1.0
 
 @dataclass(frozen=True)
 class Ending:
-    """An allocation to be released: at once, or when process ``pid`` (started at ``born``) is gone."""
+    """An allocation to be released: at once, or when process ``pid`` (started at ``born``) is gone.
+
+    ``is_free``: tells whether what it held is free by then; at once, where it is ``None``.
+    """
 
     allocation: Allocation
     outcome: str
@@ -28,6 +31,14 @@ class Ending:
     error: str = ""
     pid: int | None = None
     born: str | None = None
+    is_free: Callable[[Allocation], bool] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can be released."""
+        if self.pid is not None and not is_gone(self.pid, self.born):
+            return False
+        return self.is_free is None or self.is_free(self.allocation)
 
 
 class Endings:
@@ -71,7 +82,7 @@ class Endings:
         publish: Callable[[tuple[Grant, ...]], None],
         between: Callable[[], None],
     ) -> list[Ending]:
-        ready = [ending for ending in endings if ending.pid is None or is_gone(ending.pid, ending.born)]
+        ready = [ending for ending in endings if ending.is_over]
         waiting = [ending for ending in endings if ending not in ready]
         # A process that was to be ended and lives on may have given back itself, at the end of its task.
         asked = waiting if waiting and time.monotonic() >= self._ask_at else []

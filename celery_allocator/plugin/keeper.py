@@ -35,6 +35,7 @@ from celery_allocator.plugin.reconcile import Reconciler
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
+from celery_allocator.plugin.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,19 @@ class WorkerKeeper:
         self._pool: Any = None
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
+        device = inventory.device(device_id)
+        self._wake = Wake()
+        self._watch = Watch(
+            self._settings, self._running, self._wake.set, has_gpu=device is not None and not device.simulated
+        )
         self._meter = Meter(
-            inventory.device(device_id), self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb
+            device, self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb, watch=self._watch
         )
         self._reconciler = Reconciler(self._settings, worker, inventory, device_id)
         self._health = HealthMonitor(
             worker,
             f"{inventory.node}/{device_id}",
-            inventory.device(device_id),
+            device,
             self._settings.health_s,
             connect=lambda: session(app).connect(self._settings),
             settle=self.settle,
@@ -86,7 +92,6 @@ class WorkerKeeper:
         #: Held while reporting: what passes the gate meanwhile would be missing in the report.
         self._gate = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wake = Wake()
         self._stop = threading.Event()
         #: Set by a signal handler, so no event: that has a lock.
         self._closing = False
@@ -116,7 +121,7 @@ class WorkerKeeper:
         Also after the consumer has started again. Raises :class:`DeviceBusyError` when another live worker serves the
         device, :class:`LedgerUnavailable`.
         """
-        self._pool = pool
+        self._pool = self._watch.pool = pool
         mend(pool)
         self._meter.one_process = is_one_process(pool)
         self._meter.start()
@@ -161,8 +166,13 @@ class WorkerKeeper:
 
     def begun(self, allocation: Allocation, pid: int) -> None:
         """Child process ``pid`` has begun a task."""
+        self._watch.began(pid)
         self._holdings.begun(allocation, pid)
         forget_termination(self._pool, pid)
+
+    def begun_other(self, pid: int) -> None:
+        """Child process ``pid`` has begun a task that is not the allocator's."""
+        self._watch.began(pid)
 
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing of it runs: if its child has not released it, the keeper does.
@@ -180,7 +190,7 @@ class WorkerKeeper:
         if pid is None or pid == os.getpid():  # never started, or a pool of threads: there is no process to wait for
             self._endings.add(Ending(allocation, outcome, error))
         else:
-            self._endings.add(Ending(allocation, outcome, error, pid, born(pid)))
+            self._endings.add(Ending(allocation, outcome, error, pid, born(pid), self._watch.is_free))
         self._wake.set()
 
     def lose(self, holding: Holding, reason: str) -> None:
@@ -245,10 +255,10 @@ class WorkerKeeper:
     def leave(self) -> None:
         """Leave the ledger: nothing runs here any more, and what still counts as running is lost."""
         try:
-            self._meter.stop()
             self._health.stop()
             self.give_back(pool_stopped=True)
             self._await_endings()
+            self._meter.stop()
             self._serving = False
             self._publish(self._ledger.unregister_worker(self.worker, self.incarnation))
             self._tick(lock=False)
@@ -283,6 +293,7 @@ class WorkerKeeper:
                 self._keep(at_once=self._outage)
                 if self._ledger.run_id != self._reporter.run_id:
                     self._report()
+                self._tell_overuse()
                 watching = self._settle_endings()
                 if time.monotonic() >= tick or self._outage:
                     self._tick()
@@ -369,6 +380,24 @@ class WorkerKeeper:
         if ticked.ran:
             self._keep()
             self._auditor.look(self._ledger)
+
+    def _running(self) -> list[Holding]:
+        """What has begun here and not ended."""
+        return [held for held in self._holdings.all() if held.pid is not None and held.allocation not in self._endings]
+
+    def _tell_overuse(self) -> None:
+        while self._watch.reports:
+            self._keep()
+            report = self._watch.reports[0]
+            found = report.found
+            self._ledger.note_overuse(
+                report.allocation,
+                found.resource,
+                promised_mb=found.promised_mb,
+                used_mb=found.used_mb,
+                action=report.action,
+            )
+            self._watch.reports.popleft()
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish, self._keep)

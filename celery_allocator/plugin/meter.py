@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
@@ -17,8 +18,10 @@ import psutil
 from celery_allocator.errors import InventoryError
 from celery_allocator.inventory import GpuUse, ram_used_mb, read_use
 from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
+from celery_allocator.plugin.growth import Family
 from celery_allocator.plugin.holdings import Holding
 from celery_allocator.plugin.reconcile import Beyond, beyond
+from celery_allocator.plugin.watch import Look, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +33,8 @@ _NOBODYS_MB = 1024
 class Meter:
     """Measures every ``every_s`` seconds (0: never) once started. Thread-safe.
 
-    ``device``: what the worker serves, ``None`` for CPU-only work; a simulated one has no driver to ask.
+    ``device``: what the worker serves, ``None`` for CPU-only work; a simulated one has no driver to ask. ``watch``
+    judges what was measured, and may have it look more often.
     """
 
     def __init__(
@@ -39,7 +43,9 @@ class Meter:
         holdings: Callable[[], Iterable[Holding]],
         every_s: float,
         reserved_ram_mb: int = 0,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self._uuid = device.uuid if device is not None and not device.simulated else None
         self._holdings = holdings
         self._every_s = every_s
@@ -61,7 +67,7 @@ class Meter:
 
     def start(self) -> None:
         """Begin to measure. A second call changes nothing."""
-        if self._thread is None and self._every_s:
+        if self._thread is None and (self._every_s or (self._watch is not None and self._watch.kills)):
             self._thread = threading.Thread(target=self._run, name="allocator-meter", daemon=True)
             self._thread.start()
 
@@ -90,10 +96,14 @@ class Meter:
                 with self._lock:
                     self._latest = self.last = use
             self._looked.set()
-            self._stop.wait(self._every_s)
+            if self._watch is None:
+                self._stop.wait(self._every_s)
+            else:
+                self._watch.wait(self._stop, self._every_s)
 
     def measure(self) -> WorkerUse:
         """One look. What cannot be had is ``None`` in it, and told of once in the log."""
+        at = time.monotonic()
         gpu, table = self._gpu(), _Table()
         if gpu is not None and gpu.processes and not table.knows(gpu, told=self._told):
             gpu, table = self._gpu(), _Table()  # one that has ended in between is listed no more
@@ -120,7 +130,9 @@ class Meter:
             shared_ram_mb=_ram_mb(ours[:1]) or 0,
             processes=len(ours),
         )
-        return use
+        return (
+            use if self._watch is None else self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), seen))
+        )
 
     def _tasks(
         self, holdings: list[Holding], table: _Table, seen: Mapping[int, int | None] | None
@@ -175,6 +187,11 @@ class _Table:
         if not gpu.processes:
             return gpu.processes is not None and (told or (gpu.used_mb or 0) <= _NOBODYS_MB)
         return told or gpu.processes.keys() <= self._processes.keys()
+
+
+def _family(table: _Table, seen: Mapping[int, int | None] | None, pid: int) -> Family:
+    family = table.family(pid)
+    return Family(tuple(process.pid for process in family), _gpu_memory(seen, family), _ram_mb(family))
 
 
 def _ram_mb(family: Iterable[psutil.Process]) -> int | None:

@@ -11,11 +11,13 @@ import copy
 import logging
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from celery_allocator.errors import ResourceOveruse
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.moved import MovedOn, Unfit
@@ -41,6 +43,8 @@ class AllocationHooks:
     _process_lost = False
     #: Why this worker may not run it any more; its process is being killed.
     stale = ""
+    #: What it used beyond its promise, so that its process was killed.
+    overuse: ResourceOveruse | None = None
     #: It has gone back into line, so it must not begin here.
     given_back = False
 
@@ -81,8 +85,11 @@ class AllocationHooks:
 
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
         """A child has begun it."""
-        if self._claim is not None and self._keeper is not None:
-            self._keeper.begun(self._claim, pid)
+        if self._keeper is not None:
+            if self._claim is not None:
+                self._keeper.begun(self._claim, pid)
+            else:
+                self._keeper.begun_other(pid)
         return super().on_accepted(pid, time_accepted)  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -90,6 +97,8 @@ class AllocationHooks:
         if self.stale:  # killed by the keeper: what becomes of the task is for its new holder, or the ledger, to say
             task_ready(self)
             return None
+        if self.overuse is not None and isinstance(_error_of(exc_info), WorkerLostError):
+            return self._killed_for_overuse(self.overuse, exc_info)
         if isinstance(_error_of(exc_info), MovedOn):
             self._ending = "requeue"
         elif self._ending == "ended":
@@ -108,6 +117,20 @@ class AllocationHooks:
             if return_ok and isinstance(_error_of(exc_info), Unfit) and self._keeper is not None:
                 self._keeper.replace_child(self.worker_pid)  # type: ignore[attr-defined]
 
+    def _killed_for_overuse(self, error: ResourceOveruse, lost: Any) -> Any:
+        """Its process was killed: it fails with that error, and is not repeated, whatever is said for lost processes.
+
+        Unless it had written its result by then: that stands.
+        """
+        stored = getattr(super(), "_success_was_stored", lambda: False)()
+        self._process_lost = True
+        if self._ending == "ended":
+            self._ending, self._error = ("success", "") if stored else ("failure", error_name(error))
+        try:
+            return super().on_failure(lost if stored else _exception_info(error))  # type: ignore[misc]
+        finally:
+            self._child_dying()
+
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """A time limit passed; after the hard one the child is killed."""
         self._process_lost = not soft
@@ -124,7 +147,7 @@ class AllocationHooks:
 
         For a lost process that counts as a loss, so that a task which kills its process does not go on for good.
         """
-        if not self.acknowledged:  # type: ignore[attr-defined]
+        if not self.acknowledged and self.overuse is None:  # type: ignore[attr-defined]
             self._ending = ("lost" if self._process_lost else "requeue") if requeue else "rejected"
             if self._never_accepted:
                 self._child_idle()
@@ -178,6 +201,14 @@ def _failure(exc_info: Any) -> tuple[str, str]:
     if isinstance(error, (SystemExit, KeyboardInterrupt)):  # so the result says, too
         return "failure", WorkerLostError.__name__
     return "failure", error_name(error)
+
+
+def _exception_info(error: Exception) -> Any:
+    """As if it had been raised here."""
+    try:
+        raise error from None
+    except type(error):
+        return ExceptionInfo()
 
 
 def _without_memory_error(exc_info: Any) -> Any:

@@ -73,6 +73,9 @@ class Keeper(Protocol):
     def begun(self, allocation: Allocation, pid: int) -> None:
         """A child has begun a task."""
 
+    def begun_other(self, pid: int) -> None:
+        """A child has begun a task that is not the allocator's."""
+
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing runs any more; ``by_child``: in a child, which has released it already."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ def another_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 # --- events
+
+
+def overuse(cluster: LedgerPool) -> None:
+    run = cluster.ledger.get("a3")
+    said = {"promised_mb": 64, "used_mb": 99, "action": "warn"}
+    assert cluster.ledger.note_overuse(run, "ram_mb", **said)
+    assert not cluster.ledger.note_overuse(replace(run, token=run.token + 1), "ram_mb", **said)
 
 
 STEPS: list[tuple[Callable[[LedgerPool], object], list[str]]] = [
@@ -59,6 +67,7 @@ STEPS: list[tuple[Callable[[LedgerPool], object], list[str]]] = [
     (lambda c: (c.node(slots=None), c.worker("n1", "gpu_0", lease_s=1)), ["node", "worker", "granted"]),
     (lambda c: c.start(c.ledger.get("a3"), repeatable=True), ["started"]),
     (lambda c: setattr(c, "at", c.at + 1), []),
+    (overuse, ["overuse"]),
     (lambda c: c.ledger.tick(), ["lost", "worker_lost"]),
 ]
 

@@ -440,6 +440,10 @@ def test_overuse_is_seen_per_task_and_each_episode_counts_once(watched: Watched)
     assert found[("overused_tasks", *gpu)] == 0
     measured(TaskUse("a1", 3_000, 100))
     assert watched.counter("overuse_episodes_total") == {gpu: 3, ram: 1}
+    # Where its worker has judged, that counts: it knows what the task itself has added.
+    found = measured(TaskUse("a1", 9_000, 9_000, 0, 300))
+    assert (found[("overused_tasks", *gpu)], found[("overuse_bytes", *ram)]) == (0, 300 * MB)
+    assert watched.counter("overuse_episodes_total") == {gpu: 3, ram: 2}
 
 
 def test_idle_gaps_are_measured_from_look_to_look(watched: Watched) -> None:

@@ -260,7 +260,7 @@ EVENTS = st.sampled_from(
     ["delayed", "waiting", "granted", "started", "released", "requeued", "republished", "withdrawn", "cancelled",
      "expired", "renewed", "settled", "lost", "parked", "discarded", "reclaimed", "held", "unheld", "restored",
      "priority", "moved", "reserved", "tenant", "node", "node_lost", "worker", "left", "cordoned", "uncordoned",
-     "operated", "epoch", "unheard of"]
+     "operated", "epoch", "overuse", "unheard of"]
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -130,6 +131,17 @@ def _quiet(app: Celery) -> None:
     @app.task(name="zoo.late_hold", shared=False, resources=GPU, acks_late=True)
     def late_hold(key: str) -> str:
         return hold(key)  # type: ignore[no-any-return]
+
+    @app.task(name="zoo.swell", shared=False, resources=CPU, acks_late=True, reject_on_worker_lost=True)
+    def swell(key: str, mb: int, elsewhere: bool = False) -> str:
+        """Hold so much RAM, in this process or in one that it starts; tells the ids of both at ``key:pids``."""
+        code = "import sys, time; held = b'x' * (int(sys.argv[1]) * 2**20); time.sleep(600)"
+        started = subprocess.Popen([sys.executable, "-c", code, str(mb)]) if elsewhere else None
+        count(app, f"{key}:runs")
+        app.backend.client.rpush(f"{key}:pids", json.dumps([os.getpid(), *([started.pid] if started else [])]))
+        held = b"x" * (0 if elsewhere else mb * 2**20)
+        hold(key)
+        return f"{len(held)} bytes held"
 
     @app.task(name="zoo.note", shared=False, resources=CPU)
     def note(key: str, value: Any) -> Any:

@@ -57,6 +57,8 @@ def test_the_form_is_that_of_an_update(event: str) -> None:
 @pytest.mark.parametrize(
     ("event", "fields", "object_", "op", "says"),
     [
+        ("overuse", {"resource": "ram_mb", "promised_mb": "64", "used_mb": "99", "action": "kill"}, "allocation",
+         "update", {"resource": "ram_mb", "promised_mb": 64, "used_mb": 99, "action": "kill"}),
         ("granted", {"shape": "2048:2:64:t", "cores": "0,3", "token": "7", "device": "n1/cpu"}, "allocation", "update",
          {"state": "granted", "core_ids": [0, 3], "token": 7, "device": "n1/cpu", "gpu_memory_mb": 2048}),
         ("granted", {"shape": "0:1:0:m", "cores": "1"}, "allocation", "update", {"state": "running", "kind": "manual"}),

@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "LabelError": ("task_id", "a\nb", "must be printable"),
     "MessageTooLargeError": ("proj.infer", 2_000_000, 1_048_576),
     "PoolFullError": ("default", 100_000, 100_000),
+    "ResourceOveruse": ("gpu_memory_mb", 1000, 3000),
     "DuplicateAction": ("a key", 12),
     "CapExceeded": ("gpu_memory_mb", 9000, 8192),
     "ChangesMissed": ("1-0", "9-0"),

@@ -24,8 +24,14 @@ from celery_allocator.overview.cluster import overview
 
 USE = WorkerUse(12.5, 9000, 6000, 0.75, 61, 250.5, 20000, 7000, (TaskUse("a1", 5000, 3000), TaskUse("a2", None, 4000)))
 
+JUDGED = WorkerUse(
+    12.5, gpu_memory_idle_mb=700, tasks=(TaskUse("a", 9, 9, 0, None), TaskUse("b", 9, 9, 8, 7), TaskUse("c"))
+)
 
-@pytest.mark.parametrize("use", [USE, WorkerUse(12.5), WorkerUse(12.5, 0, 0, 0.0, 0, 0.0, 0, 0, (TaskUse("a"),))])
+
+@pytest.mark.parametrize(
+    "use", [USE, WorkerUse(12.5), WorkerUse(12.5, 0, 0, 0.0, 0, 0.0, 0, 0, (TaskUse("a"),)), JUDGED]
+)
 def test_what_was_measured_comes_back_as_it_was(use: WorkerUse) -> None:
     assert WorkerUse.from_wire(json.loads(json.dumps(use.to_wire())), 12.5) == use
 
@@ -119,4 +125,6 @@ def test_the_pool_at_one_look() -> None:
     assert [(one.allocation, one.use) for one in seen.running] == [(held, TaskUse("a1", 5000, 3000))]
     told = json.loads(json.dumps(seen.as_dict()))
     assert told["nodes"][0]["devices"][0]["memory"]["overused"] == 5600
-    assert told["allocations"][0]["use"] == {"allocation_id": "a1", "gpu_memory_mb": 5000, "ram_mb": 3000}
+    assert told["allocations"][0]["use"] == {
+        "allocation_id": "a1", "gpu_memory_mb": 5000, "ram_mb": 3000, "gpu_memory_over_mb": None, "ram_over_mb": None,
+    }  # fmt: skip

@@ -1,0 +1,126 @@
+"""What tasks have added to what their processes hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from celery_allocator.plugin.growth import Family, Grown, Growth, own_ram_mb
+
+_HOLD = (
+    "import os, sys, time; held = b'x' * (int(sys.argv[1]) * 2**20); pid = os.fork() if sys.argv[2:] else 1; "
+    "print('held', flush=True) if pid else None; sys.stdin.read() if pid else time.sleep(600)"
+)
+A, B = frozenset({("a", 1)}), frozenset({("b", 1)})
+IDLE: frozenset[tuple[str, int]] = frozenset()
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[..., int]]:
+    """Start a process that holds so many MB, perhaps together with one that it forks; returns its pid."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(mb: int, *forks: str) -> int:
+        made = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(mb), *forks],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(made)
+        assert made.stdout is not None
+        assert made.stdout.readline() == "held\n"
+        return made.pid
+
+    yield start
+    for each in started:
+        os.killpg(each.pid, 9)
+        each.communicate()
+
+
+def look(growth: Growth, pid: int, runs: frozenset[tuple[str, int]], gpu_mb: int | None, ram_mb: int = 0) -> Grown:
+    return growth.look({pid: runs}, {pid: Family((pid,), gpu_mb, ram_mb)})[pid]
+
+
+def test_a_fresh_process_has_held_nothing(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(60)
+    growth.began(pid)
+    grown = look(growth, pid, A, 700, 60)
+    assert (grown.gpu_added_mb, grown.ram_added_mb(1000)) == (700, 60)
+    assert 60 <= (grown.ram_added_mb(10) or 0) < 120
+
+
+def test_what_it_held_while_it_was_idle_does_not_count(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(60)
+    growth.began(pid)
+    look(growth, pid, A, 700)
+    idle = look(growth, pid, IDLE, 400)
+    assert (idle.gpu_before_mb, idle.gpu_added_mb) == (400, 0)
+    assert idle.ram_before_mb >= 60
+    assert look(growth, pid, IDLE, 300).gpu_before_mb == 300
+    growth.began(pid)
+    for used, added in ((900, 600), (1000, 700), (200, 0)):
+        grown = look(growth, pid, B, used, 200)
+        assert grown.gpu_added_mb == added
+        assert grown.ram_added_mb(0) == 0  # its memory is what it was
+
+
+def test_what_others_left_unseen_is_not_held_against_anybody(hold: Callable[..., int]) -> None:
+    """Some tasks came and went between two looks; nobody knows what they have left."""
+    growth, pid = Growth(), hold(1)
+    for _ in range(3):
+        growth.began(pid)
+    assert look(growth, pid, A, 700).gpu_added_mb == 0
+    assert look(growth, pid, A, 900).gpu_added_mb == 200
+    growth.began(pid)
+    assert look(growth, pid, B, 900).gpu_added_mb == 0  # that followed at once
+    look(growth, pid, IDLE, 100)
+    growth.began(pid)
+    growth.began(pid)
+    assert look(growth, pid, A, 500).gpu_added_mb == 0  # that is the second one since
+
+
+def test_tasks_that_share_a_process_are_taken_together() -> None:
+    growth, here = Growth(), os.getpid()
+    look(growth, here, IDLE, 100)
+    growth.began(here)
+    assert look(growth, here, A, 300).gpu_added_mb == 200
+    growth.began(here)
+    assert look(growth, here, A | B, 600).gpu_added_mb == 500
+    assert look(growth, here, B, 600).gpu_added_mb == 500
+    look(growth, here, IDLE, 600)
+    growth.began(here)
+    assert look(growth, here, A, 700).gpu_added_mb == 100
+
+
+def test_what_the_driver_does_not_tell_is_not_known(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(1)
+    growth.began(pid)
+    assert look(growth, pid, A, None).gpu_added_mb is None
+    look(growth, pid, IDLE, None)
+    growth.began(pid)
+    assert look(growth, pid, B, 500).gpu_added_mb is None
+
+
+def test_memory_shared_among_the_processes_of_a_task_counts_once(hold: Callable[..., int]) -> None:
+    """A process that has loaded data and forks: neither has it for itself, and it is theirs all the same."""
+    alone, parent = hold(150), hold(400, "forks")
+    assert 150 <= own_ram_mb([alone]) < 250
+    both = [parent, *(child.pid for child in psutil.Process(parent).children())]
+    assert len(both) == 2
+    resident = sum(psutil.Process(pid).memory_info().rss for pid in both) // 2**20
+    assert resident > 800
+    worker = psutil.Process().memory_info().rss // 2**20
+    assert 400 - worker < own_ram_mb(both) < 500
+
+
+def test_a_process_that_is_gone_holds_nothing() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    assert own_ram_mb([gone.pid]) == 0
+    growth = Growth()
+    growth.began(gone.pid)
+    assert growth.look({gone.pid: A}, {gone.pid: Family((), None, None)})[gone.pid].ram_added_mb(0) is None
