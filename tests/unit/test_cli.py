@@ -33,7 +33,19 @@ def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
 
 def test_the_commands_are_these() -> None:
     assert {" ".join(path) for path in commands(allocator)} >= {
-        *("status", "queue", "show", "events", "verify", "settings", "allocate", "renew", "release", "cancel"),
+        *(
+            "status",
+            "queue",
+            "devices",
+            "show",
+            "events",
+            "verify",
+            "settings",
+            "allocate",
+            "renew",
+            "release",
+            "cancel",
+        ),
         *("cordon", "uncordon", "drain", "server start", "server stop", "server status", "workers", "demo"),
     }
 
@@ -102,6 +114,23 @@ def test_settings_tell_value_source_and_meaning_and_no_password() -> None:
     assert rows["allocator_backend_url"]["value"] == "redis://user:**@host:1/0"
     assert "secret" not in plain.stdout
     assert all(entry.name in plain.stdout for entry in table())
+
+
+def test_devices_are_shown_as_workers_would_find_them_without_a_ledger() -> None:
+    env = {"ALLOCATOR_DEVICES": "sim:2x24576:nvlink", "ALLOCATOR_NODE": "host1", "ALLOCATOR_CPU_CORES": "128"}
+
+    plain = invoke("--backend-url", "redis://127.0.0.1:1/0", "devices", env=env).stdout
+    told = json.loads(invoke("devices", "--json", env=env).stdout)
+
+    assert "host1: 128 cores (0-127)" in plain and "GPU-sim-host1-1" in plain
+    assert "gpu_0   gpu_1  NVLink" in plain
+    assert told["links"] == [{"devices": ["gpu_0", "gpu_1"], "link": "nvlink"}]
+    assert [(d["number"], d["memory_mb"], d["health"]) for d in told["devices"]] == [
+        ("0", 24576, None),
+        ("1", 24576, None),
+    ]
+    assert "No GPUs" in invoke("devices", env={"ALLOCATOR_DEVICES": "none"}).stdout
+    assert invoke("devices", env={"ALLOCATOR_DEVICES": "sim:x"}).exit_code == 2
 
 
 @given(st.lists(st.text(max_size=12), max_size=5))

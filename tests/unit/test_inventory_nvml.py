@@ -377,3 +377,20 @@ def test_of_a_slice_its_own_use_is_told_and_the_boards_temperature(fake_nvml: Fa
     assert _use(fake_nvml.environ([_SLICED]), "MIG-3333") == {
         "used_mb": 5000, "processes": {"77": 5000}, "utilization": None, "temperature_c": 55, "power_w": None,
     }  # fmt: skip
+
+
+# --- the command
+
+
+def test_the_command_shows_what_the_driver_tells(fake_nvml: FakeNvml) -> None:
+    worn = replace(_FIRST, ecc=2, rows=(True, False), recovery=1)
+    environ = fake_nvml.environ([worn, FakeGpu("GPU-cccc", "Mute", ecc=0)]) | {"ALLOCATOR_CPU_CORES": "128"}
+    command = [sys.executable, "-m", "celery_allocator", "devices"]
+    plain = subprocess.check_output(command, env=environ, text=True, timeout=60)
+    told = json.loads(subprocess.check_output([*command, "--json"], env=environ, text=True, timeout=60))
+
+    assert "81079      480  9.0         1  0-1,70" in plain
+    assert "asks for: GPU reset, memory remapped after the next reset, 2 uncorrectable memory errors" in plain
+    assert [device["health"]["ecc_uncorrected"] for device in told["devices"]] == [2, 0]
+    assert told["devices"][1]["health"]["recovery"] is None
+    assert told["links"] == [{"devices": ["gpu_0", "gpu_1"], "link": "other"}]

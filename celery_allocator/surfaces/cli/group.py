@@ -15,6 +15,7 @@ from celery_allocator.surfaces.cli import (
     completion,
     explaining,
     exporting,
+    finding,
     gating,
     journalling,
     operators,
@@ -52,6 +53,7 @@ def allocator(ctx: click.Context, app: str | None, backend_url: str | None, pool
 
 for _command in (
     *reading.COMMANDS,
+    *finding.COMMANDS,
     *viewing.COMMANDS,
     *allocations.COMMANDS,
     *waiting.COMMANDS,
