@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -114,6 +115,7 @@ def test_only_a_pool_that_forks_has_to_mind_cuda(
     def worker(pool: str, method: str = "fork") -> SimpleNamespace:
         return SimpleNamespace(pool_cls=pool, pool_start_method=method)
 
+    caplog.set_level(logging.WARNING)  # whatever the worker of another test has left
     monkeypatch.setattr(starting, "cuda_is_initialised", lambda: True)
     assert "children that are forked from such a process cannot use it" in starting.check_main(
         worker("prefork"), "refuse"
