@@ -119,6 +119,20 @@ class Settings:
     runtime_decay: float = _setting(
         0.02, "Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs."
     )
+    recommend_margin: float = _setting(
+        0.15,
+        "Share that `celery-allocator recommend` and `gpu_memory_mb='auto'` add to the most that was seen "
+        "([how](../howto/how-much.md)).",
+    )
+    auto_gpu_memory_mb: int | None = _setting(
+        None,
+        "GPU memory of a task that says `auto` until three of its runs were measured, in MB. Unset: nine tenths of the "
+        "smallest known GPU.",
+    )
+    auto_ram_mb: int | None = _setting(
+        None,
+        "RAM of a task that says `auto`, likewise. Unset: nine tenths of its cores' share of the smallest known node.",
+    )
     # --- bounds
     max_message_bytes: int = _setting(
         1_048_576,
@@ -325,6 +339,8 @@ class Settings:
 _AT_LEAST_ONE = (
     "cpu_cores",
     "ram_mb",
+    "auto_gpu_memory_mb",
+    "auto_ram_mb",
     "worker_concurrency",
     "worker_cpu_concurrency",
     "events_maxlen",
@@ -341,6 +357,7 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "oom_retries": (math.inf, "not be negative"),
     "max_bypass": (math.inf, "not be negative"),
     "max_bypass_s": (10**9, "be 0 or more seconds"),
+    "recommend_margin": (10.001, "be 0 to 10: 0.15 adds 15 %"),
     "age_weight": (1000.001, "be 0 to 1000 points per minute"),
     "history_days": (math.inf, "not be negative"),
     "measure_s": (10**9, "be 0 or more seconds"),

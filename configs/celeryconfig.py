@@ -89,6 +89,12 @@ allocator_age_weight = 0.0
 allocator_tenants: dict[str, dict[str, float]] = {}
 # Weight of the newest run time in what is learned about a task name: 0.02 looks back on some 50 runs.
 allocator_runtime_decay = 0.02
+# Share that `celery-allocator recommend` and gpu_memory_mb="auto" add to the most that a task was seen to use.
+allocator_recommend_margin = 0.15
+# What a task that says "auto" gets until three of its runs were measured, in MB. None: nine tenths of the smallest
+# known GPU; of RAM, nine tenths of its cores' share of the smallest known node.
+allocator_auto_gpu_memory_mb: int | None = None
+allocator_auto_ram_mb: int | None = None
 
 # --- Bounds
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from celery_allocator.allocating.auto import AUTO, CAN_BE_AUTO
 from celery_allocator.allocating.function import allocate_resources
 from celery_allocator.allocating.session import Session
 from celery_allocator.errors import AllocatorError, RequirementsError, SettingsError
@@ -26,14 +27,30 @@ def option_name(field: Field) -> str:
     return "--" + field.name.removesuffix("_mb").removesuffix("_s").replace("_", "-")
 
 
+class Amount(click.ParamType):  # type: ignore[type-arg]  # generic in some releases of click
+    """A whole number or, where a requirement can be found out, ``auto``."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click's whole numbers."""
+        return value if value == AUTO else click.INT.convert(value, param, ctx)
+
+
+def _requirement_option(field: Field, *names: str) -> Callable[[F], F]:
+    """The option of a requirement under ``names``."""
+    auto = field.name in CAN_BE_AUTO
+    kind, unit = (Amount(), f"{field.unit}|{AUTO}") if auto else (int, field.unit.upper() or "N")
+    doc = f"{field.doc} {AUTO}: as its runs turned out to use." if auto else field.doc
+    return click.option(*names, field.name, type=kind, metavar=unit, help=doc)
+
+
 def requirement_options(*, by_key: bool = False) -> list[Callable[[F], F]]:
     """A click option per requirement. ``by_key``: also under the whole name of its key (``--gpu-memory-mb``)."""
     options: list[Any] = []
     for field in FIELDS.values():
         names = [option_name(field), *([option_of(field.name)] if by_key else [])]
-        options.append(
-            click.option(*dict.fromkeys(names), field.name, type=int, metavar=field.unit.upper() or "N", help=field.doc)
-        )
+        options.append(_requirement_option(field, *dict.fromkeys(names)))
     options += [click.option(option_of(name), name, metavar="NAME", help=doc) for name, doc in LABELS.items()]
     (share, _), (whole, _), (labels, _) = OTHERS["gpu"], OTHERS["exclusive"], OTHERS["labels"]
     return [

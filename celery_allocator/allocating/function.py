@@ -41,7 +41,10 @@ def allocate_resources(
     """
 
     def work(active: Session) -> Answer:
-        request = parse(active.settings, task_id, task_type, resource_requirements, allocation_strategy, wait_s, ttl_s)
+        request = parse(
+            *(active.settings, task_id, task_type, resource_requirements, allocation_strategy, wait_s, ttl_s),
+            resolve=active.resolve,
+        )
         acquired = acquire(active, request)
         return lambda _: reply.success(acquired.allocation, acquired.took_ms, acquired.available)
 

@@ -107,6 +107,7 @@ def lease(
         allocation_strategy,
         LONGEST_S if wait_s is None else wait_s,
         ttl_s,
+        active.resolve,
     )
     allocation = acquire(active, request).allocation
     if allocation.state in WAITS:

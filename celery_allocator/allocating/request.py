@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from celery_allocator.allocating.auto import Resolve
 from celery_allocator.errors import RequirementsError
 from celery_allocator.model import MAX_LABEL, Requirements, Strategy, known_strategy
-from celery_allocator.model.task_types import resolve
+from celery_allocator.model.task_types import asked
 from celery_allocator.settings import Settings
 
 #: Longest time span taken, in seconds (about 31 years); longer ones are typing mistakes.
@@ -36,12 +37,16 @@ def parse(
     allocation_strategy: Any,
     wait_s: Any,
     ttl_s: Any,
+    resolve: Resolve,
 ) -> Request:
-    """Check every argument. Raises :class:`~celery_allocator.errors.RequirementsError` naming the first bad one."""
+    """Check every argument; ``resolve`` finds out what says ``auto``.
+
+    Raises :class:`~celery_allocator.errors.RequirementsError` naming the first bad one.
+    """
     return Request(
         task_id=name("task_id", task_id),
         task_type=task_type,
-        requirements=_requirements(settings, task_type, resource_requirements),
+        requirements=_requirements(settings, task_type, resource_requirements, resolve),
         strategy=_strategy(settings, allocation_strategy),
         wait_s=seconds("wait_s", wait_s, least=0),
         ttl_s=settings.ttl_s if ttl_s is None else time_to_live(ttl_s),
@@ -87,12 +92,12 @@ def seconds(key: str, value: Any, *, least: float) -> float:
     return float(value)
 
 
-def _requirements(settings: Settings, task_type: Any, given: Any) -> Requirements:
+def _requirements(settings: Settings, task_type: Any, given: Any, resolve: Resolve) -> Requirements:
     if given is not None and not isinstance(given, Mapping):
         raise RequirementsError(
             "resource_requirements", given, "must be a mapping such as {'gpu_memory_mb': 2048, 'cpu_cores': 2}"
         )
-    return resolve(task_type, given, settings.task_types)
+    return Requirements(**resolve(task_type, asked(task_type, given, settings.task_types)))
 
 
 def _strategy(settings: Settings, value: Any) -> Strategy:

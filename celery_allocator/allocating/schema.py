@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
+from celery_allocator.allocating.auto import AUTO, CAN_BE_AUTO
 from celery_allocator.allocating.catalogue import MEANINGS, TOOLS, Tool
 from celery_allocator.allocating.reading import MOST_LISTED
 from celery_allocator.allocating.session import Session, default_session
@@ -14,6 +15,8 @@ from celery_allocator.errors import RequestError
 from celery_allocator.model import FIELDS, LABELS, MAX_LABEL, OTHERS, TASK_TYPES, Strategy
 from celery_allocator.settings import Settings
 
+#: Of the texts, this one alone.
+_AUTO = {"pattern": f"^{AUTO}$"}
 _JSON_TYPES = {str: "string", float: "number", int: "integer", type(None): "null"}
 
 
@@ -48,10 +51,11 @@ def _bounds(name: str, settings: Settings) -> dict[str, Any]:
 def _requirements() -> dict[str, Any]:
     numbers = {
         field.name: {
-            "type": "integer",
+            "type": ["integer", "string"] if field.name in CAN_BE_AUTO else "integer",
             "minimum": field.minimum,
             "maximum": field.maximum,
             "description": field.doc + (f" Unit: {field.unit}." if field.unit else ""),
+            **(_AUTO if field.name in CAN_BE_AUTO else {}),
         }
         for field in FIELDS.values()
     }

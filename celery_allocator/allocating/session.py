@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from redis.exceptions import NoPermissionError
 
+from celery_allocator.allocating import auto
 from celery_allocator.errors import LedgerError, TenantCapError, UnsatisfiableError
 from celery_allocator.inventory import discover
-from celery_allocator.ledger import Ledger, Note, connect
+from celery_allocator.ledger import Capacity, Ledger, Note, connect
 from celery_allocator.model import NodeInventory, NodeState
 from celery_allocator.operations import Actor, Command
 from celery_allocator.settings import Settings
@@ -78,6 +80,14 @@ class Session:
     def for_reader(self, owner: Owner) -> Session:
         """A session on the same ledger that looks for somebody."""
         return Session(self.settings, self.ledger, owner=owner)
+
+    def resolve(self, task_name: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked for, with numbers where it says ``auto``. Raises :class:`RequirementsError`."""
+        if not auto.says_auto(asked):
+            return dict(asked)
+        host, cores = self.inventory, len(self.inventory.cpu_cores)
+        mine = [Capacity(memory_mb, cores, host.ram_mb) for memory_mb in (0, *(d.memory_mb for d in host.devices))]
+        return auto.resolve(asked, self.ledger, self.settings, task_name, mine)
 
     def own(self, allocation_id: str) -> None:
         """Note whose allocation this will be. Raises :class:`CapExceeded`."""

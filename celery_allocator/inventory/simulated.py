@@ -10,6 +10,8 @@ from celery_allocator.model import FIELDS, DeviceInventory, Link
 
 PREFIX = "sim:"
 MODEL = "Simulated GPU"
+#: How the UUID of each of them begins.
+UUID_PREFIX = "GPU-sim-"
 
 #: More than any host carries; a larger count is a typing mistake.
 MAX_DEVICES = 1024
@@ -27,7 +29,7 @@ def devices(spec: str, node: str) -> tuple[DeviceInventory, ...]:
         DeviceInventory(
             device_id=f"gpu_{index}",
             index=index,
-            uuid=f"GPU-sim-{node}-{index}",
+            uuid=f"{UUID_PREFIX}{node}-{index}",
             model=MODEL,
             memory_mb=memory_mb,
             simulated=True,

@@ -6,6 +6,7 @@ from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
 from celery_allocator.ledger.foretelling import Accuracy, Plan, Reservation
 from celery_allocator.ledger.journal import Entry, Note, Operated, Page
+from celery_allocator.ledger.recommending import Capacity, Learned, Recommendation, Usage
 from celery_allocator.ledger.replies import (
     REFUSALS,
     Available,
@@ -34,10 +35,12 @@ __all__ = [
     "Beat",
     "BreakerState",
     "Cancelled",
+    "Capacity",
     "Claim",
     "Entry",
     "Grant",
     "Grown",
+    "Learned",
     "Ledger",
     "Line",
     "Mailbox",
@@ -48,12 +51,14 @@ __all__ = [
     "Page",
     "Parked",
     "Plan",
+    "Recommendation",
     "Released",
     "Repaired",
     "Reservation",
     "Runtime",
     "Submitted",
     "Ticked",
+    "Usage",
     "Withholding",
     "connect",
     "new_allocation_id",

@@ -23,6 +23,7 @@ from celery_allocator.ledger.foretelling import Foretelling
 from celery_allocator.ledger.journal import Note, number
 from celery_allocator.ledger.mending import Mending
 from celery_allocator.ledger.owning import Owning
+from celery_allocator.ledger.recommending import Recommending
 from celery_allocator.ledger.replies import (
     REFUSALS,
     Available,
@@ -42,6 +43,7 @@ from celery_allocator.model import (
     ClusterState,
     Kind,
     NodeState,
+    Peaks,
     Requirements,
     Shape,
     Strategy,
@@ -58,7 +60,7 @@ def new_allocation_id() -> str:
     return f"alloc_{uuid.uuid4().hex}"
 
 
-class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling):
+class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling, Recommending):
     """One pool's ledger on one Redis or Valkey server (see :class:`Access` for how it is made).
 
     Every method raises :class:`~celery_allocator.errors.LedgerUnavailable` when the server cannot be reached, or cannot
@@ -155,14 +157,16 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
         outcome: str = "released",
         *,
         error: str = "",
+        peaks: Peaks | None = None,
         publishes: bool = True,
         note: Note | None = None,
     ) -> Released:
         """Give back what an allocation holds, once; a second call, or one with an old token, changes nothing.
 
         ``outcome``: ``success`` feeds the run-time estimate; ``requeue`` puts the task back into line; any other word
-        is recorded. ``error``: the class of the exception a task failed with, recorded along. ``publishes``: the caller
-        publishes the returned grants; else the next tick does. With a ``note`` only what was made by hand: raises
+        is recorded. ``error``: the class of the exception a task failed with, recorded along. ``peaks``: what the run
+        used, recorded along, and learned from a ``success``. ``publishes``: the caller publishes the returned grants;
+        else the next tick does. With a ``note`` only what was made by hand: raises
         :class:`ActionRefused` for a task.
         """
         reply = self._noted(
@@ -175,6 +179,7 @@ class Ledger(Serving, Mending, Tenancy, Owning, Following, Updating, Foretelling
             "1" if publishes else "0",
             self._pack(note),
             error,
+            "" if peaks is None else peaks.to_wire(),
         )
         verdict = reply[0].decode()
         if verdict == "not_by_hand":

@@ -57,6 +57,7 @@ def connect(
         start_deadline_s=settings.start_deadline_s,
         max_losses=settings.max_losses,
         runtime_decay=settings.runtime_decay,
+        recommend_margin=settings.recommend_margin,
         ttl_s=settings.ttl_s,
         max_waiting=settings.max_waiting,
         journal_maxlen=settings.journal_maxlen,

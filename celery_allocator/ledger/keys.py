@@ -67,6 +67,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "order": ("ff:", "zset family", "devices in stable order, one set per power of two of free memory"),
     "classes": ("classes", "hash", "capacity classes of known devices, memory:cores:ram → how many"),
     "runtimes": ("runtimes", "hash", "task name (and size) → histogram of its run times; * for all"),
+    "peaks": ("peaks", "hash", "task name (and size) → what its runs used: declared, most, and a histogram of each"),
     "demand": (
         "demand",
         "zset",

@@ -24,6 +24,8 @@ class Options:
     start_deadline_s: float = 10.0
     max_losses: int = 3
     runtime_decay: float = 0.02
+    #: Share that is added to the most that was seen, in what is suggested to ask for.
+    recommend_margin: float = 0.15
     ttl_s: float = 3600.0
     max_waiting: int = 100_000
     journal_maxlen: int = 1000

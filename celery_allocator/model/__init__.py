@@ -14,6 +14,7 @@ from celery_allocator.model.cluster import (
     WorkerState,
 )
 from celery_allocator.model.label import MAX_LABEL, label
+from celery_allocator.model.peaks import Peaks
 from celery_allocator.model.requirements import (
     FIELDS,
     LABELS,
@@ -52,6 +53,7 @@ __all__ = [
     "Link",
     "NodeInventory",
     "NodeState",
+    "Peaks",
     "Quota",
     "RamUse",
     "Requirements",

@@ -16,12 +16,12 @@ TASK_TYPES: Mapping[str, Mapping[str, int]] = {
 }
 
 
-def resolve(
+def asked(
     task_type: str,
     requirements: Mapping[str, Any] | None = None,
     extra_types: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Requirements:
-    """Requirements of a task type, with ``requirements`` merged over its defaults.
+) -> dict[str, Any]:
+    """What a task type asks for, with ``requirements`` merged over its defaults; values are not checked yet.
 
     Raises :class:`RequirementsError` for a type that is neither shipped nor in ``extra_types``.
     """
@@ -30,4 +30,13 @@ def resolve(
         raise RequirementsError(
             "task_type", task_type, f"unknown task type; known are {', '.join(known)} (setting allocator_task_types)"
         )
-    return Requirements(**merge(known[task_type], requirements))
+    return merge(known[task_type], requirements)
+
+
+def resolve(
+    task_type: str,
+    requirements: Mapping[str, Any] | None = None,
+    extra_types: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Requirements:
+    """The same, checked."""
+    return Requirements(**asked(task_type, requirements, extra_types))

@@ -33,6 +33,7 @@ from celery_allocator.plugin.pool import forget_termination, is_one_process, men
 from celery_allocator.plugin.processes import born, kill_family
 from celery_allocator.plugin.reconcile import Reconciler
 from celery_allocator.plugin.report import Reporter
+from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
 from celery_allocator.plugin.watch import Watch
@@ -62,6 +63,7 @@ class WorkerKeeper:
         self.queue = queue
         self.incarnation = uuid.uuid4().hex
         self.fence = Fence()
+        self.sampled = Sampled()
         self._own_ledger: Ledger | None = None
         self._settings = session(app).settings
         self._messages = deliveries.messages(app, "messages")
@@ -78,6 +80,7 @@ class WorkerKeeper:
         self._meter = Meter(
             device, self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb, watch=self._watch
         )
+        self._meter.sampled = self.sampled
         self._reconciler = Reconciler(self._settings, worker, inventory, device_id)
         self._health = HealthMonitor(
             worker,

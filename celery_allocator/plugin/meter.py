@@ -21,6 +21,7 @@ from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
 from celery_allocator.plugin.growth import Family
 from celery_allocator.plugin.holdings import Holding
 from celery_allocator.plugin.reconcile import Beyond, beyond
+from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.watch import Look, Watch
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class Meter:
         self._latest: WorkerUse | None = None
         #: What was measured last, also after it was taken; ``None`` before the first time.
         self.last: WorkerUse | None = None
+        #: Where what each task uses is noted for the children that end them.
+        self.sampled: Sampled | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -93,6 +96,8 @@ class Meter:
             except Exception:
                 logger.exception("meter: unexpected error; going on")
             else:
+                if self.sampled is not None:
+                    self.sampled.note(use.tasks)
                 with self._lock:
                     self._latest = self.last = use
             self._looked.set()

@@ -12,9 +12,12 @@ from typing import Any
 
 from celery import Celery
 from celery.app.routes import Router
+from kombu.exceptions import OperationalError
 
-from celery_allocator.errors import RequirementsError
+from celery_allocator.allocating import auto
+from celery_allocator.errors import LedgerUnavailable, RequirementsError
 from celery_allocator.model import Requirements, Strategy, known_strategy
+from celery_allocator.model.requirements import merge
 from celery_allocator.plugin.envelope import own_header
 from celery_allocator.plugin.session import session
 
@@ -26,7 +29,8 @@ class AllocatorRouter(Router):
     """Celery's router, which also resolves ``resources`` and ``strategy`` to validated values in the options.
 
     Later wins: setting ``allocator_default_resources``, the task's decorator, the route, the headers of the message
-    that a retry repeats, the call. Raises :class:`RequirementsError` at the call for what is malformed.
+    that a retry repeats, the call. What says ``auto`` is looked up at the ledger. Raises :class:`RequirementsError` at
+    the call for what is malformed, and ``OperationalError`` where that cannot be looked up.
     """
 
     def route(
@@ -60,9 +64,19 @@ class AllocatorRouter(Router):
             or getattr(task, STRATEGY, None)
             or session(self.app).settings.strategy
         )
-        routed[RESOURCES] = Requirements.parse(default, *layers)
+        routed[RESOURCES] = Requirements(**self._resolved(name, merge(default, *layers)))
         routed[STRATEGY] = parse_strategy(strategy, session(self.app).settings.strategies)
         return routed
+
+    def _resolved(self, name: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """With numbers where it says ``auto``. A ledger that cannot be reached is as a broker that is down."""
+        if not auto.says_auto(asked):
+            return asked
+        current = session(self.app)
+        try:
+            return auto.resolve(asked, current.ledger, current.settings, name)
+        except LedgerUnavailable as error:
+            raise OperationalError(str(error)) from error
 
 
 def parse_strategy(value: Any, registered: Iterable[str] = ()) -> Strategy:

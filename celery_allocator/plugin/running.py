@@ -17,10 +17,11 @@ from celery.exceptions import Reject
 
 from celery_allocator.isolation import Previous, pin, unpin
 from celery_allocator.model import Allocation
-from celery_allocator.plugin import isolating, tracing
+from celery_allocator.plugin import isolating, tracing, using
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.moved import GrantedAgain, MovedOn
 from celery_allocator.plugin.publish import publish_grants
+from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -82,13 +83,15 @@ def error_name(error: object) -> str:
 
 
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
-    """Make the process what was granted, and pin it to the granted cores (signal ``task_prerun``)."""
+    """Make the process what was granted, pin it to the granted cores, and measure it (signal ``task_prerun``)."""
     allocation = of_request(task.request)
     if allocation is None:
         return
     tracing.began(task, allocation)
     settings = session(task.app).settings
     isolating.enter(task_id, allocation, totals_of(task.request), settings)
+    if settings.measure_s:
+        using.begin(task_id, allocation, _sampled(task))
     if not allocation.cpu_cores or not settings.pin_cores:
         return
     if threading.current_thread() is not threading.main_thread():
@@ -105,6 +108,7 @@ def on_postrun(
     allocation = of_request(task.request)
     if allocation is None:
         return
+    peaks = using.end(task_id, _sampled(task))
     isolating.leave(task_id)
     _unpin(task_id)
     outcome = _OUTCOMES.get(state)
@@ -118,8 +122,9 @@ def on_postrun(
     if isinstance(retval, MovedOn) or (isinstance(retval, Reject) and retval.requeue and task.acks_late):
         outcome = "requeue"
     error = error_name(retval) if outcome == "failure" else ""
+    ledger = session(task.app).ledger
     try:
-        released = session(task.app).ledger.release(allocation.allocation_id, allocation.token, outcome, error=error)
+        released = ledger.release(allocation.allocation_id, allocation.token, outcome, error=error, peaks=peaks)
     except Exception as why:  # noqa: BLE001  # whatever it is, the keeper releases
         logger.warning("could not release %s of task %s: %s; the worker will", allocation.allocation_id, task_id, why)
         return
@@ -130,6 +135,11 @@ def connect_signals() -> None:
     """Connect the two handlers, once per process however often it is called."""
     signals.task_prerun.connect(on_prerun, weak=False, dispatch_uid="celery_allocator.prerun")
     signals.task_postrun.connect(on_postrun, weak=False, dispatch_uid="celery_allocator.postrun")
+
+
+def _sampled(task: Any) -> Sampled | None:
+    keeper = session(task.app).keeper
+    return None if keeper is None else keeper.sampled
 
 
 _thread_masks = threading.local()

@@ -13,6 +13,7 @@ from celery_allocator.ledger import Ledger, connect, resolve_url
 from celery_allocator.model import Allocation
 from celery_allocator.operations import Effect
 from celery_allocator.plugin.duty import Duty
+from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.settings import Settings
 
 _ATTRIBUTE = "_allocator_session"
@@ -38,6 +39,10 @@ class Keeper(Protocol):
     @property
     def fence(self) -> Fence:
         """Until when the lease stands, for children."""
+
+    @property
+    def sampled(self) -> Sampled:
+        """What its meter has seen of each task, for children."""
 
     def register(self, slots: int, pool: Any) -> None:
         """Begin to serve the device."""

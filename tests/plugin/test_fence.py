@@ -100,7 +100,7 @@ def app(cluster: LedgerPool) -> Iterator[Celery]:
     with Celery(set_as_current=False) as app:
         current = session(app)
         current._ledger, current._pid = cluster.ledger, multiprocessing.current_process().pid or 0
-        current.keeper = SimpleNamespace(fence=Fence())  # type: ignore[assignment]
+        current.keeper = SimpleNamespace(fence=Fence(), sampled=None)  # type: ignore[assignment]
         yield app
 
 

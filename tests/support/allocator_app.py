@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
+import psutil
 from celery import Celery
 from celery.app.task import Task
 from celery.exceptions import Ignore, Reject
@@ -47,6 +49,13 @@ def work_on(n: int) -> int:
     for _ in range(1000):
         digest = hashlib.sha256(digest).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def _burn(cpu_s: float) -> None:
+    """Use so much CPU time in this thread, beside others: hashing much at once holds no lock."""
+    until, data = time.thread_time() + cpu_s, bytes(2**20)
+    while time.thread_time() < until:
+        hashlib.sha256(data).digest()
 
 
 def count(app: Celery, key: str) -> int:
@@ -184,6 +193,20 @@ def _quiet(app: Celery) -> None:
         if self.request.retries < retries:
             raise self.retry(countdown=0)
         return digest
+
+    @app.task(name="zoo.use", shared=False, resources=CPU)
+    def use(mb: int, cpu_s: float) -> dict[str, float]:
+        """Hold so much memory for a while, and keep two threads busy for so much CPU time; tells what that came to."""
+        began, cpu = time.monotonic(), sum(os.times()[:2])
+        kept = bytearray(os.urandom(2**20)) * mb
+        resident = psutil.Process().memory_info().rss / 2**20
+        del kept
+        threads = [threading.Thread(target=_burn, args=(cpu_s / 2,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {"ram_mb": resident, "cpu_cores": (sum(os.times()[:2]) - cpu) / (time.monotonic() - began)}
 
     @app.task(name="zoo.silent", shared=False, resources=GPU, ignore_result=True)
     def silent(key: str) -> int:

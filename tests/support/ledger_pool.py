@@ -17,6 +17,7 @@ from celery_allocator.model import (
     Kind,
     Link,
     NodeInventory,
+    Peaks,
     Requirements,
 )
 
@@ -95,6 +96,12 @@ class LedgerPool:
             running = self.running(task_name=task_name, size=size)
             self.at += length
             self.ledger.release(running.allocation_id, running.token, "success")
+
+    def used(self, task_name: str, *runs: Peaks, **asked: Any) -> None:
+        """Let tasks of a name run that use so much each, one after the other."""
+        for peaks in runs:
+            running = self.running(task_name=task_name, **asked)
+            self.ledger.release(running.allocation_id, running.token, "success", peaks=peaks)
 
     def ends(self, allocation_id: str, outcome: str = "success") -> list[str]:
         """Release what holds; returns what was granted by that, in order."""

@@ -11,6 +11,7 @@ from celery_allocator.allocating.command import requirement_options
 from celery_allocator.ledger import Accuracy
 from celery_allocator.ledger import Plan as Planned
 from celery_allocator.model import Kind, Requirements, Strategy
+from celery_allocator.model.requirements import merge
 from celery_allocator.plugin.router import RESOURCES, STRATEGY, parse_strategy
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.completing import completes, task_names
@@ -60,7 +61,8 @@ def _resolved(
         routed = console.app.amqp.router.route(options, name)
         if RESOURCES in routed:
             return routed[RESOURCES], routed[STRATEGY]
-    return Requirements.parse(asked), parse_strategy(strategy or console.settings.strategy, console.settings.strategies)
+    requirements = Requirements(**console.session.resolve(name, merge(asked)))
+    return requirements, parse_strategy(strategy or console.settings.strategy, console.settings.strategies)
 
 
 def _as_data(planned: Planned) -> dict[str, Any]:

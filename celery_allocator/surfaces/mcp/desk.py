@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celery_allocator.allocating import Session, reply
+from celery_allocator.allocating.auto import AUTO, CAN_BE_AUTO
 from celery_allocator.allocating.catalogue import TOOLS, Tool
 from celery_allocator.allocating.function import release_resources
 from celery_allocator.allocating.request import name as checked_name
@@ -164,7 +165,13 @@ class Desk:
             params.get("allocation_strategy", "best_fit"),
             params.get("wait_s", 0),
             params["ttl_s"],
+            session.resolve,
         )
         caller.caps.check(request)
+        # What was found out is what was checked: it may be more by the time it is allocated.
+        said = params.get("resource_requirements") or {}
+        numbers = {name: getattr(request.requirements, name) for name in CAN_BE_AUTO if said.get(name) == AUTO}
+        if numbers:
+            params["resource_requirements"] = {**said, **numbers}
         params["wait_s"] = min(request.wait_s, LONGEST_WAIT_S)
         return params
