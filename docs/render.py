@@ -41,7 +41,8 @@ EVENTS = {
     "many GPUs if several; `devices`: all of these.",
     "started": "Passed the gate of its worker: the task runs.",
     "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
-    "`error`: class of the exception, where a task failed.",
+    "`error`: class of the exception, where a task failed; `peak_gpu_mb`, `peak_ram_mb`: the most that the run used, "
+    "and `cpu_milli`: thousandths of a core that it kept busy, each where it was measured.",
     "requeued": "Given back by its worker (a rejected delivery, say) and in line again.",
     "republished": "Granted, but not started within the deadline: its message is published again, with the same token.",
     "withdrawn": "Granted, but not started, and taken back (drain, or its worker left): in line again.",

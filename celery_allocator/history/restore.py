@@ -1,8 +1,8 @@
 """After a lost ledger: what the history can give back, and what only it knows of.
 
-A ledger that came back empty has lost what it had learned (run times, for dates), what operators had told it (what is
-cordoned, what tenants may hold), and what was in flight. The first two are given back; the last is told, for it cannot
-be run again from here: the messages were in the ledger.
+A ledger that came back empty has lost what it had learned (run times, and what runs use), what operators had told it
+(what is cordoned, what tenants may hold), and what was in flight. The first two are given back; the last is told, for
+it cannot be run again from here: the messages were in the ledger.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy import select
 from celery_allocator.errors import UnknownTargetError
 from celery_allocator.history.entry import ordinal
 from celery_allocator.history.models import AllocationRow, DeviceStateRow, Event, NodeStateRow
+from celery_allocator.history.past_use import past_use
 from celery_allocator.history.store import History
 from celery_allocator.ledger import Grant, Ledger
 
@@ -36,6 +37,9 @@ class Restoration:
     #: Means that were set; and those that the ledger has itself, with its own value.
     runtimes: dict[str, float] = field(default_factory=dict)
     runtimes_kept: dict[str, float] = field(default_factory=dict)
+    #: Task names whose use was told, with the number of runs that it is of; and those of which the ledger knows itself.
+    peaks: dict[str, int] = field(default_factory=dict)
+    peaks_kept: list[str] = field(default_factory=list)
     #: Quotas that operators had given to tenants, as their JSON; and tenants to whom one has given another since.
     quotas: dict[str, str] = field(default_factory=dict)
     quotas_kept: list[str] = field(default_factory=list)
@@ -71,6 +75,12 @@ class Restorer:
                 found.runtimes_kept[name] = known[name]
             else:
                 found.runtimes[name] = self._mean(runs)
+        measured = set() if self._force else {known.task_name for known in self._ledger.recommend()}
+        for name, past in past_use(self._history).items():
+            if name in measured:
+                found.peaks_kept.append(name)
+            else:
+                found.peaks[name] = len(past.runs)
         self._plan_quotas(found)
         cluster = self._ledger.snapshot()
         now = {**{n.node: n.state for n in cluster.nodes}, **{d.key: d.state for d in cluster.devices}}
@@ -98,6 +108,9 @@ class Restorer:
         found = self.plan()
         runs = {name: list(runs) for name, runs in self.runtimes().items() if name in found.runtimes}
         found.runtimes = {name: found.runtimes[name] for name in self._ledger.learn(runs, overwrite=self._force)}
+        for name, past in past_use(self._history).items() if found.peaks else ():
+            if name in found.peaks:
+                self._ledger.learn_peaks(name, list(past.runs), past.declared, overwrite=self._force)
         if found.stopped is not None:  # before anything that grants
             found.grants += self._ledger.pause(stop=found.stopped, publishes=self._publishes).grants
         for name, packed in found.quotas.items():

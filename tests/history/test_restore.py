@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from celery_allocator.history import History, Recorder, Restorer
 from celery_allocator.ledger import Ledger, Options
-from celery_allocator.model import Quota
+from celery_allocator.model import Peaks, Quota
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
 from tests.support import by_hand
@@ -82,6 +82,31 @@ def test_what_the_ledger_has_itself_stays_unless_forced(lost: LedgerPool, histor
     assert lost.ledger.learned()["proj.a"] == 99.0
     Restorer(history, lost.ledger, force=True).apply()
     assert lost.ledger.learned() == pytest.approx(lost.means)  # type: ignore[attr-defined]
+
+
+def test_what_runs_used_comes_back(
+    cluster: LedgerPool, history: History, settings: Settings, redis_server: RedisServer
+) -> None:
+    ledger = cluster.ledger
+    runs = [Peaks(1000 + n, 500 + n, 0.5 + n / 100) for n in range(20)]
+    cluster.used("proj.a", *runs, gpu=2000, cores=2, ram=900)
+    cluster.used("proj.b", Peaks(ram_mb=70), Peaks())
+    failed = cluster.running(task_name="proj.c")
+    ledger.release(failed.allocation_id, failed.token, "failure", peaks=runs[0])
+    known = ledger.recommend()
+    assert [one.task_name for one in known] == ["proj.a", "proj.b"]
+    Recorder(lambda: Ledger(redis_server.client(), ledger.pool), settings).run(threading.Event(), once=True)
+    ledger.client.delete(f"{{allocator:{ledger.pool}}}:peaks")
+    restored = Restorer(history, ledger).apply()
+    assert (restored.peaks, restored.peaks_kept) == ({"proj.a": 20, "proj.b": 1}, [])
+    assert ledger.recommend() == known
+    cluster.used("proj.a", Peaks(9000, 1, 1.0))
+    again = Restorer(history, ledger).plan()
+    assert (again.peaks, again.peaks_kept) == ({}, ["proj.a", "proj.b"])
+    forced = Restorer(history, ledger, force=True).apply()
+    assert forced.peaks == {"proj.a": 20, "proj.b": 1}
+    (first,) = ledger.recommend("proj.a")
+    assert first == known[0]
 
 
 def quotas(cluster: LedgerPool) -> dict[str, tuple[Quota, str]]:

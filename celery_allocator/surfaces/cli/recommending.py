@@ -48,7 +48,7 @@ def _usages(one: Recommendation) -> Iterator[tuple[str, Usage]]:
 
 
 def _table(found: Iterable[Recommendation]) -> str:
-    heads = ("TASK", "RESOURCE", "RUNS", "DECLARED", "P50", "P99", "MOST", "SUGGESTED", "")
+    heads = ("TASK", "RESOURCE", "RUNS", "DECLARED", "P50", "P99", "MOST", "SUGGESTED", "NOTE")
     rows = [
         (
             f"{one.task_name} ({one.size})" if one.size else one.task_name,

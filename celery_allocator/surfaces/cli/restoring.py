@@ -44,6 +44,8 @@ def _plain(found: Restoration) -> dict[str, Any]:
     return {
         "runtimes_s": found.runtimes,
         "runtimes_kept_s": found.runtimes_kept,
+        "peaks": found.peaks,
+        "peaks_kept": found.peaks_kept,
         "stopped": found.stopped,
         "quotas": {name: json.loads(packed) for name, packed in found.quotas.items()},
         "quotas_kept": found.quotas_kept,
@@ -72,6 +74,11 @@ def _tell(found: Restoration, *, dry_run: bool) -> None:
         f"run times of {len(found.runtimes)} names {would}given back; those of {len(found.runtimes_kept)} "
         "the ledger has itself"
     )
+    if found.peaks or found.peaks_kept:
+        click.echo(
+            f"what runs of {len(found.peaks)} names used {would}given back; that of {len(found.peaks_kept)} "
+            "the ledger has itself"
+        )
     for name in found.quotas:
         click.echo(f"{_called(name)}: {would}given its quota again")
     for name in found.quotas_kept:
