@@ -110,6 +110,18 @@ class Settings:
         "Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for "
         "good. The same in all programs of a pool.",
     )
+    affinity_s: float = _setting(
+        3600.0,
+        "Seconds for which a device counts as one where a task's `affinity` is loaded, since it was last used there "
+        "([how](../howto/affinity.md)). 0: affinity is not looked at. The same in all programs of a pool, as the next "
+        "two.",
+    )
+    affinity_wait_s: float = _setting(
+        2.0, "Seconds for which a task waits for such a device though another one has room, at most. 0: it does not."
+    )
+    affinity_keeps: int = _setting(
+        1, "How many affinities stay loaded for each slot of a worker: what was used before counts as unloaded."
+    )
     tenants: Mapping[str, Mapping[str, float]] = _setting(
         {},
         "Tenants that are not like the others: name → `weight` (1: a tenant of weight 2 gets twice the share) and caps "
@@ -347,6 +359,7 @@ _AT_LEAST_ONE = (
     "max_message_bytes",
     "max_waiting",
     "journal_maxlen",
+    "affinity_keeps",
 )
 #: From 0 to below what, and the rule in words.
 _FROM_ZERO: dict[str, tuple[float, str]] = {
@@ -358,6 +371,8 @@ _FROM_ZERO: dict[str, tuple[float, str]] = {
     "max_bypass": (math.inf, "not be negative"),
     "max_bypass_s": (10**9, "be 0 or more seconds"),
     "recommend_margin": (10.001, "be 0 to 10: 0.15 adds 15 %"),
+    "affinity_s": (10**9, "be 0 or more seconds"),
+    "affinity_wait_s": (10**9, "be 0 or more seconds"),
     "age_weight": (1000.001, "be 0 to 1000 points per minute"),
     "history_days": (math.inf, "not be negative"),
     "measure_s": (10**9, "be 0 or more seconds"),

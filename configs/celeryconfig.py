@@ -84,6 +84,11 @@ allocator_max_bypass = 100
 allocator_max_bypass_s = 300.0
 # Points of priority that a waiting task earns per minute, up to 1000. 0: the larger priority goes first for good.
 allocator_age_weight = 0.0
+# Affinity: seconds for which a GPU counts as one where a word is loaded (0: not looked at); seconds for which a task
+# waits for such a GPU though another has room, at most; words that stay loaded per slot. The same in all programs.
+allocator_affinity_s = 3600.0
+allocator_affinity_wait_s = 2.0
+allocator_affinity_keeps = 1
 # Tenants that are not like the others: a name, such as "vision", for a weight and caps on what it may hold at a time,
 # such as {"weight": 2, "gpu_memory_mb": 81920, "cpu_cores": 32, "ram_mb": 262144, "tasks": 40}.
 allocator_tenants: dict[str, dict[str, float]] = {}

@@ -38,7 +38,8 @@ EVENTS = {
     "waiting": "Joined the line: nothing had room, or its ETA has come. `estimate` and `estimate_p90`: by when it "
     "starts in one of two cases, and in nine of ten (ms; empty: nobody knows).",
     "granted": "Got a device, cores and RAM. `cores` are their ids; `shape` is GPU MB, cores, RAM MB, kind, and how "
-    "many GPUs if several; `devices`: all of these.",
+    "many GPUs if several; `devices`: all of these. `warm`: whether its affinity was loaded there (`hit`) or not "
+    "(`miss`).",
     "started": "Passed the gate of its worker: the task runs.",
     "released": "Ended and gave everything back. `outcome`: `success`, `failure`, `ttl`, …; `held_ms`: run time; "
     "`error`: class of the exception, where a task failed; `peak_gpu_mb`, `peak_ram_mb`: the most that the run used, "

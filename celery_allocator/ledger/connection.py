@@ -65,6 +65,9 @@ def connect(
         max_bypass=settings.max_bypass,
         max_bypass_s=settings.max_bypass_s,
         age_weight=settings.age_weight,
+        affinity_s=settings.affinity_s,
+        affinity_wait_s=settings.affinity_wait_s,
+        affinity_keeps=settings.affinity_keeps,
         strategies=read_strategies(settings.strategies),
     )
     announcer = Announcer(settings.pool, options)

@@ -32,6 +32,12 @@ KEYS: dict[str, tuple[str, str, str]] = {
     "forecast": ("forecast", "string", "the last forecast of what waits, for a second"),
     "dates": ("dates", "hash", "how good the dates were that were given to what waits, by length of the wait"),
     "reserved": ("reserved", "hash", "what is kept for the first in line that does not fit: who, where, when at last"),
+    "patient": ("patient:", "zset family", "what waits of a lane with an affinity; score = since when, in ms"),
+    "patience": (
+        "patience",
+        "zset",
+        "lanes that wait for where their affinity is loaded; score = until when, in ms; below zero: that is over",
+    ),
     "delayed": ("delayed", "zset", "allocations whose ETA lies ahead; score = ETA in ms"),
     "onhold": ("onhold", "zset", "allocations that are on hold: they keep their place; score = since when, in ms"),
     "expires": ("expires", "zset", "allocations with an expiry that have not started; score = expiry in ms"),
@@ -57,6 +63,7 @@ KEYS: dict[str, tuple[str, str, str]] = {
         "one device (or the node's pseudo-device cpu): memory, slots, worker; what is withheld of it, and why",
     ),
     "on": ("on:", "set family", "allocations that hold a device"),
+    "warm": ("warm:", "zset family", "devices where an affinity is loaded, by its word; score = when last used, in ms"),
     "workers": ("workers", "zset", "workers; score = end of their lease, in ms"),
     "worker": (
         "worker:",

@@ -34,6 +34,11 @@ class Options:
     max_bypass_s: float = 300.0
     #: Points of priority per minute waited.
     age_weight: float = 0.0
+    #: For how long a device counts as one where an affinity is loaded, and for how long one may wait for that; seconds.
+    affinity_s: float = 3600.0
+    affinity_wait_s: float = 2.0
+    #: How many affinities stay loaded for each slot of a worker.
+    affinity_keeps: int = 1
     #: The strategies that a user registered: name and Lua source of each.
     strategies: tuple[tuple[str, str], ...] = ()
 
@@ -41,6 +46,7 @@ class Options:
         """What every script is given (see ``_base.lua``)."""
         bypass_ms = int(self.max_bypass_s * 1000)
         policy = f"{self.max_losses}:{self.max_bypass}:{bypass_ms}:{self.point}:{self.backfill}"
+        policy += f":{round(self.affinity_s * 1000)}:{round(self.affinity_wait_s * 1000)}:{self.affinity_keeps}"
         return self.events_maxlen, int(self.start_deadline_s * 1000), policy
 
     @property

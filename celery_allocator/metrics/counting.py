@@ -23,6 +23,8 @@ from celery_allocator.updates.changes import LEFT_OUT, RULES
 MOST = 200_000
 
 _EVENTS = frozenset({*RULES, *LEFT_OUT})
+#: Whether what a task has an affinity for was loaded where it was granted.
+_WARM = ("hit", "miss")
 _REGRANTS = ("lost", "withdrawn", "requeued", "grown")
 _LEASES = {"worker_lost": "worker", "node_lost": "node"}
 
@@ -35,6 +37,7 @@ class Counting:
         self._most = most
         self.forget()
         tallies.expect("events_total", sorted(_EVENTS))
+        tallies.expect("affinity_grants_total", _WARM)
         tallies.expect("regrants_total", _REGRANTS)
         tallies.expect("releases_total", sorted(KNOWN))
         tallies.expect("leases_expired_total", _LEASES.values())
@@ -83,7 +86,7 @@ class Counting:
         if record.wait_s is not None and waited is None:
             self._first_start(record, record.wait_s)
         if event == "granted":
-            self._granted(record)
+            self._granted(record, entry.fields.get("warm", ""))
         elif event == "started" and record.granted_at is not None and state == "granted":
             self._tallies.observe("placement_latency_seconds", (entry.at - record.granted_at).total_seconds())
         elif event in _REGRANTS and record.state == "waiting":
@@ -97,8 +100,10 @@ class Counting:
         if record.queue_position and promise is not None:
             self._tallies.observe("estimate_error_seconds", promise.error_s)
 
-    def _granted(self, record: AllocationRecord) -> None:
+    def _granted(self, record: AllocationRecord, warm: str) -> None:
         self._tallies.add("grants_total", record.node or "", record.device or "")
+        if warm in _WARM:
+            self._tallies.add("affinity_grants_total", warm)
         reason = self._again.pop(record.allocation_id, None)
         if reason is not None:
             self._tallies.add("regrants_total", reason)

@@ -160,7 +160,7 @@ LEFT_OUT = {
 RULES: dict[str, Rule] = {
     "delayed": _live("delayed", "eta", *_FIRST),
     "waiting": _live("waiting", "position", "estimate", "estimate_p90", *_FIRST),
-    "granted": _live("granted", *_ON, "core_ids", *_FIRST),
+    "granted": _live("granted", *_ON, "core_ids", "warm", *_FIRST),
     "started": _live("running", *_ON, "worker"),
     "reclaimed": _live("running", *_ON),
     "requeued": _live("waiting", *_FIRST, **_NONE),

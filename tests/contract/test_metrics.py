@@ -142,6 +142,15 @@ def test_counters_are_the_streams_entries(watched: Watched) -> None:
     assert watched.follower.counting.remembered == 2
 
 
+def test_grants_to_what_has_an_affinity_are_counted_by_whether_it_was_loaded(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000,), slots=8)
+    pool.running(1_000)
+    for word in ("sdxl", "sdxl", "llama", "sdxl"):
+        pool.running(1_000, affinity=word)
+    assert watched.counter("affinity_grants_total") == {("hit",): 2, ("miss",): 2}
+
+
 def test_what_is_granted_again_is_counted_by_why(watched: Watched) -> None:
     pool = watched.pool
     pool.node(gpus=(10_000,))

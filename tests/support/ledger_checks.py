@@ -133,7 +133,8 @@ def assert_empty(ledger: Ledger) -> None:
 #: Families of keys that live on in an empty ledger: what is known of nodes and devices, counters, history.
 _LASTING = ("meta", "nodes", "known", "node:", "dev:", "workers", "worker:", "ix:", "ff:", "classes", "runtimes",
             "peaks", "events", "tick", "t:", "journal", "j:", "once:", "answer:", "breaker", "duty:", "updates", "u:",
-            "changes", "rejected", "forecast", "dates", "quotas", "demand", "reserved")  # fmt: skip
+            "changes", "rejected", "forecast", "dates", "quotas", "demand", "reserved",
+            "warm:")  # fmt: skip
 
 
 def left_behind(ledger: Ledger) -> list[str]:

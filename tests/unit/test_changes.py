@@ -61,6 +61,7 @@ def test_the_form_is_that_of_an_update(event: str) -> None:
          "update", {"resource": "ram_mb", "promised_mb": 64, "used_mb": 99, "action": "kill"}),
         ("granted", {"shape": "2048:2:64:t", "cores": "0,3", "token": "7", "device": "n1/cpu"}, "allocation", "update",
          {"state": "granted", "core_ids": [0, 3], "token": 7, "device": "n1/cpu", "gpu_memory_mb": 2048}),
+        ("granted", {"device": "n1/gpu_0", "warm": "hit"}, "allocation", "update", {"state": "granted", "warm": "hit"}),
         ("granted", {"shape": "0:1:0:m", "cores": "1"}, "allocation", "update", {"state": "running", "kind": "manual"}),
         ("delayed", {"eta": "2500", "expires": "", "priority": "-3"}, "allocation", "update",
          {"state": "delayed", "eta_at": 2.5, "expires_at": None, "priority": -3}),

@@ -118,6 +118,12 @@ local function record_grant(id, a, dkey, need, token, cores, d, ...)
     call("HSET", K.alloc .. id, "devs", devices, "uuids", table.concat(d.uuids, " "))
     told[#told + 1], told[#told + 2] = "devices", devices
   end
+  if affine(need) then
+    local loaded = is_warm(need.warm, dkey) and "hit" or "miss"
+    warm_up(dkey, need.warm)
+    call("HSET", K.alloc .. id, "warm", loaded)
+    told[#told + 1], told[#told + 2] = "warm", loaded
+  end
   event("granted", id, a.tid, "name", a.name, "device", dkey, "token", token, "cores", cores, unpack(told))
 end
 
@@ -127,6 +133,11 @@ local function withdraw(id, a)
   need.on = a.devs and split(a.devs)
   local n = unclaim(id, a.dev, need, a.cores)
   charge(a.tenant, need, -1)
+  if affine(need) then
+    -- What has not started has loaded nothing.
+    if a.state == "running" then warm_up(a.dev, need.warm)
+    elseif call("HGET", K.alloc .. id, "warm") == "miss" then cool(a.dev, need.warm) end
+  end
   if need.kind == "m" then
     call("ZREM", K.manual, id)
   elseif a.state == "granted" then

@@ -1,4 +1,4 @@
--- Library: where what asks for more than amounts may go. Touches: node, dev, on, alloc (reads).
+-- Library: where what asks for more than amounts may go, and where it had rather go. Touches: warm, dev; reads: node, on, alloc.
 -- A node has labels and says how near its GPUs are to each other; a device has a model. That is told when a node is registered.
 -- often: may_go
 
@@ -63,4 +63,76 @@ end
 local function may_go(dkey, n, need)
   if not need.limits then return true end
   return matches(dkey, need) and not (need.limits.apart and stands_apart(n, need.limits.apart))
+end
+
+-- Affinity: a word for what stays loaded where a task runs, such as a model. A device is warm for a word that was granted
+-- there, or ended there, lately, and that others have not pushed out since. Which process of its worker has it, the ledger
+-- does not know. It is advice: nothing is counted by it, and where it is lost only time is.
+-- K.warm .. word: its devices by when it was last used there; the field "warm" of a device: its words, the last used first.
+local MOST_WARM, MOST_HOPES = 64, 8 -- devices that are looked at, for room and for when there will be room
+
+-- What the settings say: for how long (ms) a device is warm, for how long (ms) a lane may wait for one though another has
+-- room, and how many words stay loaded for each slot.
+local function warmth()
+  local lately, wait, keeps = string.match(WARMTH, "^(%d+):(%d+):(%d+)$")
+  return tonumber(lately or 0), tonumber(wait or 0), tonumber(keeps or 1)
+end
+
+-- The devices that are warm for a word, the last used first.
+local warm_read = {}
+local function warm_devices(word)
+  if not warm_read[word] then
+    local since = string.format("(%.0f", now - warmth())
+    warm_read[word] = call("ZREVRANGEBYSCORE", K.warm .. word, "+inf", since, "LIMIT", 0, MOST_WARM)
+  end
+  return warm_read[word]
+end
+
+local function is_warm(word, dkey)
+  local at = call("ZSCORE", K.warm .. word, dkey)
+  return at and now - at < warmth() or false
+end
+
+-- The words of a device, the last used first, and how many it keeps.
+local function words_of(dkey)
+  local v = call("HMGET", K.dev .. dkey, "warm", "slots")
+  local ok, words = pcall(cmsgpack.unpack, v[1] or "")
+  local _, _, keeps = warmth()
+  return ok and type(words) == "table" and words or {}, keeps * math.max(1, tonumber(v[2] or nil) or 0)
+end
+
+local function cool(dkey, word)
+  local left = {}
+  for _, other in ipairs(words_of(dkey)) do if other ~= word then left[#left + 1] = other end end
+  call("HSET", K.dev .. dkey, "warm", cmsgpack.pack(left))
+  call("ZREM", K.warm .. word, dkey)
+  warm_read[word] = nil
+end
+
+-- A word is used on a device: others are pushed out that it keeps no more.
+local function warm_up(dkey, word)
+  local words, keeps = words_of(dkey)
+  if words[1] ~= word then
+    local left = { word }
+    for _, other in ipairs(words) do
+      if other ~= word and #left < keeps then
+        left[#left + 1] = other
+      elseif other ~= word then
+        call("ZREM", K.warm .. other, dkey)
+        warm_read[other] = nil
+      end
+    end
+    call("HSET", K.dev .. dkey, "warm", cmsgpack.pack(left))
+  end
+  call("ZADD", K.warm .. word, NOW, dkey)
+  warm_read[word] = nil
+end
+
+-- Its worker is gone, and with it all that was loaded.
+local function chill(dkey)
+  for _, word in ipairs(words_of(dkey)) do
+    call("ZREM", K.warm .. word, dkey)
+    warm_read[word] = nil
+  end
+  call("HDEL", K.dev .. dkey, "warm")
 end

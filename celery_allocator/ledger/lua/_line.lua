@@ -1,4 +1,4 @@
--- Library: the waiting line. Touches: waiting, line, turn, shapes, queued, reserved.
+-- Library: the waiting line. Touches: waiting, line, turn, shapes, queued, reserved, patient, patience.
 -- A shape is "g:c:r:kind", or "g:c:r:kind:k" for k GPUs of one node, each with g; "g:c:r:kind:k:more" asks for more than
 -- amounts (see model/shape.py): s=thousandths of a GPU's memory, m=model, n=node, x=anti-affinity, w=affinity, l.name=label.
 -- Those of one tenant that have one shape and are expected to run about as long (see _runtimes) stand in one lane:
@@ -7,7 +7,7 @@
 -- larger than the one before. So a point of priority is worth POINT of these: with ageing, the time in which one point is
 -- earned by waiting; without, 2^43, which is 17 years. That key never changes, as all that wait age alike; and it is exact
 -- in a double for |priority| ≤ 1000. Arrivals and POINT are even: odd places are those of what was moved to the front.
--- often: arrival line_score shape_of need_of reservation
+-- often: arrival line_score shape_of need_of reservation affine sounds_affine
 local SINCE = 1767225600000
 
 local function arrival(ms, last)
@@ -71,6 +71,14 @@ local function need_of(shape)
   return need
 end
 
+-- Whether where it goes depends on what is loaded there (see _limits): a task's word for that, on one GPU or none.
+local function affine(need) return need.warm ~= nil and need.kind == "t" and need.k == 1 end
+
+-- The same of a lane or a shape, without reading it.
+local function sounds_affine(shape)
+  return string.find(shape, ":t:1:w=", 1, true) ~= nil or string.find(shape, ":t:1:[^/]*;w=") ~= nil
+end
+
 -- The one reservation there is (see _reserve), or false. One that cannot be read is none: the next one is written over it.
 local seat
 local function reservation()
@@ -115,6 +123,7 @@ local function enqueue(id, a)
   local lane, tenant = lane_of(a), a.tenant or ""
   call("ZADD", K.waiting, a.score, id)
   call("ZADD", K.line .. lane, a.score, id)
+  if sounds_affine(a.shape) then call("ZADD", K.patient .. lane, "NX", NOW, id) end
   if call("ZADD", K.turn .. tenant, "LT", a.score, lane) == 1 then
     call("ZINCRBY", K.shapes, 1, a.shape)
     call("SADD", K.queued, tenant)
@@ -134,6 +143,9 @@ local function dequeue(id, a, stays)
   local lane, tenant = lane_of(a), a.tenant or ""
   call("ZREM", K.waiting, id)
   call("ZREM", K.line .. lane, id)
+  if not stays and sounds_affine(a.shape) and call("ZREM", K.patient .. lane, id) == 1 and call("EXISTS", K.patient .. lane) == 0 then
+    call("ZREM", K.patience, lane)
+  end
   local head = call("ZRANGE", K.line .. lane, 0, 0, "WITHSCORES")
   if head[1] then call("ZADD", K.turn .. tenant, head[2], lane) else close_lane(lane, a.shape, tenant) end
   vacate(id, stays)

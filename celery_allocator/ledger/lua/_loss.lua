@@ -3,7 +3,8 @@
 
 -- One running allocation lost its process: grant it again if it may be repeated, else record its end.
 local function lose(id, a, lost)
-  local n = withdraw(id, a)
+  local n, need = withdraw(id, a), need_of(a.shape)
+  if affine(need) then cool(a.dev, need.warm) end
   if a.late == "1" and a.loss < LOSSES then
     call("HINCRBY", K.alloc .. id, "loss", 1)
     event("lost", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "again", 1)
@@ -40,6 +41,7 @@ local function detach(dkey, lost, kept)
   if d.whby == d.inc then unwithhold(dkey, d) end
   d.worker, d.inc, d.open, d.sfree, d.slots = "", "", "0", d.sfree - d.slots, 0
   store_device(dkey, d)
+  chill(dkey)
 end
 
 local function drop_worker(worker, lost, kept)

@@ -46,28 +46,46 @@ local function backfilling(tenant)
   return lanes
 end
 
+-- Its lane begins to wait for a device where its word is loaded, or goes on with that (see abides). There is room for it
+-- elsewhere: it needs nothing kept for it.
+local function have_patience(need)
+  if need.first then call("ZADD", K.patience, string.format("%.0f", need.abides), need.lane) end
+  if need.abides then vacate(need.id, true) end
+end
+
 -- Grant one that fits, if any does. could(shape, lane): its need where there is room for it, else nil. find(need, strategy):
--- device and node. only: a tenant, where no other's can have become fit. Returns whether something was granted.
-local function grant_next(could, find, out, only)
+-- device and node. only: a tenant, where no other's can have become fit. abiding: lanes whose first waits, in this pass, for a
+-- device where its word is loaded: they are in nobody's way, added to. Returns whether something was granted.
+local function grant_next(could, find, out, only, abiding)
   local first = not only
   local function try(lane, shape, tenant, is_first)
-    local need = could(shape, lane)
+    local need = not abiding[lane] and could(shape, lane) or nil
     if not need or capped(tenant, need) then return false end
+    need.lane, need.abides = lane, nil
     local id, a = head_of(lane)
     if not id then return false end
     need.id, need.run, need.tenant, need.score = id, run_ms(a.name, a.size, a.xrt), tenant, tonumber(a.score)
     if not is_first then guard() end
     local dkey, n = find(need, a.strat)
+    if need.abides then
+      have_patience(need)
+      abiding[lane] = true
+    end
     if not dkey then return false end
     grant_head(need, dkey, id, a, n, out)
     if not is_first or debut == id then passed(id) end
     return true
   end
   for tenant in turns(only) do
-    local lane = first and call("ZRANGE", K.turn .. tenant, 0, 0)[1]
+    local at, lane = 0, nil
+    while first do
+      lane = call("ZRANGE", K.turn .. tenant, at, at)[1]
+      if lane and try(lane, lane_parts(lane), tenant, true) then return true end
+      if not (lane and abiding[lane]) then break end
+      at = at + 1
+    end
     if lane then
       local shape = lane_parts(lane)
-      if try(lane, shape, tenant, true) then return true end
       -- Who is held up by its own tenant's cap waits for that, and not for room: another tenant's is the first then.
       local need = need_of(shape)
       first = need ~= nil and capped(tenant, need) ~= nil
@@ -84,11 +102,13 @@ local function grant_next(could, find, out, only)
 end
 
 local function pass_one(n, out)
-  local view, shapes, parsed, fits, cache = nil, call("ZRANGE", K.shapes, 0, -1), {}, {}, { [n.name] = n }
+  local view, shapes, parsed, fits, cache, abiding = nil, call("ZRANGE", K.shapes, 0, -1), {}, {}, { [n.name] = n }, {}
   local function could(shape) return fits[shape] and need_of(shape) or nil end
   local function find(need, strategy)
+    local warm = affine(need) and find_warm(need, cache, n.name)
+    if warm then return warm, n end
     local at = choose_in_view(view, need, strategy_of(strategy), cache)
-    if not at then return nil end
+    if not at or abides(need) then return nil end
     local dkey = string.sub(fleet_of(n)[at], 10)
     settle(need, n, dkey)
     return dkey, n
@@ -101,28 +121,44 @@ local function pass_one(n, out)
       fits[shape] = parsed[shape] and fits_view(view, parsed[shape])
       some = some or fits[shape]
     end
-    if not some or not grant_next(could, find, out) then return end
+    if not some or not grant_next(could, find, out, nil, abiding) then return end
     shapes = call("ZRANGE", K.shapes, 0, -1)
   end
 end
 
--- Ask the whole index for each shape. only: as in `grant_next`.
-local function pass_everywhere(out, only)
+-- Ask the whole index for each shape. only: as in `grant_next`; lanes: those that can have become fit, nil: all.
+local function pass_everywhere(out, only, lanes)
   -- Shapes that fit nowhere, and lanes that may go nowhere: room only shrinks (where something is kept no more, pass_unkept
   -- looks).
-  local full = {}
+  local full, abiding = {}, {}
   local function could(shape, lane)
-    local need = not full[shape] and not full[lane] and need_of(shape) or nil
+    local need = not (full[shape] or full[lane] or (lanes and not lanes[lane])) and need_of(shape) or nil
     if need then need.shape, need.lane = shape, lane end
     return need
   end
   local function find(need, strategy)
     kept_back = false
     local dkey, n = place(need, strategy)
-    if not dkey then full[kept_back and need.lane or need.shape] = true end
+    if not dkey then full[(kept_back or need.abides) and need.lane or need.shape] = true end
     return dkey, n
   end
-  while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out, only) do end
+  while call("EXISTS", K.shapes) == 1 and grant_next(could, find, out, only, abiding) do end
+end
+
+-- Once per tick: lanes that have waited for long enough for a device where their word is loaded. Each is noted as looked at:
+-- below zero. Who finds no room now has the reservation again before who comes after it.
+local function pass_patient(some, out)
+  local found, lanes = call("ZRANGEBYSCORE", K.patience, 0, NOW, "WITHSCORES", "LIMIT", 0, some), {}
+  for i = 1, #found, 2 do
+    lanes[found[i]] = true
+    call("ZADD", K.patience, "-" .. found[i + 1], found[i])
+  end
+  if found[1] then pass_everywhere(out, nil, lanes) end
+  for lane in pairs(lanes) do
+    local _, _, tenant = lane_parts(lane)
+    local first = call("ZRANGE", K.line .. lane, 0, 0, "WITHSCORES")
+    if first[1] then unseat(tenant, first[2]) end
+  end
 end
 
 -- Whether a tenant that has given something back was held up by its cap alone, and is not any more.
@@ -186,12 +222,12 @@ end
 
 -- A device for one that has just come (id, a; not in line yet), or nil: it has to wait. need: as need_of made it.
 local function find_room(id, a, need)
-  need.id, need.tenant, need.score = id, a.tenant, tonumber(a.score)
+  need.id, need.tenant, need.score, need.lane = id, a.tenant, tonumber(a.score), lane_of(a)
   if capped(a.tenant, need) then return nil end
   if call("EXISTS", K.shapes) == 1 then
     if BACKFILL == "none" and somebody_before(a.tenant) then return nil end
     -- Who is behind others of its own lane does not fit either, or may not pass.
-    local head = call("ZRANGE", K.line .. lane_of(a), 0, 0, "WITHSCORES")
+    local head = call("ZRANGE", K.line .. need.lane, 0, 0, "WITHSCORES")
     if head[1] and tonumber(head[2]) < need.score then return nil end
     need.run = run_ms(a.name, a.size, a.xrt)
     guard()
@@ -204,6 +240,7 @@ local function place_or_wait(id, a, out)
   local need = need_of(a.shape)
   local dkey, n = find_room(id, a, need)
   enqueue(id, a)
+  have_patience(need)
   if not dkey then
     promise(id, a)
     return

@@ -354,16 +354,73 @@ local function find_by_score(need, strategy, cache)
   return dkey
 end
 
+-- Of devices where its word is loaded and that have room the one where it was used last. node: of that one alone. Where a
+-- share is asked for, g becomes what that comes to there.
+local function find_warm(need, cache, node)
+  for _, dkey in ipairs(warm_devices(need.warm)) do
+    local name = node_of(dkey)
+    if (not node or name == node) and (kind_of(dkey) == "gpu") == need.gpu then
+      local n = cache[name] or load_node(name)
+      cache[name] = n
+      local fleet = n and fleet_of(n)
+      local at = n and find_in(fleet, dkey)
+      if at and index_of(fleet[at + 1], fleet[at + 3]) == "sched" then
+        need.g = amount(need, n, at)
+        if fleet[at + 2] >= need.g and has_room(cache, dkey, need) then return dkey end
+        need.g = need.least
+      end
+    end
+  end
+end
+
+-- Whether it may have room in time where its word is loaded.
+local function may_come(need, by)
+  local devices, looked = warm_devices(need.warm), 0
+  -- What began first ends first, as a rule.
+  for i = #devices, 1, -1 do
+    if (kind_of(devices[i]) == "gpu") == need.gpu then
+      local left = outlook(need, devices[i])
+      if left and (left.at <= by or left.at == math.huge) then return true end
+      looked = looked + 1
+      if looked == MOST_HOPES then return false end
+    end
+  end
+  return false
+end
+
+-- Whether one that has room elsewhere waits on for a device where its word is loaded (delay scheduling: Zaharia et al.,
+-- EuroSys 2010). Its lane does that for a time from the first that did; then not again before all have gone that stood in
+-- it: so nobody waits for longer than that for this alone. If so, need.abides is until when (ms), and need.first whether it
+-- is the first that does.
+local function abides(need)
+  if not affine(need) or BACKFILL == "none" then return false end
+  local _, wait = warmth()
+  if wait == 0 then return false end
+  local by = tonumber(call("ZSCORE", K.patience, need.lane) or nil)
+  local over = by and math.abs(by) <= now and math.abs(by)
+  if over then
+    local oldest = call("ZRANGE", K.patient .. need.lane, 0, 0, "WITHSCORES")[2]
+    if oldest and tonumber(oldest) <= over then return false end
+  end
+  local first = not by or over
+  if first then by = now + wait end
+  if not may_come(need, by) then return false end
+  need.abides, need.first = by, first
+  return true
+end
+
 -- Returns the device and its node as `load_node` read it, or nil.
 local function place(need, name)
   local cache, strategy = {}, strategy_of(name)
-  local dkey
+  local dkey = affine(need) and find_warm(need, cache)
+  if dkey then return dkey, cache[node_of(dkey)] end
   local indexed = strategy.find and not (need.s or need.limits or (need.k > 1 and call("HEXISTS", K.meta, "linked") == 1))
   if indexed then dkey = strategy.find(need, cache) else dkey = find_by_score(need, strategy, cache) end
   if dkey and indexed and need.k > 1 then
     local at = choose_in_view(node_view(cache[node_of(dkey)]), need, strategy, cache)
     dkey = at and need.on[1]
   end
+  if dkey and abides(need) then return nil end
   local n = dkey and cache[node_of(dkey)]
   if n then settle(need, n, dkey) end
   return dkey, n

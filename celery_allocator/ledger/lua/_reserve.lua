@@ -184,6 +184,14 @@ local function standing(lane)
   if a and a.state == "waiting" and lane_of(a) == lane and admits(a, need_of(a.shape).kind) then return id, a end
 end
 
+-- Whether the first of a lane has room, and waits for a device where its word is loaded: it needs nothing kept for it.
+local function waits_on(lane, id, a)
+  local need = need_of(a.shape)
+  if not affine(need) then return false end
+  need.id, need.lane, need.tenant, need.score, need.run = id, lane, a.tenant, tonumber(a.score), run_ms(a.name, a.size, a.xrt)
+  return not place(need, a.strat) and need.abides ~= nil
+end
+
 -- Make the first in line that some device could hold the holder of the reservation.
 local function reserve()
   local looked, classes, nowhere = 0, call("HKEYS", K.classes), {}
@@ -203,6 +211,7 @@ local function reserve()
       if need and not hopeless(need) and not capped(tenant, need) then
         local id, a = standing(lane)
         local dkey, left
+        if id and waits_on(lane, id, a) then id = nil end
         if id then dkey, left = seat_for(need) end
         if dkey then
           local v = call("HMGET", K.alloc .. id, "since", "by", "due")

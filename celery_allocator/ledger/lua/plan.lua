@@ -17,7 +17,7 @@ if cap then return { "never", cap, most } end
 local arr = arrival(now, tonumber(call("HGET", K.meta, "arr") or nil))
 local a = { id = "", name = name, shape = shape, tenant = tenant, size = size, xrt = xrt, score = line_score(tonumber(ARGV[10]), arr),
   pace = pace_of(run_ms(name, size, xrt)) }
-need.id, need.tenant, need.score, need.run = "", tenant, a.score, run_ms(name, size, xrt)
+need.id, need.tenant, need.score, need.run, need.lane = "", tenant, a.score, run_ms(name, size, xrt), lane_of(a)
 local held_up = capped(tenant, need)
 local behind = BACKFILL == "none" and somebody_before(tenant) or call("EXISTS", K.line .. lane_of(a)) == 1
 local dkey = not held_up and not behind and place(need, ARGV[11])

@@ -86,6 +86,7 @@ local _, _, d = claim(id, dkey, need, n, token, cores)
 if not a then record() else fix_share(id, a, need) end
 if need.on then call("HSET", K.alloc .. id, "devs", ARGV[26], "uuids", table.concat(d.uuids, " ")) end
 charge(a and a.tenant or "", need, 1)
+if affine(need) then warm_up(dkey, need.warm) end
 if holder == "" then
   call("HSET", K.dev .. dkey, "worker", worker, "inc", RECLAIMING)
   call("HSET", K.worker .. worker, "inc", RECLAIMING, "dkey", dkey)

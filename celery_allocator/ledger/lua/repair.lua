@@ -32,14 +32,17 @@ for _, id in ipairs(ids) do
   buried[id] = call("ZSCORE", K.obits, id)
   -- Also the line of a shape that is listed no more.
   local v = call("HMGET", K.alloc .. id, "shape", "name", "pace", "tenant")
-  if v[1] then call("DEL", K.line .. lane_of({ shape = v[1], pace = v[3] or "", tenant = v[4] or "" })) end
+  if v[1] then
+    local lane = lane_of({ shape = v[1], pace = v[3] or "", tenant = v[4] or "" })
+    call("DEL", K.line .. lane, K.patient .. lane)
+  end
   if v[4] then call("DEL", K.turn .. v[4]) end
   if v[2] then call("DEL", K.aside .. v[2]) end
 end
 local queued = call("SMEMBERS", K.queued)
 queued[#queued + 1] = ""
 for _, tenant in ipairs(queued) do
-  for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do call("DEL", K.line .. lane) end
+  for _, lane in ipairs(call("ZRANGE", K.turn .. tenant, 0, -1)) do call("DEL", K.line .. lane, K.patient .. lane) end
   call("DEL", K.turn .. tenant)
 end
 for _, name in ipairs(call("HKEYS", K.breakers)) do
@@ -48,7 +51,7 @@ for _, name in ipairs(call("HKEYS", K.breakers)) do
   if not tonumber(call("HGET", K.breakers, name)) then call("HSET", K.breakers, name, CLOSING) end
 end
 call("DEL", K.held, K.granted, K.waiting, K.delayed, K.onhold, K.expires, K.manual, K.shapes, K.tasks, K.classes, K.obits,
-  K.queued, K.reserved, K.used, K.index .. "sched", K.index .. "idle")
+  K.queued, K.reserved, K.used, K.patience, K.index .. "sched", K.index .. "idle")
 for _, ix in ipairs({ "sched", "idle" }) do
   for _, kind in ipairs({ "gpu", "cpu" }) do
     for b = 0, BUCKETS do call("DEL", K.order .. ix .. ":" .. kind .. ":" .. b) end

@@ -103,6 +103,7 @@ call("HSET", K.alloc .. id, "state", "waiting", "tok", 0, fields())
 index()
 if need.kind == "m" then call("ZADD", K.manual, now + ttl, id) end
 enqueue(id, a)
+have_patience(need)
 local p50, p90, position = promise(id, a)
 event("waiting", id, tid, "name", name, "position", position, "estimate", p50 or "", "estimate_p90", p90 or "", unpack(FIRST))
 journal(note, { "allocation:" .. id }, { state = "none" }, { state = "waiting" })

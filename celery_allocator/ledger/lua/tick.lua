@@ -80,6 +80,7 @@ for _, id in ipairs(call("ZRANGEBYSCORE", K.expires, "-inf", now, "LIMIT", 0, ba
 end
 if moved then pass_all(grants) end
 pass_kept(grants)
+pass_patient(batch, grants)
 resume_if_reported(grants)
 for _, node in ipairs(freed) do close_idle_node(node) end
 for _, id in ipairs(call("ZRANGEBYSCORE", K.delayed, "-inf", now, "LIMIT", 0, batch)) do
