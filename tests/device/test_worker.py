@@ -92,9 +92,9 @@ class Host:
         return wait_until(predicate, _SOON_S, lambda: f"{what}; {self.view()}\n{self._workers.output()}", interval)
 
     def is_free(self) -> bool:
-        """Whether the ledger counts the whole GPU as free."""
+        """Whether no claim stands on the GPU. What an idle child keeps of it (its context) is withheld."""
         device = self.device()
-        return device.memory_free_mb == device.memory_mb and device.slots_free == device.slots
+        return device.memory_claimed_mb == 0 and device.slots_free == device.slots
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_killed_tasks_slot_comes_back_when_its_memory_is_free(host: Host, key:
     lost = host.send("device.hold", 4096, key, gpu_memory_mb=8192)
     pid = host.held_in(key)
     assert used_mb(host.gpu) >= before + 4096
-    assert host.device().memory_free_mb == host.gpu.memory_mb - 8192
+    assert host.device().memory_claimed_mb == 8192
     os.kill(pid, signal.SIGKILL)
     host.until(host.is_free, "the slot back", interval=0.001)
     assert used_mb(host.gpu) <= before + _NOISE_MB
