@@ -21,9 +21,9 @@ def digest(ledger: Ledger) -> str:
 
 
 def content(ledger: Ledger) -> dict[str, Any]:
-    """Nodes and devices with their states and what is free, the line in its order, who holds what where, and quotas.
+    """Nodes and devices with states and what no claim holds, the line in its order, who holds what where, and quotas.
 
-    Without tokens, times and workers' leases: those go on, whatever operators do.
+    Without tokens, times, workers' leases and what is withheld: those go on, whatever operators do.
     """
     state = ledger.snapshot()
     line = _all(partial(ledger.queue, by_turns=False))  # turns change by themselves
@@ -43,8 +43,10 @@ def _node(node: NodeState) -> dict[str, Any]:
         "node": node.node,
         "state": node.state,
         "cores": node.cpu_cores_free,
-        "ram_mb": node.ram_free_mb,
-        "devices": [[d.device_id, d.state, d.memory_free_mb, d.slots_free, d.allocations] for d in node.devices],
+        "ram_mb": node.ram_free_mb + node.ram_withheld_mb,
+        "devices": [
+            [d.device_id, d.state, d.memory_free_mb + d.withheld_mb, d.slots_free, d.allocations] for d in node.devices
+        ],
     }
 
 

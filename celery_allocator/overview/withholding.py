@@ -27,7 +27,7 @@ def of_cluster(cluster: ClusterState) -> Iterator[str]:
 
 def _told(withheld: Withheld, where: str) -> Iterator[str]:
     foreign = (
-        "beyond what is claimed there, by whom cannot be told: process ids are hidden"
+        "beyond what is claimed; by whom cannot be told, process ids are hidden"
         if withheld.pids_hidden
         else "by processes that are not ours"
     )

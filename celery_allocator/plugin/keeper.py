@@ -81,7 +81,7 @@ class WorkerKeeper:
             device, self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb, watch=self._watch
         )
         self._meter.sampled = self.sampled
-        self._reconciler = Reconciler(self._settings, worker, inventory, device_id)
+        self._reconciler = Reconciler(self._settings, self._meter, self._reporter, self._holdings)
         self._health = HealthMonitor(
             worker,
             f"{inventory.node}/{device_id}",
@@ -296,6 +296,8 @@ class WorkerKeeper:
                 self._keep(at_once=self._outage)
                 if self._ledger.run_id != self._reporter.run_id:
                     self._report()
+                if self._serving:
+                    self._publish(self._reconciler.after_look(self._ledger, self.incarnation))
                 self._tell_overuse()
                 watching = self._settle_endings()
                 if time.monotonic() >= tick or self._outage:
@@ -333,21 +335,7 @@ class WorkerKeeper:
             self._report()
         else:
             self.fence.extend(asked + self._settings.lease_s)
-            self._reconcile()
-
-    def _reconcile(self) -> None:
-        """What is used beyond all claims is withheld; cores that may not be used any more are not offered."""
-        self._publish(self._reconciler.tell(self._ledger, self.incarnation, self._meter.beyond))
-        # A solo pool pins its main process to the cores of its task.
-        changed = None if self._meter.one_process and self._holdings.all() else self._reconciler.cores()
-        if changed is not None:
-            self._reporter.inventory = changed
-            self._publish(self._ledger.register_node(changed, self._settings.lease_s))
-
-    def _withhold(self) -> None:
-        """Before it registers: nothing is to be granted on what is not there."""
-        grants = self._reconciler.tell(self._ledger, self.incarnation, self._meter.beyond, registering=True)
-        self._publish(grants)
+            self._publish(self._reconciler.at_beat(self._ledger, self.incarnation))
 
     def _report(self, anew: bool = False) -> None:
         with self._gate:
@@ -360,7 +348,7 @@ class WorkerKeeper:
                 self._holdings,
                 self._endings,
                 stopping=lambda: self._closing,
-                withhold=self._withhold,
+                withhold=lambda: self._publish(self._reconciler.before_registering(self._ledger, self.incarnation)),
             )
             if stale:
                 self.fence.lose()

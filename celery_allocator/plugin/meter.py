@@ -18,9 +18,9 @@ import psutil
 from celery_allocator.errors import InventoryError
 from celery_allocator.inventory import GpuUse, ram_used_mb, read_use
 from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
+from celery_allocator.plugin.beyond import Beyond, beyond
 from celery_allocator.plugin.growth import Family
 from celery_allocator.plugin.holdings import Holding
-from celery_allocator.plugin.reconcile import Beyond, beyond
 from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.watch import Look, Watch
 

@@ -24,10 +24,7 @@ def test_status_and_why_say_whose_memory_it_is(run: Run, session: Session) -> No
         "20,000 MB of host1/gpu_0 are used by processes that are not ours.",
         "1,500 MB of host1/gpu_0 are held by processes of its worker that run no task.",
         "300 MB of host1/gpu_0 are used by tasks beyond what they claimed.",
-        (
-            "21,000 MB of host1/gpu_1 are used beyond what is claimed there, by whom cannot be told: "
-            "process ids are hidden."
-        ),
+        "21,000 MB of host1/gpu_1 are used beyond what is claimed; by whom cannot be told, process ids are hidden.",
     ]
     assert run("status").splitlines()[-6:] == ["Withheld from tasks:", *expected]
     (node,) = run("status", "--json")["nodes"]

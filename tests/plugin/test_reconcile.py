@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
 from celery_allocator.errors import SettingsError
-from celery_allocator.inventory import discover, nvml, simulated
+from celery_allocator.inventory import discover, nvml
+from celery_allocator.ledger import Grant
 from celery_allocator.model import (
     Allocation,
     DeviceInventory,
     Kind,
     NodeInventory,
+    NodeState,
     RamUse,
     Requirements,
     State,
@@ -24,12 +27,20 @@ from celery_allocator.model import (
     WorkerUse,
 )
 from celery_allocator.plugin import reconcile
-from celery_allocator.plugin.reconcile import Beyond, Reconciler, beyond
+from celery_allocator.plugin.beyond import Beyond, beyond
+from celery_allocator.plugin.holdings import Holdings
+from celery_allocator.plugin.meter import Meter
+from celery_allocator.plugin.reconcile import Reconciler
+from celery_allocator.plugin.report import Reporter
 from celery_allocator.settings import Settings
 from tests.support.ledger_pool import LedgerPool
 
 GPU = DeviceInventory("gpu_0", 0, "GPU-a", "test", 10_000, (0, 1, 2))
 NODE = NodeInventory("n1", (0, 1, 2, 3), 16_000, (GPU,))
+
+
+class Request:
+    """Stands for Celery's."""
 
 
 def claims(**amounts: tuple[int, int]) -> list[Allocation]:
@@ -116,10 +127,21 @@ def test_ram_beyond_what_is_reserved_and_each_page_that_children_share_once() ->
 class Told:
     """A worker's reconciler over a real ledger, and how often it asked that."""
 
-    def __init__(self, cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
-        cluster.node(gpus=(10_000,), ram=16_000, slots=1)
+    def __init__(
+        self,
+        cluster: LedgerPool,
+        monkeypatch: pytest.MonkeyPatch,
+        inventory: NodeInventory = NODE,
+        **settings: Any,
+    ) -> None:
+        cluster.node(gpus=(10_000,), ram=16_000, cores=4, slots=1)
         self.cluster, self.calls = cluster, 0
-        self.reconciler = Reconciler(replace(Settings(), **settings), "w.n1.gpu_0", NODE, "gpu_0")
+        self.holdings = Holdings()
+        self.meter = Meter(None, self.holdings.all, 0)
+        self.reporter = Reporter(Celery("test"), "w.n1.gpu_0", inventory, "gpu_0", "q", 60.0, lambda _: None)
+        self.reconciler = Reconciler(replace(Settings(), **settings), self.meter, self.reporter, self.holdings)
+        #: The cores that the host offers now, or what is raised.
+        self.cores: Any = NODE.cpu_cores
         real = cluster.ledger.withhold
 
         def withhold(*args: Any, **named: Any) -> Any:
@@ -127,16 +149,40 @@ class Told:
             return real(*args, **named)
 
         monkeypatch.setattr(cluster.ledger, "withhold", withhold)
+        monkeypatch.setattr(reconcile, "cores_now", self._cores_now)
 
-    def tell(self, gpu: Withheld | None = None, ram: RamUse | None = None, **how: bool) -> list[str]:
-        grants = self.reconciler.tell(self.cluster.ledger, "one", Beyond(gpu, ram), **how)
+    def _cores_now(self, _: Settings) -> Any:
+        if isinstance(self.cores, Exception):
+            raise self.cores
+        return self.cores
+
+    def looks(self, gpu: Withheld | None = None, ram: RamUse | None = None) -> None:
+        self.meter.beyond = Beyond(gpu, ram)
+
+    def begins(self, gpu: Withheld | None = None, ram: RamUse | None = None) -> list[str]:
+        self.looks(gpu, ram)
+        return self._ids(self.reconciler.before_registering(self.cluster.ledger, "one"))
+
+    def tell(self, gpu: Withheld | None = None, ram: RamUse | None = None) -> list[str]:
+        self.looks(gpu, ram)
+        return self._ids(self.reconciler.after_look(self.cluster.ledger, "one"))
+
+    def beat(self) -> list[str]:
+        return self._ids(self.reconciler.at_beat(self.cluster.ledger, "one"))
+
+    @staticmethod
+    def _ids(grants: tuple[Grant, ...]) -> list[str]:
         return [grant.allocation_id for grant in grants]
 
     @property
     def withheld(self) -> tuple[int, int]:
+        return self.cluster.device("n1/gpu_0").withheld_mb, self.node.ram_withheld_mb
+
+    @property
+    def node(self) -> NodeState:
         node = self.cluster.ledger.node("n1")
         assert node is not None
-        return self.cluster.device("n1/gpu_0").withheld_mb, node.ram_withheld_mb
+        return node
 
 
 @pytest.fixture
@@ -149,28 +195,33 @@ def told(cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch) -> Told:
     return Told(cluster, monkeypatch)
 
 
-def test_the_ledger_is_asked_at_first_and_then_where_there_is_something(told: Told) -> None:
-    told.tell(Withheld(), RamUse(1_000, 0), registering=True)
+def test_the_ledger_is_asked_at_first_and_then_for_what_changes_enough(told: Told) -> None:
+    told.begins(Withheld(), RamUse(1_000, 0))
     assert (told.calls, told.withheld) == (1, (0, 1_000))
-    # Less than a hundredth of the node's RAM, or of no GPU memory at all.
+    # Less than a hundredth of the node's RAM; no GPU memory at all; the same look once more.
     told.tell(Withheld(), RamUse(1_159, 0))
     told.tell(Withheld(), None)
+    told.beat()
     assert told.calls == 1
     told.tell(Withheld(), RamUse(1_160, 0))
     assert (told.calls, told.withheld) == (2, (0, 1_160))
     told.tell(None, RamUse(1_160, 0, 160))
     assert (told.calls, told.withheld) == (3, (0, 1_320))
-    # As long as something is withheld, somebody else's claims may come and go.
-    for _ in range(2):
-        told.tell(Withheld(3_000), None)
-    assert (told.calls, told.withheld) == (5, (3_000, 1_320))
-    told.tell(Withheld(), None)
-    told.tell(Withheld(), None)
-    assert (told.calls, told.withheld) == (6, (0, 1_320))
+    told.tell(Withheld(3_000))
+    told.reconciler.after_look(told.cluster.ledger, "one")
+    told.tell(Withheld(3_031))
+    assert (told.calls, told.withheld) == (4, (3_000, 1_320))
+    # The less goes with the next heartbeat; and as long as something is withheld each asks again.
+    told.beat()
+    told.beat()
+    assert (told.calls, told.withheld) == (6, (3_031, 1_320))
+    told.tell(Withheld())
+    told.beat()
+    assert (told.calls, told.withheld) == (7, (0, 1_320))
 
 
 def test_what_is_granted_by_that_is_told_back_and_what_is_waited_for(told: Told) -> None:
-    told.tell(Withheld(3_000, 2_000), None, registering=True)
+    told.begins(Withheld(3_000, 2_000))
     told.cluster.submit(8_000)
     assert not told.reconciler.leftover_blocks
     assert told.tell(Withheld(2_000, 2_000)) == []
@@ -179,25 +230,36 @@ def test_what_is_granted_by_that_is_told_back_and_what_is_waited_for(told: Told)
     assert not told.reconciler.leftover_blocks
 
 
-def test_a_claim_by_hand_counts_from_the_next_look_on(told: Told) -> None:
-    told.tell(Withheld(4_000), registering=True)
+def test_who_waits_for_leftover_is_found_out_with_the_next_heartbeat(told: Told) -> None:
+    told.begins(Withheld(0, 2_000))
+    told.cluster.submit(9_000)
+    told.beat()
+    assert told.reconciler.leftover_blocks
+    told.cluster.ledger.cancel("a1")
+    told.beat()
+    assert not told.reconciler.leftover_blocks
+
+
+def test_a_claim_by_hand_counts_from_the_next_heartbeat_on(told: Told) -> None:
+    told.begins(Withheld(4_000))
     by_hand = told.cluster.by_hand(5_000).allocation
-    told.tell(Withheld(4_000))
+    told.beat()
     assert told.withheld[0] == 0
     told.cluster.ledger.release(by_hand.allocation_id)
-    told.tell(Withheld(4_000))
+    told.beat()
     assert told.withheld[0] == 4_000
 
 
 def test_a_gpu_that_cannot_be_read_leaves_what_was_told(told: Told) -> None:
-    told.tell(Withheld(4_000), registering=True)
+    told.begins(Withheld(4_000))
     told.tell(None)
+    told.beat()
     assert told.withheld[0] == 4_000
 
 
 def test_ram_that_an_operator_has_named_is_not_reconciled(cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     told = Told(cluster, monkeypatch, ram_mb=16_000)
-    told.tell(Withheld(100), RamUse(5_000, 0), registering=True)
+    told.begins(Withheld(100), RamUse(5_000, 0))
     assert told.withheld == (100, 0)
 
 
@@ -205,46 +267,45 @@ def test_ram_that_an_operator_has_named_is_not_reconciled(cluster: LedgerPool, m
 def test_nothing_is_reconciled_where_it_is_off_or_devices_are_simulated(
     cluster: LedgerPool, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    told = Told(cluster, monkeypatch, reconcile=why != "off")
-    if why == "simulated":
-        inventory = replace(NODE, devices=simulated.devices("sim:1x10000", "n1"))
-        told.reconciler = Reconciler(Settings(), "w.n1.gpu_0", inventory, "gpu_0")
-    told.tell(Withheld(100), RamUse(5_000, 0), registering=True)
+    made = replace(NODE, devices=(replace(GPU, simulated=why == "simulated"),))
+    told = Told(cluster, monkeypatch, made, reconcile=why != "off")
+    told.begins(Withheld(100), RamUse(5_000, 0))
+    told.cores = (0,)
+    told.beat()
     assert (told.calls, told.withheld) == (0, (0, 0))
-    monkeypatch.setattr(reconcile, "cores_now", lambda _: (0,))
-    assert told.reconciler.cores() is None
+    assert told.node.cpu_cores == NODE.cpu_cores
 
 
 # --- cores
 
 
-@pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the first of this list is, are the cores that the host offers now (or what is raised)."""
-    current: list[Any] = [(0, 1, 2, 3)]
-
-    def cores_now(_: Settings) -> Any:
-        if isinstance(current[0], Exception):
-            raise current[0]
-        return current[0]
-
-    monkeypatch.setattr(reconcile, "cores_now", cores_now)
-    return current
-
-
-def test_cores_that_go_and_come_back_are_told_once(now: list[Any], caplog: pytest.LogCaptureFixture) -> None:
-    reconciler = Reconciler(Settings(), "w", NODE, "gpu_0")
-    assert reconciler.cores() is None
-    now[0] = (1, 3)
-    less = reconciler.cores()
-    assert less is not None
-    assert (less.cpu_cores, less.devices[0].cpu_affinity) == ((1, 3), (1,))
-    assert reconciler.cores() is None
-    now[0] = SettingsError("nothing is left")
-    assert reconciler.cores() is reconciler.cores() is None
+def test_cores_that_go_and_come_back_are_told_once(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    told.cluster.submit(100, 4)
+    told.cluster.ends("a1")
+    told.cores = (1, 3)
+    told.beat()
+    assert told.node.cpu_cores == (1, 3)
+    assert told.reporter.inventory.devices[0].cpu_affinity == (1,)
+    told.cluster.submit(100, 3, on_never="wait")
+    told.cores = SettingsError("nothing is left")
+    for _ in range(2):
+        told.beat()
     assert caplog.text.count("nothing is left: the node goes on with the cores that it had") == 1
-    now[0] = (0, 1, 2, 3)
-    assert reconciler.cores() == NODE
+    told.cores = NODE.cpu_cores
+    assert told.beat() == ["a2"]
+    assert told.reporter.inventory == NODE
+
+
+def test_a_task_that_the_solo_pool_has_pinned_the_worker_for_takes_no_cores_away(told: Told) -> None:
+    told.meter.one_process = True
+    allocation, request = claims(a=(100, 0))[0], Request()
+    told.holdings.add(allocation, request)
+    told.cores = (0,)
+    told.beat()
+    assert told.node.cpu_cores == NODE.cpu_cores
+    told.holdings.drop(allocation)
+    told.beat()
+    assert told.node.cpu_cores == (0,)
 
 
 # --- what a GPU offers
