@@ -169,7 +169,7 @@ class WorkerKeeper:
 
     def begun(self, allocation: Allocation, pid: int) -> None:
         """Child process ``pid`` has begun a task."""
-        self._watch.began(pid)
+        self._watch.began(pid, allocation)
         self._holdings.begun(allocation, pid)
         forget_termination(self._pool, pid)
 

@@ -95,9 +95,15 @@ class Watch:
         """Whether it looks for somebody to kill."""
         return self._settings.on_overuse == "kill"
 
-    def began(self, pid: int) -> None:
-        """Process ``pid`` has begun a task, of whatever kind."""
-        self._growth.began(pid)
+    def began(self, pid: int, allocation: Allocation | None = None) -> None:
+        """Process ``pid`` has begun a task: under that allocation, or one that is not the allocator's."""
+        if not (self.kills or self._settings.measure_s):
+            return
+        if allocation is None:
+            self._growth.began(pid)
+            return
+        run = allocation.allocation_id, allocation.token or 0
+        self._growth.began(pid, run, gpu_memory_mb=allocation.gpu_memory_mb, ram_mb=allocation.ram_mb)
 
     def wait(self, stop: threading.Event, every_s: float) -> None:
         """Wait until the next look is due: after ``every_s`` (0: never), or sooner where somebody may be killed."""

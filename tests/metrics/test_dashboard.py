@@ -130,6 +130,8 @@ def run(cluster: Cluster, nvml: FakeNvml, environ: dict[str, str]) -> None:
             resources={"gpu_memory_mb": GPU_MB // 2, "cpu_cores": 2, "ram_mb": 1, "tenant": "vision"},
         )
     children = [cluster.held_in(key) for key in keys]
+    # What a process held before it was first seen with its task may be what an earlier one has left.
+    wait_until(lambda: all_are_measured(cluster), SOON_S, "both to be measured")
     nvml.change(environ, [gpu((children[0], 5000), (children[1], 1000), (psutil.Process().pid, 900))])
     tenants = ("vision", "speech", "")
     line = [
@@ -147,6 +149,12 @@ def run(cluster: Cluster, nvml: FakeNvml, environ: dict[str, str]) -> None:
         end.get(timeout=SOON_S)
     line[-1].revoke()
     cluster.until(cluster.idle, "the pool to be idle")
+
+
+def all_are_measured(cluster: Cluster) -> bool:
+    return all(
+        one.use is not None and one.use.gpu_memory_over_mb is not None for one in read_overview(cluster.ledger).running
+    )
 
 
 def overuse_is_seen(cluster: Cluster) -> bool:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from celery_allocator.plugin.growth import Family, Grown, Growth, own_ram_mb
+from celery_allocator.plugin.growth import Family, Grown, Growth, Run, own_ram_mb
 
 _HOLD = (
     "import os, sys, time; held = b'x' * (int(sys.argv[1]) * 2**20); pid = os.fork() if sys.argv[2:] else 1; "
     "print('held', flush=True) if pid else None; sys.stdin.read() if pid else time.sleep(600)"
 )
-A, B = frozenset({("a", 1)}), frozenset({("b", 1)})
-IDLE: frozenset[tuple[str, int]] = frozenset()
+A, B, C = ("a", 1), ("b", 1), ("c", 1)
 
 
 @pytest.fixture
@@ -41,68 +40,99 @@ def hold() -> Iterator[Callable[..., int]]:
         each.communicate()
 
 
-def look(growth: Growth, pid: int, runs: frozenset[tuple[str, int]], gpu_mb: int | None, ram_mb: int = 0) -> Grown:
-    return growth.look({pid: runs}, {pid: Family((pid,), gpu_mb, ram_mb)})[pid]
+def look(growth: Growth, pid: int, runs: set[Run], gpu_mb: int | None, ram_mb: int = 0) -> Grown:
+    return growth.look({pid: frozenset(runs)}, {pid: Family((pid,), gpu_mb, ram_mb)})[pid]
 
 
 def test_a_fresh_process_has_held_nothing(hold: Callable[..., int]) -> None:
     growth, pid = Growth(), hold(60)
-    growth.began(pid)
-    grown = look(growth, pid, A, 700, 60)
+    growth.began(pid, A)
+    grown = look(growth, pid, {A}, 700, 60)
     assert (grown.gpu_added_mb, grown.ram_added_mb(1000)) == (700, 60)
     assert 60 <= (grown.ram_added_mb(10) or 0) < 120
 
 
 def test_what_it_held_while_it_was_idle_does_not_count(hold: Callable[..., int]) -> None:
     growth, pid = Growth(), hold(60)
-    growth.began(pid)
-    look(growth, pid, A, 700)
-    idle = look(growth, pid, IDLE, 400)
+    growth.began(pid, A)
+    look(growth, pid, {A}, 700)
+    idle = look(growth, pid, set(), 400)
     assert (idle.gpu_before_mb, idle.gpu_added_mb) == (400, 0)
     assert idle.ram_before_mb >= 60
-    assert look(growth, pid, IDLE, 300).gpu_before_mb == 300
-    growth.began(pid)
+    assert look(growth, pid, set(), 300).gpu_before_mb == 300
+    growth.began(pid, B)
     for used, added in ((900, 600), (1000, 700), (200, 0)):
-        grown = look(growth, pid, B, used, 200)
+        grown = look(growth, pid, {B}, used, 200)
         assert grown.gpu_added_mb == added
         assert grown.ram_added_mb(0) == 0  # its memory is what it was
 
 
-def test_what_others_left_unseen_is_not_held_against_anybody(hold: Callable[..., int]) -> None:
-    """Some tasks came and went between two looks; nobody knows what they have left."""
+def test_what_came_and_went_unseen_may_have_left_what_it_was_promised(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(60)
+    growth.began(pid, A, gpu_memory_mb=500, ram_mb=40)
+    growth.began(pid, B, gpu_memory_mb=300, ram_mb=10)
+    growth.began(pid, C, gpu_memory_mb=900, ram_mb=900)
+    grown = look(growth, pid, {C}, 700, 60)
+    assert (grown.gpu_added_mb, grown.ram_before_mb) == (200, 40)
+    assert look(growth, pid, {C}, 900).gpu_added_mb == 400
+    # The one that was seen may have left all that it was seen with; not more than there is.
+    growth.began(pid, A, gpu_memory_mb=500)
+    assert look(growth, pid, {A}, 1000).gpu_added_mb == 100
+    growth.began(pid, B, gpu_memory_mb=500)
+    assert look(growth, pid, {B}, 800).gpu_added_mb == 0
+
+
+@pytest.mark.parametrize("promised", [{}, {"ram_mb": 100}])
+def test_what_was_promised_nothing_may_have_left_anything(hold: Callable[..., int], promised: dict[str, int]) -> None:
     growth, pid = Growth(), hold(1)
-    for _ in range(3):
-        growth.began(pid)
-    assert look(growth, pid, A, 700).gpu_added_mb == 0
-    assert look(growth, pid, A, 900).gpu_added_mb == 200
+    growth.began(pid, B if promised else None, **promised)
+    growth.began(pid, A, gpu_memory_mb=500)
+    assert look(growth, pid, {A}, 9000).gpu_added_mb == 0
+    assert look(growth, pid, {A}, 9100).gpu_added_mb == 100
+
+
+def test_a_process_that_was_missing_at_one_look_is_known_all_the_same(hold: Callable[..., int]) -> None:
+    """It had been given a task, and was not heard to have begun it."""
+    growth, pid = Growth(), hold(1)
+    look(growth, pid, set(), 400)
+    assert growth.look({}, {}) == {}
+    growth.began(pid, A, gpu_memory_mb=1)
+    assert look(growth, pid, {A}, 500).gpu_added_mb == 100
+
+
+def test_a_task_that_is_not_the_allocators_is_remembered_while_it_runs(hold: Callable[..., int]) -> None:
+    """Its process is looked at neither as an idle one nor for its sake."""
+    growth, pid = Growth(), hold(1)
+    look(growth, pid, set(), 100)
     growth.began(pid)
-    assert look(growth, pid, B, 900).gpu_added_mb == 0  # that followed at once
-    look(growth, pid, IDLE, 100)
-    growth.began(pid)
-    growth.began(pid)
-    assert look(growth, pid, A, 500).gpu_added_mb == 0  # that is the second one since
+    growth.look({}, {})
+    growth.began(pid, A, gpu_memory_mb=500)
+    assert look(growth, pid, {A}, 9000).gpu_added_mb == 0
 
 
 def test_tasks_that_share_a_process_are_taken_together() -> None:
     growth, here = Growth(), os.getpid()
-    look(growth, here, IDLE, 100)
-    growth.began(here)
-    assert look(growth, here, A, 300).gpu_added_mb == 200
-    growth.began(here)
-    assert look(growth, here, A | B, 600).gpu_added_mb == 500
-    assert look(growth, here, B, 600).gpu_added_mb == 500
-    look(growth, here, IDLE, 600)
-    growth.began(here)
-    assert look(growth, here, A, 700).gpu_added_mb == 100
+    look(growth, here, set(), 100)
+    growth.began(here, A, gpu_memory_mb=1)
+    assert look(growth, here, {A}, 300).gpu_added_mb == 200
+    growth.began(here, B, gpu_memory_mb=1)
+    assert look(growth, here, {A, B}, 600).gpu_added_mb == 500
+    assert look(growth, here, {B}, 600).gpu_added_mb == 500
+    look(growth, here, set(), 600)
+    growth.began(here, A, gpu_memory_mb=1)
+    assert look(growth, here, {A}, 700).gpu_added_mb == 100
 
 
 def test_what_the_driver_does_not_tell_is_not_known(hold: Callable[..., int]) -> None:
     growth, pid = Growth(), hold(1)
-    growth.began(pid)
-    assert look(growth, pid, A, None).gpu_added_mb is None
-    look(growth, pid, IDLE, None)
-    growth.began(pid)
-    assert look(growth, pid, B, 500).gpu_added_mb is None
+    growth.began(pid, A)
+    assert look(growth, pid, {A}, None).gpu_added_mb is None
+    look(growth, pid, set(), None)
+    growth.began(pid, B)
+    assert look(growth, pid, {B}, 500).gpu_added_mb is None
+    look(growth, pid, {B}, None)
+    growth.began(pid, A, gpu_memory_mb=500)
+    assert look(growth, pid, {A}, 500).gpu_added_mb is None
 
 
 def test_memory_shared_among_the_processes_of_a_task_counts_once(hold: Callable[..., int]) -> None:
@@ -122,5 +152,5 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
     gone.wait()
     assert own_ram_mb([gone.pid]) == 0
     growth = Growth()
-    growth.began(gone.pid)
-    assert growth.look({gone.pid: A}, {gone.pid: Family((), None, None)})[gone.pid].ram_added_mb(0) is None
+    growth.began(gone.pid, A)
+    assert growth.look({gone.pid: frozenset({A})}, {gone.pid: Family((), None, None)})[gone.pid].ram_added_mb(0) is None

@@ -56,8 +56,9 @@ class Scene:
         )
         request = Request()
         self.requests.append(request)
-        self.running.append(Holding(replace(a, token=1), weakref.ref(request), pid))
-        self.watch.began(pid)
+        a = replace(a, token=1)
+        self.running.append(Holding(a, weakref.ref(request), pid))
+        self.watch.began(pid, a)
         return request
 
     def look(self) -> dict[str, int | None]:
