@@ -336,6 +336,8 @@ class WorkerKeeper:
         else:
             self.fence.extend(asked + self._settings.lease_s)
             self._publish(self._reconciler.at_beat(self._ledger, self.incarnation))
+            if self._reconciler.leftover_blocks:
+                self._watch.recycle()
 
     def _report(self, anew: bool = False) -> None:
         with self._gate:

@@ -135,9 +135,11 @@ class Meter:
             shared_ram_mb=_ram_mb(ours[:1]) or 0,
             processes=len(ours),
         )
-        return (
-            use if self._watch is None else self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), seen))
-        )
+        if self._watch is None:
+            return use
+        # Also those that have ended and are still listed, if their ids are ours at all.
+        listed = gpu.processes if gpu is not None and self._told else None
+        return self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), listed))
 
     def _tasks(
         self, holdings: list[Holding], table: _Table, seen: Mapping[int, int | None] | None

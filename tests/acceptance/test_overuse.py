@@ -14,7 +14,7 @@ import pytest
 from celery.result import AsyncResult
 
 from celery_allocator.errors import ResourceOveruse
-from celery_allocator.overview import read_overview
+from celery_allocator.overview import DeviceView, read_overview
 from celery_allocator.plugin.processes import born, is_gone
 from tests.support.cluster import SOON_S, Cluster, current, worker_spec
 from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
@@ -41,6 +41,14 @@ class Host:
         self.cluster = new_cluster(host={**place, **library, **often, **small, **settings})
         self.cluster.start(worker_spec("gpu0", "0", "--concurrency", "2"))
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For one test, which has to leave it empty."""
+        with current(self.cluster):
+            yield
+            self.becomes()
+            self.cluster.settle()
+
     def becomes(self, *processes: tuple[int, int | None], **options: Any) -> None:
         """What the driver tells from now on."""
         self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=GPU_MB, processes=processes, **options)])
@@ -49,6 +57,32 @@ class Host:
         """What became of a task that had begun, as the event stream has it."""
         events = [event for _, event in self.cluster.ledger.events(count=100_000) if event["task"] == task_id]
         return [event for event in events if event["event"] in ("overuse", "released", "lost", "requeued")]
+
+    @property
+    def device(self) -> DeviceView:
+        return next(one for one in read_overview(self.cluster.ledger).devices if one.device.is_gpu)
+
+    def idle_mb(self) -> int | None:
+        """GPU memory that idle children hold, as the worker has told it."""
+        return None if self.device.use is None else self.device.use.gpu_memory_idle_mb
+
+    def beats(self, times: int) -> None:
+        """Wait until the worker has told so often what it has measured."""
+        for _ in range(times):
+            use = self.device.use
+            last = None if use is None else use.at
+            wait_until(lambda: (use := self.device.use) is not None and use.at != last, SOON_S, "a heartbeat")  # noqa: B023
+
+    def leaves_behind(self, mb: int) -> int:
+        """Have a task run that leaves so much GPU memory in its child, which is idle then; returns its pid."""
+        key = self.cluster.key()
+        self.cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 4096})
+        child = self.cluster.held_in(key)
+        self.becomes((child, mb))
+        self.cluster.let_go(key)
+        self.cluster.settle()
+        wait_until(lambda: self.idle_mb() == mb, SOON_S, "what it left to be seen")
+        return child
 
     def swell(self, key: str, mb: int, *, elsewhere: bool = False) -> tuple[AsyncResult, list[int]]:
         """A task that was promised 64 MB of RAM and holds so much; and its processes."""
@@ -60,30 +94,46 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def one_host(
+def new_host(
     broker_url: str, cluster_backend: RedisServer, nvml_library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    """A host whose worker kills, for as many tests as like to share it."""
-    folder = tmp_path_factory.mktemp("killing")
+) -> Iterator[Callable[[str], Host]]:
+    """Hosts for as many tests as like to share them."""
     made: list[Cluster] = []
 
-    def new_cluster(**options: Any) -> Cluster:
-        made.append(Cluster(broker_url, cluster_backend, folder, **options))
-        return made[-1]
+    def make(action: str) -> Host:
+        folder = tmp_path_factory.mktemp(action)
 
-    try:
-        yield Host(new_cluster, FakeNvml(nvml_library, folder), "kill")
-    finally:
-        for each in made:
-            each.close()
+        def new_cluster(**options: Any) -> Cluster:
+            made.append(Cluster(broker_url, cluster_backend, folder, **options))
+            return made[-1]
+
+        return Host(new_cluster, FakeNvml(nvml_library, folder), action)
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def one_that_kills(new_host: Callable[[str], Host]) -> Host:
+    return new_host("kill")
+
+
+@pytest.fixture(scope="module")
+def one_that_warns(new_host: Callable[[str], Host]) -> Host:
+    return new_host("warn")
 
 
 @pytest.fixture
-def killing(one_host: Host) -> Iterator[Host]:
-    with current(one_host.cluster):
-        yield one_host
-        one_host.becomes()
-        one_host.cluster.settle()
+def killing(one_that_kills: Host) -> Iterator[Host]:
+    with one_that_kills.in_use():
+        yield one_that_kills
+
+
+@pytest.fixture
+def warning(one_that_warns: Host) -> Iterator[Host]:
+    with one_that_warns.in_use():
+        yield one_that_warns
 
 
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["itself", "a process that it started"])
@@ -120,10 +170,10 @@ def test_its_slot_comes_back_when_the_driver_shows_its_memory_free(killing: Host
     other = cluster.key()
     next_to_it = cluster.app.send_task("zoo.hold", (other,), resources={"gpu_memory_mb": 512})
     cluster.held_in(other)
-    assert [event["event"] for event in killing.told(result.id)] == ["overuse"]
-    assert cluster.device("gpu_0").memory_free_mb == GPU_MB - 1024 - 512
+    killing.beats(5)
+    assert killing.device.device.memory_claimed_mb == 1024 + 512
     killing.becomes()
-    cluster.until(lambda: cluster.device("gpu_0").memory_free_mb == GPU_MB - 512, "its memory to come back")
+    cluster.until(lambda: killing.device.device.memory_claimed_mb == 512, "its memory to come back")
     cluster.let_go(other)
     assert next_to_it.get(timeout=SOON_S) == other
     cluster.settle()
@@ -172,8 +222,8 @@ def test_no_two_running_tasks_share_a_core(killing: Host) -> None:
     assert sum(map(len, masks)) == len(set.union(*masks)) == len(keys)
 
 
-def test_gpu_overuse_is_warned_of_once(new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml) -> None:
-    host = Host(new_cluster, fake_nvml, "warn")
+def test_gpu_overuse_is_warned_of_once(warning: Host) -> None:
+    host = warning
     cluster, key, other = host.cluster, host.cluster.key(), host.cluster.key()
     over = cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 1024})
     child = cluster.held_in(key)
@@ -200,22 +250,11 @@ def test_gpu_overuse_is_warned_of_once(new_cluster: Callable[..., Cluster], fake
 
 def test_what_an_earlier_task_left_is_not_held_against_the_next(killing: Host) -> None:
     """Caches of a framework stay in the child; the next task has not put them there."""
-    cluster, first = killing.cluster, killing.cluster.key()
-    cluster.app.send_task("zoo.hold", (first,), resources={"gpu_memory_mb": 4096})
-    child = cluster.held_in(first)
-    killing.becomes((child, 4000))
-    cluster.let_go(first)
-    cluster.settle()
-
-    def idle_mb() -> int | None:
-        use = next(one.use for one in read_overview(cluster.ledger).devices if one.device.is_gpu)
-        return None if use is None else use.gpu_memory_idle_mb
-
-    wait_until(lambda: idle_mb() == 4000, SOON_S, lambda: f"what it left to be seen: {idle_mb()}")
+    cluster, child = killing.cluster, killing.leaves_behind(4000)
     keys = [cluster.key(), cluster.key()]  # one for each child
     results = [cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 512}) for key in keys]
     assert child in [cluster.held_in(key) for key in keys]
-    wait_until(lambda: idle_mb() == 0, SOON_S, "it to run something again")
+    wait_until(lambda: killing.idle_mb() == 0, SOON_S, "it to run something again")
 
     def judged(mb: int) -> bool:
         uses = [one.use for one in read_overview(cluster.ledger).running if one.use is not None]
@@ -225,3 +264,42 @@ def test_what_an_earlier_task_left_is_not_held_against_the_next(killing: Host) -
     wait_until(lambda: judged(4500), SOON_S, "what it adds to be seen, and found to be within its promise")
     cluster.let_go(*keys)
     assert [result.get(timeout=SOON_S) for result in results] == keys
+
+
+def test_an_idle_child_is_recycled_when_a_task_waits_for_its_memory(warning: Host) -> None:
+    cluster, child = warning.cluster, warning.leaves_behind(4000)
+    since = born(child)
+    # What it holds is not given away; nobody waits for it, so it keeps it.
+    cluster.until(lambda: warning.device.device.memory_free_mb == GPU_MB - 4000, "it to be withheld")
+    assert cluster.app.send_task("zoo.add", (1, 2)).get(timeout=SOON_S) == 3
+    warning.beats(3)
+    assert not is_gone(child, since)
+    blocked = cluster.app.send_task("zoo.where", resources={"gpu_memory_mb": 6000})
+    cluster.until(lambda: is_gone(child, since), "it to be ended")
+    assert cluster.ledger.snapshot().waiting == 1  # the driver shows its memory in use
+    warning.becomes()
+    assert blocked.get(timeout=SOON_S)["pid"] != child
+    cluster.until(lambda: f"process {child} is ended" in cluster.logs(), "that to be told")
+
+
+def test_an_idle_child_is_left_alone_when_its_memory_would_not_help(warning: Host) -> None:
+    """The other child holds too much as it is."""
+    cluster, child = warning.cluster, warning.leaves_behind(3000)
+    since, keys = born(child), [cluster.key(), cluster.key()]
+    held = [cluster.app.send_task("zoo.hold", (key,), resources={"gpu_memory_mb": 4096}) for key in keys[:1]]
+    holder = cluster.held_in(keys[0])
+    if holder == child:  # it took the very child: let the other one hold, too, and this one go
+        held.append(cluster.app.send_task("zoo.hold", (keys[1],), resources={"gpu_memory_mb": 1000}))
+        cluster.held_in(keys[1])
+        cluster.let_go(keys[0])
+    big = cluster.app.send_task("zoo.where", resources={"gpu_memory_mb": 7900})
+    cluster.until(lambda: cluster.ledger.snapshot().waiting == 1, "it to wait")
+    warning.beats(5)
+    assert not is_gone(child, since)
+    cluster.let_go(*keys)
+    for one in held:
+        one.get(timeout=SOON_S)
+    # Now it would help.
+    cluster.until(lambda: is_gone(child, since), "it to be ended")
+    warning.becomes()
+    big.get(timeout=SOON_S)
