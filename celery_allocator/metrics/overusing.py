@@ -61,6 +61,6 @@ def _excess(one: Running, field: str, over: str) -> int:
     judged: int | None = getattr(one.use, over, None)
     if judged is not None:
         return judged
-    promised: int = getattr(one.allocation.requirements, field)
+    promised: int = getattr(one.allocation, field)
     used: int | None = None if one.use is None else getattr(one.use, field)
     return used - promised if used is not None and promised else 0

@@ -9,7 +9,7 @@ from celery_allocator.overview.outlook import Kept, Outlook, read_outlook
 from celery_allocator.overview.reasons import Lack, Reason, why
 from celery_allocator.overview.turns import why_waiting
 from celery_allocator.overview.waiting import Match, Page, Waiting, read_waiting
-from celery_allocator.overview.withholding import of_cluster
+from celery_allocator.overview.withholding import of_cluster, of_tasks
 
 __all__ = [
     "Bar",
@@ -30,6 +30,7 @@ __all__ = [
     "Waiting",
     "explain",
     "of_cluster",
+    "of_tasks",
     "read_outlook",
     "read_overview",
     "read_waiting",

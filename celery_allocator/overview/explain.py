@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from celery_allocator.model.use import NOTHING
 from celery_allocator.overview.outlook import read_outlook
 from celery_allocator.overview.reasons import Reason, lacking, places
 from celery_allocator.overview.turns import why_waiting
+from celery_allocator.overview.withholding import of_tasks
 
 #: Name under which the ledger keeps the run times of all.
 _ALL = "*"
@@ -100,19 +101,20 @@ class Explanation:
 def explain(ledger: Ledger, allocation: Allocation) -> Explanation:
     """Why that allocation is not running now. Raises :class:`~celery_allocator.errors.LedgerError`."""
     if allocation.state is not State.WAITING:
-        return Explanation(allocation, _not_in_line(allocation), ())
+        excess = list(of_tasks(ledger.snapshot(), allocation)) if allocation.state is State.RUNNING else []
+        return Explanation(allocation, _not_in_line(allocation, excess), ())
     cluster, outlook = ledger.snapshot(), read_outlook(ledger)
     reason = why_waiting(allocation, cluster, outlook)
     found = _places(allocation, cluster, ledger.held(), ledger.runtimes())
     return Explanation(allocation, reason, found, outlook.kept.reservation if outlook.kept else None)
 
 
-def _not_in_line(a: Allocation) -> Reason:
+def _not_in_line(a: Allocation, excess: Sequence[str]) -> Reason:
     texts = {
         State.DELAYED: "It does not wait for room yet: its time (ETA or countdown) lies ahead.",
         State.ON_HOLD: f"It is on hold, by {a.on_hold_by or 'an operator'}: it keeps its place and is not granted.",
         State.GRANTED: f"It is granted {a.place}, and its worker has not begun it yet.",
-        State.RUNNING: f"It runs on {a.place}.",
+        State.RUNNING: " ".join([f"It runs on {a.place}.", *(f"It {said}." for said in excess)]),
     }
     return Reason(a.state.value, texts.get(a.state, "It has ended."))
 

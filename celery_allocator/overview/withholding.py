@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from celery_allocator.model import ClusterState, DeviceState, NodeState, Withheld
+from celery_allocator.model import Allocation, ClusterState, DeviceState, NodeState, Withheld
+from celery_allocator.overview.cluster import STALE_S
 
 
 def of_device(device: DeviceState) -> Iterator[str]:
@@ -23,6 +24,22 @@ def of_cluster(cluster: ClusterState) -> Iterator[str]:
         yield from of_node(node)
         for device in node.devices:
             yield from of_device(device)
+
+
+def of_tasks(cluster: ClusterState, only: Allocation | None = None) -> Iterator[str]:
+    """Which running tasks exceed their promise, as their workers judge that: a sentence for each and resource.
+
+    ``only``: of one task, without naming it.
+    """
+    for worker in cluster.workers:
+        fresh = worker.use is not None and cluster.at - worker.use.at <= STALE_S
+        for task in worker.use.tasks if worker.use is not None and fresh else ():
+            if only is not None and task.allocation_id != only.allocation_id:
+                continue
+            whose = "" if only is not None else f"{task.allocation_id} on {worker.node}/{worker.device_id} "
+            for over, what in ((task.gpu_memory_over_mb, "GPU memory"), (task.ram_over_mb, "RAM")):
+                if over:
+                    yield f"{whose}uses {over:,} MB of {what} beyond its promise"
 
 
 def _told(withheld: Withheld, where: str) -> Iterator[str]:

@@ -298,7 +298,7 @@ class WorkerKeeper:
                     self._report()
                 if self._serving:
                     self._publish(self._reconciler.after_look(self._ledger, self.incarnation))
-                self._tell_overuse()
+                self._watch.tell(self._ledger, self._keep)
                 watching = self._settle_endings()
                 if time.monotonic() >= tick or self._outage:
                     self._tick()
@@ -377,20 +377,6 @@ class WorkerKeeper:
     def _running(self) -> list[Holding]:
         """What has begun here and not ended."""
         return [held for held in self._holdings.all() if held.pid is not None and held.allocation not in self._endings]
-
-    def _tell_overuse(self) -> None:
-        while self._watch.reports:
-            self._keep()
-            report = self._watch.reports[0]
-            found = report.found
-            self._ledger.note_overuse(
-                report.allocation,
-                found.resource,
-                promised_mb=found.promised_mb,
-                used_mb=found.used_mb,
-                action=report.action,
-            )
-            self._watch.reports.popleft()
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish, self._keep)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from celery_allocator.errors import ResourceOveruse
+from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, TaskUse, WorkerUse
 from celery_allocator.plugin.children import Process, can_end, idle, in_loop, kill_task, recycle
 from celery_allocator.plugin.growth import Family, Grown, Growth, Run
@@ -184,6 +185,20 @@ class Watch:
         if level == logging.WARNING and not together:
             self.reports.append(Report(held[0].allocation, found, "warn"))
             self._wake()
+
+    def tell(self, ledger: Ledger, between: Callable[[], None]) -> None:
+        """Tell the ledger of overuse; what it does not hear stays to be told. Raises :class:`LedgerError`.
+
+        ``between`` is called between two calls.
+        """
+        while self.reports:
+            between()
+            report = self.reports[0]
+            promised, used = report.found.promised_mb, report.found.used_mb
+            ledger.note_overuse(
+                report.allocation, report.found.resource, promised_mb=promised, used_mb=used, action=report.action
+            )
+            self.reports.popleft()
 
     def _is_new(self, run: Run, resource: str) -> bool:
         """Whether that was not told before; from now on it was."""

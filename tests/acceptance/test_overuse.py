@@ -12,10 +12,12 @@ from typing import Any
 import psutil
 import pytest
 from celery.result import AsyncResult
+from click.testing import CliRunner
 
 from celery_allocator.errors import ResourceOveruse
-from celery_allocator.overview import DeviceView, read_overview
+from celery_allocator.overview import DeviceView, explain, read_overview
 from celery_allocator.plugin.processes import born, is_gone
+from celery_allocator.surfaces.cli import allocator
 from tests.support.cluster import SOON_S, Cluster, current, worker_spec
 from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
 from tests.support.redis_server import RedisServer
@@ -237,6 +239,13 @@ def test_gpu_overuse_is_warned_of_once(warning: Host) -> None:
         return {one.allocation.task_id: one.use.gpu_memory_over_mb for one in running if one.use is not None}
 
     wait_until(lambda: seen() == {over.id: 3000 - 1024, within.id: 0}, SOON_S, lambda: f"both judged: {seen()}")
+    said = "uses 1,976 MB of GPU memory beyond its promise"
+    assert explain(cluster.ledger, cluster.only(over.id)).reason.text == f"It runs on host1/gpu_0. It {said}."
+    assert explain(cluster.ledger, cluster.only(within.id)).reason.text == "It runs on host1/gpu_0."
+    shown = (
+        CliRunner().invoke(allocator, ["--backend-url", cluster.backend.url, "--pool", cluster.pool, "status"]).stdout
+    )
+    assert f"{cluster.only(over.id).allocation_id} on host1/gpu_0 {said}" in shown
     host.becomes((child, 3500), (neighbour, 2100))
     wait_until(lambda: seen()[over.id] == 3500 - 1024, SOON_S, "the next look")
     cluster.let_go(key, other)

@@ -42,7 +42,7 @@ class Children:
         set_event_loop(self.hub)
         self.folder = folder
         app = Celery("children", set_as_current=False)
-        self.pool = TaskPool(2, app=app, threads=False, initargs=(app, "children"))
+        self.pool = TaskPool(2, app=app, threads=False, putlocks=False, initargs=(app, "children"))
         self.pool.start()
         self.pool.register_with_event_loop(self.hub)
         self._loop = self.hub.create_loop()
@@ -174,6 +174,30 @@ def test_a_child_to_which_something_is_on_its_way_is_not_recycled(pool: Children
         process.resume()
     pool.until(lambda: results)
     assert results == [given]
+
+
+def test_tasks_that_come_while_children_are_recycled_are_all_run_once(pool: Children) -> None:
+    results: list[int] = []
+    errors: list[Any] = []
+    go = pool.folder / "now"
+    go.touch()
+    recycled = set()
+    for number in range(40):
+        pool.pool.apply_async(
+            hold, (str(go),), callback=results.append, error_callback=errors.append, correlation_id=f"t{number}"
+        )
+        if number % 4 == 0:  # given and not written, or written and not begun, or begun: whichever it is by now
+            for pid in [one.pid for one in pool.pool._pool._pool]:
+                if children.recycle(pool.pool, pid, born(pid)):
+                    recycled.add(pid)
+        if number % 8 == 7:
+            pool.until(lambda number=number: len(results) + len(errors) > number)
+    pool.until(lambda: len(results) + len(errors) == 40)
+    assert errors == []
+    assert len(recycled) > 2
+    # Whom it was decided about it ended, also those that were given nothing more in time.
+    pool.until(lambda: all(is_gone(pid, None) for pid in recycled))
+    pool.until(lambda: len(children.idle(pool.pool)) == 2)
 
 
 def test_another_process_of_that_id_is_not_recycled(pool: Children) -> None:

@@ -11,7 +11,7 @@ import click
 from kombu.utils.url import maybe_sanitize_url
 
 from celery_allocator.model import Allocation, ClusterState, WorkerUse, iso_utc
-from celery_allocator.overview import of_cluster
+from celery_allocator.overview import of_cluster, of_tasks
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
@@ -49,6 +49,8 @@ def status(console: Console, *, as_json: bool) -> None:
     withheld = list(of_cluster(cluster))
     if withheld:
         click.echo("\nWithheld from tasks:\n" + "\n".join(withheld))
+    if over := list(of_tasks(cluster)):
+        click.echo("\nBeyond their promise:\n" + "\n".join(over))
 
 
 _PAUSED = {
