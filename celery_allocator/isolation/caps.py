@@ -89,7 +89,8 @@ def _cap_torch(undo: ExitStack, claimed: Claimed) -> None:
     if cuda is not None and cuda.is_initialized():
         _set_fraction(undo, cuda, claimed.fraction)
         return
-    if _torch_reads_its_cap():
+    built: Any = getattr(torch, "version", None)
+    if _torch_reads_its_cap() and (built is None or built.cuda):
         name = next((name for name in _TORCH_VARIABLES if os.environ.get(name)), _TORCH_VARIABLES[0])
         kept = [os.environ[name]] if os.environ.get(name) else []
         set_variables(undo, {name: ",".join([*kept, f"{_TORCH_KEY}:{claimed.fraction:.6f}"])})
@@ -117,9 +118,11 @@ def _lift_torch() -> None:
 
 @cache
 def _torch_reads_its_cap() -> bool:
+    """Whether the installed PyTorch does. One that was built without CUDA might not know the word."""
     try:
-        major, minor = version("torch").split(".")[:2]
-        return (int(major), int(minor)) >= _TORCH_READS
+        installed = version("torch")
+        major, minor = installed.split(".")[:2]
+        return (int(major), int(minor)) >= _TORCH_READS and not installed.endswith("+cpu")
     except (PackageNotFoundError, ValueError):
         return False
 

@@ -119,6 +119,28 @@ def test_what_the_environment_says_already_stays(python: Python) -> None:
     assert python(code, ASK=json.dumps(list(own)), **own) == [list(own.values())]
 
 
+def test_a_pytorch_that_does_not_know_the_word_is_not_told_it(python: Python, tmp_path: Path) -> None:
+    """Older ones, and those built without CUDA, would not start. Once loaded, an older one is capped by its call."""
+    code = """
+        with ExitStack() as undo:
+            cap_gpu_memory(undo, Claimed(2048, [8192]), lambda: [])
+            say(os.environ.get("PYTORCH_ALLOC_CONF"))
+        import torch
+        with ExitStack() as undo:
+            cap_gpu_memory(undo, Claimed(2048, [8192]), lambda: [])
+            say(os.environ.get("PYTORCH_ALLOC_CONF"), torch.cuda.get_per_process_memory_fraction())
+        say(torch.cuda.get_per_process_memory_fraction())
+    """
+    for version in ("2.10.1+cu126", "2.11.0+cpu", "nightly"):
+        about = tmp_path / version / f"torch-{version}.dist-info"
+        about.mkdir(parents=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        told = python(
+            code, PYTHONPATH=os.pathsep.join((str(about.parent), str(ROOT), str(SITE))), CUDA_VISIBLE_DEVICES="a"
+        )
+        assert told == [[None], [None, 0.1875], [1.0]], version
+
+
 def test_jax_is_given_a_share_of_what_is_free_then(python: Python) -> None:
     assert python("""
         for free in ([4096], [8192, 4096], [1536], [100], []):
