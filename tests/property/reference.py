@@ -431,7 +431,7 @@ class Reference:
 
     def grow(self, claim: Claim, growth: float, most: int) -> tuple[str, list[Claim]]:
         """It ran out of GPU memory. Returns why it is not granted again with more, or else what is granted by that."""
-        now = claim.req.gpu_memory_mb
+        now = claim.mb
         if claim.kind is Kind.MANUAL:
             return "not_running", []
         if not now:
