@@ -97,9 +97,9 @@ def test_by_hand_the_task_type_is_the_name(run: Run, session: Session) -> None:
     assert claimed(gpu_memory_mb="auto") == first
     assert session.ledger.learn_peaks("ml_inference", [Peaks(100, 50)] * 3, Peaks(2048, 4096, 2.0))
     assert claimed(gpu_memory_mb="auto") == 128
-    reply = run("allocate", "t", "--task-type=ml_inference", "--gpu-memory-mb=auto", "--ram=auto", "--json")
+    reply = run("allocate", "t", "--task-type=ml_inference", "--gpu-memory=auto", "--ram=auto", "--json")
     assert (reply["resources"]["gpu_memory_mb"], reply["resources"]["ram_mb"]) == (128, 64)
-    told = run("plan", "--name=ml_inference", "--gpu-memory=auto", "--by-hand", "--json")
+    told = run("plan", "--name=ml_inference", "--gpu-memory-mb=auto", "--by-hand", "--json")
     assert told["requirements"]["gpu_memory_mb"] == 128
     assert "'lots' is not a valid integer" in run("plan", "--gpu-memory=lots", code=2)
     assert "'auto' is not a valid integer" in run("plan", "--cpu-cores=auto", code=2)

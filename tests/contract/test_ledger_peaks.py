@@ -133,3 +133,21 @@ def test_what_was_learned_is_given_back(cluster: LedgerPool) -> None:
     assert ledger.learn_peaks("work", [Peaks(1, 1, 1.0)], Peaks(), overwrite=True)
     assert known(cluster).runs == 1
     assert not ledger.learn_peaks("nothing", [Peaks()], Peaks())
+
+
+def test_declared_is_what_was_claimed_and_not_what_it_grew_to(cluster: LedgerPool) -> None:
+    """A share by what it comes to; after an out-of-memory, the true peak is learned."""
+    cluster.node(gpus=(10_000,))
+    cluster.used("shares", *[RUN] * 3, share=0.25)
+    shares = known(cluster, "shares").gpu_memory_mb
+    assert shares is not None
+    assert (shares.declared, shares.verdict) == (2500, "too small")
+    cluster.used("grows", RUN, gpu=1000)
+    running = cluster.running(gpu=1000, task_name="grows", id="g")
+    cluster.ledger.grow(running.allocation_id, running.token, growth=4.0, most=2)
+    again = cluster.start(cluster.ledger.get("g"), nonce="delivery 2")
+    assert again.gpu_memory_mb == 4000
+    cluster.ledger.release("g", again.token, "success", peaks=Peaks(3900, 1, 1.0))
+    grown = known(cluster, "grows").gpu_memory_mb
+    assert grown is not None
+    assert (grown.declared, grown.most) == (1000, 3900)

@@ -37,7 +37,7 @@ local function learn_peak(field, told, declared)
   p[1] = floor(now / 1000)
   for i = 1, 3 do
     local at, value = 4 * i - 2, told[i]
-    p[at] = declared[i] or p[at]
+    p[at] = declared[i] or p[at] -- nil: as it was
     if value then
       local s = sketch(p[at + 3])
       if s[1] % PEAK_WINDOW == 0 then p[at + 1], p[at + 2] = 0, p[at + 1] end
@@ -64,9 +64,9 @@ local function peak_fields(told, fields)
   return fields
 end
 
--- declared: { g, r, c } in MB, MB and cores.
-local function learn_peaks(name, size, told, declared)
-  local asked = { declared.g, declared.r, declared.c and declared.c * 1000 }
+-- claim: what it held, as need_of made it. grown: that is more GPU memory than was declared (see grow).
+local function learn_peaks(name, size, told, claim, grown)
+  local asked = { not grown and claim.g or nil, claim.r, claim.c * 1000 }
   learn_peak(name, told, asked)
   if (size or "") ~= "" then learn_peak(run_field(name, size), told, asked) end
 end

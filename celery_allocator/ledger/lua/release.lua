@@ -23,6 +23,7 @@ if token ~= "" and token ~= a.tok then return { "stale", a.tok } end
 if note and need_of(a.shape).kind == "t" then return { "not_by_hand", a.tid } end
 
 local lost, record = outcome == "lost" and {}, note and dump(id)
+local claim = need_of(a.shape) -- a share by what it came to
 local n = not lost and withdraw(id, a)
 if lost then
   n = lose(id, a, lost)
@@ -33,7 +34,7 @@ else
   local told = peaks_told(ARGV[12])
   if outcome == "success" and a.s_ms then
     learn_run(a.name, a.size, now - a.s_ms, decay)
-    if told then learn_peaks(a.name, a.size, told, need_of(a.shape)) end
+    if told then learn_peaks(a.name, a.size, told, claim, call("HEXISTS", K.alloc .. id, "oom") == 1) end
   end
   event("released", id, a.tid, "name", a.name, "device", a.dev, "token", a.tok, "outcome", outcome,
     "held_ms", a.s_ms and now - a.s_ms or 0, unpack(peak_fields(told, (ARGV[11] or "") ~= "" and { "error", ARGV[11] } or {})))
