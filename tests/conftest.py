@@ -11,11 +11,13 @@ import pytest
 import redis
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from xdist.remote import Producer
 
 from celery_allocator.allocating.session import use_default
 from tests.support.postgres_server import PostgresServer
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
+from tests.support.scheduling import LongestFirst
 from tests.support.workers import WorkerFleet
 
 # Before any app reads them: a developer's own settings must not steer the tests.
@@ -30,6 +32,12 @@ hypothesis_settings.register_profile(
     suppress_health_check={*hypothesis_settings.default.suppress_health_check, HealthCheck.too_slow},
 )
 hypothesis_settings.load_profile("any machine")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LongestFirst | None:
+    """Of ``--dist loadfile``: files in portions, the longest first."""
+    return LongestFirst(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,9 +16,9 @@ from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
 
 
-@pytest.fixture(scope="session", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+@pytest.fixture(scope="package", params=["redis", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
 def broker_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker for the clusters of this session, each kind in turn. No test may kill it."""
+    """A broker for the clusters of these tests, each kind in turn. No test may kill it."""
     directory = tmp_path_factory.mktemp(f"cluster-{request.param}")
     if request.param == "redis":
         redis = RedisServer(directory).start()
@@ -32,15 +32,15 @@ def broker_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         rabbitmq.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster_backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """Result backend and ledger of the clusters of this session. No test may kill it."""
+    """Result backend and ledger of the clusters of these tests. No test may kill it."""
     server = RedisServer(tmp_path_factory.mktemp("cluster-backend")).start()
     yield server
     server.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_cluster(
     broker_url: str, cluster_backend: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
