@@ -301,6 +301,14 @@ def test_a_newcomer_that_goes_before_them_makes_nobody_wait_longer(pools: Pools)
     assert cluster.ticks() == ["first"]
 
 
+def test_who_has_waited_for_long_enough_takes_what_comes_free_first(pools: Pools) -> None:
+    cluster = busy(pools, 2, seconds=0)
+    submit(cluster, id="first", gpu=6_000)
+    cluster.running(10_000, node="n2", id="other")
+    assert cluster.ticks(5) == []
+    assert cluster.ends("other") == ["first"], "though n1 may come in time"
+
+
 def test_an_operator_who_moves_it_gives_it_no_more_time(pools: Pools) -> None:
     cluster = busy(pools, 4, seconds=0)
     submit(cluster, id="first")
