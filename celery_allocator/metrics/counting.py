@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from itertools import product
 
 from celery_allocator.gate.rules.endings import OUT_OF_MEMORY
 from celery_allocator.history.dates import kept
@@ -26,6 +27,9 @@ _EVENTS = frozenset({*RULES, *LEFT_OUT})
 #: Whether what a task has an affinity for was loaded where it was granted.
 _WARM = ("hit", "miss")
 _REGRANTS = ("lost", "withdrawn", "requeued", "grown")
+_OVERUSE = ("gpu_memory", "ram")
+_ACTIONS = ("warn", "kill")
+_AFFINITY = ("hit", "miss")
 _LEASES = {"worker_lost": "worker", "node_lost": "node"}
 
 
@@ -40,6 +44,9 @@ class Counting:
         tallies.expect("affinity_grants_total", _WARM)
         tallies.expect("regrants_total", _REGRANTS)
         tallies.expect("releases_total", sorted(KNOWN))
+        tallies.expect("affinity_grants_total", _AFFINITY)
+        for resource, action in product(_OVERUSE, _ACTIONS):
+            tallies.add("overuse_actions_total", resource, action, amount=0)
         tallies.expect("leases_expired_total", _LEASES.values())
 
     @property
@@ -68,13 +75,9 @@ class Counting:
             self._again.pop(forgotten, None)
 
     def _count(self, entry: Entry) -> None:
-        add = self._tallies.add
         event = entry.event
-        add("events_total", event if event in _EVENTS else OTHER)
-        if event == "republished":
-            add("republished_total")
-        elif event in _LEASES:
-            add("leases_expired_total", _LEASES[event])
+        self._tallies.add("events_total", event if event in _EVENTS else OTHER)
+        self._happened(entry)
         if not concerns_allocation(entry):
             return
         known = self._records.get(entry.object_id)
@@ -93,6 +96,28 @@ class Counting:
             self._again[entry.object_id] = event
         if record.state == "released":
             self._ended(record, entry)
+
+    def _happened(self, entry: Entry) -> None:
+        """What the entry alone tells."""
+        event = entry.event
+        if event == "republished":
+            self._tallies.add("republished_total")
+        elif event in _LEASES:
+            self._tallies.add("leases_expired_total", _LEASES[event])
+        elif event == "overuse":
+            resource = entry.fields.get("resource", "").removesuffix("_mb")
+            action = entry.fields.get("action", "")
+            self._tallies.add(
+                "overuse_actions_total",
+                resource if resource in _OVERUSE else OTHER,
+                action if action in _ACTIONS else OTHER,
+            )
+        elif event == "grown":
+            node, _, device = entry.fields.get("device", "").partition("/")
+            self._tallies.add("claims_grown_total", node, device)
+        elif event == "granted" and entry.fields.get("warm"):
+            loaded = entry.fields["warm"]
+            self._tallies.add("affinity_grants_total", loaded if loaded in _AFFINITY else OTHER)
 
     def _first_start(self, record: AllocationRecord, wait_s: float) -> None:
         self._tallies.observe("queue_wait_seconds", wait_s)

@@ -11,9 +11,11 @@ from celery_allocator.metrics import fairness
 from celery_allocator.metrics.looking import Look
 from celery_allocator.metrics.overusing import overuse
 from celery_allocator.metrics.recorded import Recorded
+from celery_allocator.metrics.table import METRICS
 from celery_allocator.metrics.value import OTHER, Value
-from celery_allocator.model import Shape
-from celery_allocator.overview import DeviceView, NodeView
+from celery_allocator.model import Shape, Withheld
+from celery_allocator.model.requirements import WHOLE
+from celery_allocator.overview import FAULTS, DeviceView, NodeView, fault
 
 #: Shapes that have a series of their own.
 SHAPES = 20
@@ -66,6 +68,9 @@ def _node(view: NodeView) -> Iterator[Value]:
     yield Value("cpu_cores_allocated", own, len(node.cpu_cores) - len(node.cpu_cores_free))
     yield Value("ram_capacity_bytes", own, ram.capacity * _MB)
     yield Value("ram_allocated_bytes", own, ram.promised * _MB)
+    for why, amount in _parts(node.ram_withheld):
+        if why != "leftover":  # of RAM it is not withheld
+            yield Value("ram_withheld_bytes", (node.node, why), amount * _MB)
     if ram.used is not None:
         yield Value("ram_used_bytes", own, ram.used * _MB)
     if ram.foreign is not None:
@@ -77,12 +82,18 @@ def _device(view: DeviceView) -> Iterator[Value]:
     own = (device.node, device.device_id, device.uuid)
     for state in _STATES:
         yield Value("device_state", (*own, state), float(device.state == state))
+    closed = fault(device)
+    for name in FAULTS:
+        yield Value("device_closed", (*own, name), float(name == closed))
     yield Value("worker_slots_capacity", (*own, device.queue), view.slots.capacity)
     yield Value("worker_slots_allocated", (*own, device.queue), view.slots.promised)
     if not device.is_gpu:
         return
     yield Value("gpu_memory_capacity_bytes", own, memory.capacity * _MB)
     yield Value("gpu_memory_allocated_bytes", own, memory.promised * _MB)
+    for why, amount in _parts(device.withheld):
+        yield Value("gpu_memory_withheld_bytes", (*own, why), amount * _MB)
+    yield Value("gpu_process_ids_hidden", own, float(device.withheld.pids_hidden))
     if memory.used is not None:
         yield Value("gpu_memory_used_bytes", own, memory.used * _MB)
     if memory.foreign is not None:
@@ -91,15 +102,20 @@ def _device(view: DeviceView) -> Iterator[Value]:
         yield Value("gpu_utilization_ratio", own, view.use.gpu_utilization)
 
 
+def _parts(withheld: Withheld) -> tuple[tuple[str, int], ...]:
+    """What is withheld, in MB by why."""
+    return ("foreign", withheld.foreign_mb), ("leftover", withheld.leftover_mb), ("overuse", withheld.overuse_mb)
+
+
 def _waiting(total: int, shapes: dict[Shape, int]) -> Iterator[Value]:
     """The largest groups; ties by what they ask for, so that the same ones have a series at each scrape."""
-    groups: Counter[tuple[str, str, str, str]] = Counter()
+    groups: Counter[tuple[str, ...]] = Counter()
     for shape, count in shapes.items():
         # Of several GPUs, what it wants of all of them.
-        memory = shape.gpu_memory_mb * shape.gpu_count
-        groups[str(memory), str(shape.cpu_cores), str(shape.ram_mb), shape.kind.value] += count
+        memory, share = shape.gpu_memory_mb * shape.gpu_count, shape.share * shape.gpu_count / WHOLE
+        groups[str(memory), f"{share:g}", str(shape.cpu_cores), str(shape.ram_mb), shape.kind.value] += count
     largest = sorted(groups, key=lambda asked: (-groups[asked], asked))[:SHAPES]
     for asked in largest:
         yield Value("waiting_by_shape", asked, groups[asked])
     rest = total - sum(groups[asked] for asked in largest)
-    yield Value("waiting_by_shape", (OTHER,) * 4, max(0, rest))
+    yield Value("waiting_by_shape", (OTHER,) * len(METRICS["waiting_by_shape"].labels), max(0, rest))

@@ -121,7 +121,8 @@ class Lookout:
                 # Known from its first look on, so that the first increase is seen.
                 self._tallies.add("grants_total", device.node, device.device_id, amount=0)
                 if device.is_gpu:
-                    self._tallies.add("out_of_memory_total", device.node, device.device_id, amount=0)
+                    for name in ("out_of_memory_total", "claims_grown_total"):
+                        self._tallies.add(name, device.node, device.device_id, amount=0)
             for reason, count in seen.line.rejected.items():
                 self._tallies.put("deliveries_rejected_total", reason, value=count)
             accuracy = seen.accuracy

@@ -60,6 +60,20 @@ _ALL = (
         *DEVICE,
     ),
     _gauge("gpu_memory_foreign_bytes", "GPU memory that processes of others use. Only where it can be told.", *DEVICE),
+    _gauge(
+        "gpu_memory_withheld_bytes",
+        "GPU memory that no claim holds and that is given to nobody, because it is in use: by processes that are not "
+        "ours (`foreign`), by processes of the worker without a task (`leftover`), by tasks beyond their claims "
+        "(`overuse`).",
+        *DEVICE,
+        "why",
+    ),
+    _gauge(
+        "gpu_process_ids_hidden",
+        "1 where the driver's process ids mean nothing (in some containers): `foreign` is then all that is used "
+        "beyond the claims.",
+        *DEVICE,
+    ),
     _gauge("gpu_utilization_ratio", "Share of time in which the device computed, by the driver.", *DEVICE),
     _gauge("cpu_cores_capacity", "CPU cores that the node offers.", "hostname"),
     _gauge("cpu_cores_allocated", "CPU cores of those that are granted.", "hostname"),
@@ -67,6 +81,8 @@ _ALL = (
     _gauge("ram_allocated_bytes", "RAM promised to granted and running tasks.", "hostname"),
     _gauge("ram_used_bytes", "RAM that the processes of the allocator's workers use. Only where measured.", "hostname"),
     _gauge("ram_foreign_bytes", "RAM of the node in use by others. Only where measured.", "hostname"),
+    _gauge("ram_withheld_bytes", "RAM that no claim holds and that is given to nobody: `foreign`, `overuse`.",
+           "hostname", "why"),
     _gauge("worker_slots_capacity", "Slots of the device's worker.", *DEVICE, "queue_name"),
     _gauge("worker_slots_allocated", "Slots taken by granted and running tasks.", *DEVICE, "queue_name"),
     _gauge(
@@ -74,6 +90,14 @@ _ALL = (
         "1 for the state that the device is in (`ready`, `cordoned`, `draining`, `offline`), 0 for the others.",
         *DEVICE,
         "state",
+    ),
+    _gauge(
+        "device_closed",
+        "1 for why the device is cordoned or draining, 0 for the other reasons: the GPU is `lost`, `unreadable`, "
+        "reported a fatal `xid`, has bad `memory`, its driver asks for a `reset`; `other`: closed by an operator. "
+        "All 0 while it takes work.",
+        *DEVICE,
+        "fault",
     ),
     _gauge("workers", "Workers whose lease stands.", "hostname"),
     _gauge("overused_tasks", "Running tasks that use more than they were promised (`gpu_memory`, `ram`).",
@@ -86,8 +110,10 @@ _ALL = (
     _gauge(
         "waiting_by_shape",
         "How many wait, by what they ask for. The largest groups have their own series; the rest is told with `other` "
-        "in every label.",
+        "in every label. `gpu_share`: what share of a GPU it asks for (of several, of all together; `1`: a whole one), "
+        "`0` where it asks for MB alone.",
         "gpu_memory_mb",
+        "gpu_share",
         "cpu_cores",
         "ram_mb",
         "kind",
@@ -158,6 +184,19 @@ _ALL = (
         "hostname",
         "gpu",
         "resource",
+    ),
+    _counter(
+        "overuse_actions_total",
+        "What workers did about tasks that use more than they were promised: `warn`, `kill`.",
+        "resource",
+        "action",
+    ),
+    _counter("claims_grown_total", "Running tasks that ran out of GPU memory and got a larger claim.",
+             "hostname", "gpu"),
+    _counter(
+        "affinity_grants_total",
+        "Grants of tasks with an affinity: to a device where that was loaded (`hit`), or elsewhere (`miss`).",
+        "result",
     ),
     _counter(
         "deliveries_rejected_total",

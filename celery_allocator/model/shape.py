@@ -47,7 +47,7 @@ class Shape:
     @property
     def on_gpu(self) -> bool:
         """Whether it takes a part of a GPU."""
-        return self.gpu_memory_mb > 0 or self._share > 0
+        return self.gpu_memory_mb > 0 or self.share > 0
 
     @property
     def bound(self) -> bool:
@@ -56,10 +56,11 @@ class Shape:
 
     def gpu_memory_on(self, capacity_mb: int) -> int:
         """MB that it takes of a GPU with so many."""
-        return max(self.gpu_memory_mb, -(-capacity_mb * self._share // WHOLE))
+        return max(self.gpu_memory_mb, -(-capacity_mb * self.share // WHOLE))
 
     @property
-    def _share(self) -> int:
+    def share(self) -> int:
+        """Thousandths of each GPU's memory that it asks for; 0: it asks for MB alone."""
         asked = self.asked
         return WHOLE if asked.get("exclusive") else round(asked.get("gpu", 0) * WHOLE)
 

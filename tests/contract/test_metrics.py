@@ -282,8 +282,8 @@ def test_gauges_are_the_snapshot(watched: Watched) -> None:
         ("allocations", "waiting"): 1,
         ("allocations", "granted"): 1,
         ("allocations", "running"): 1,
-        ("waiting_by_shape", "0", "3", "0", "task"): 1,
-        ("waiting_by_shape", *["other"] * 4): 0,
+        ("waiting_by_shape", "0", "0", "3", "0", "task"): 1,
+        ("waiting_by_shape", *["other"] * 5): 0,
         ("oldest_waiting_age_seconds",): 7,
         ("granting_paused", "stopped"): 0,
     }
@@ -310,8 +310,8 @@ def test_the_shapes_that_have_a_series_are_capped(watched: Watched) -> None:
             pool.submit(100 + number)
     found = {name[1:]: n for name, n in values(watched.look()).items() if name[0] == "waiting_by_shape"}
     assert len(found) == SHAPES + 1
-    assert found[str(100 + SHAPES + 9), "1", "0", "task"] == 2
-    assert found["other", "other", "other", "other"] == 10
+    assert found[str(100 + SHAPES + 9), "0", "1", "0", "task"] == 2
+    assert found[("other",) * 5] == 10
     assert sum(found.values()) == SHAPES + 11
 
 
