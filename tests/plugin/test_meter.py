@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
-from celery_allocator.model import Allocation, Kind, Requirements, State, Strategy
+from celery_allocator.inventory import cgroup
+from celery_allocator.inventory.host import ram_used_mb
+from celery_allocator.model import Allocation, Kind, RamUse, Requirements, State, Strategy
+from celery_allocator.plugin import meter
 from celery_allocator.plugin.holdings import Holdings
 from celery_allocator.plugin.meter import Meter
 from tests.support.waiting import wait_until
@@ -64,6 +68,50 @@ def test_resident_memory_of_each_task_of_the_worker_and_of_the_node(hold: Callab
     assert use.ram_used_mb is not None
     assert use.ram_used_mb > 0
     assert (use.gpu_memory_used_mb, use.gpu_utilization) == (None, None)
+
+
+@pytest.fixture
+def somebody(tmp_path: Path) -> Iterator[psutil.Process]:
+    """A process that holds 120 MB and does not descend from this one: its parent has ended."""
+    noted = tmp_path / "held"
+    hold = f"import time; kept = b'x' * (120 * 2**20); open({str(noted)!r}, 'w').close(); time.sleep(600)"
+    command = ["/bin/sh", "-c", f'"{sys.executable}" -c "$0" > /dev/null 2>&1 & echo $!', hold]
+    process = psutil.Process(int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    wait_until(noted.exists, 30, "that it holds its memory")
+    yield process
+    process.kill()
+
+
+def test_ram_of_a_process_that_is_not_ours_in_a_small_control_group(
+    somebody: psutil.Process, hold: Callable[[int], int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes in a made-up group of 1024 MB, whose files say what these hold and 50 MB of cached files."""
+    group, proc = tmp_path / "group", tmp_path / "proc"
+    group.mkdir()
+    proc.mkdir()
+    (proc / "cgroup").write_text("0::/\n")
+    (proc / "mountinfo").write_text(f"30 25 0:26 / {group} rw - cgroup2 cgroup2 rw\n")
+    (group / "memory.max").write_text(str(1024 * 2**20))
+    (group / "memory.stat").write_text(f"active_file {30 * 2**20}\ninactive_file {20 * 2**20}\n")
+    task = psutil.Process(hold(80))
+
+    def in_group(*processes: psutil.Process) -> RamUse:
+        resident = sum(process.memory_info().rss for process in (psutil.Process(), *processes))
+        (group / "memory.current").write_text(str(resident + 50 * 2**20))
+        look = Meter(None, holdings(task.pid).all, 1.0, reserved_ram_mb=10)
+        monkeypatch.setattr(meter, "ram_used_mb", lambda: ram_used_mb(cgroup.memory_used_bytes(proc)))
+        look.measure()
+        assert look.beyond is not None
+        assert look.beyond.ram is not None
+        return look.beyond.ram
+
+    alone, beside = in_group(task), in_group(task, somebody)
+    # The child does not share what a forked one would, so a constant rest of the worker itself counts as foreign.
+    mine = alone.used_mb - alone.ours_mb
+    assert 120 <= beside.used_mb - beside.ours_mb - mine < 200
+    # The task has claimed no RAM, and shares as much of it with its worker as that has.
+    shared = psutil.Process().memory_info().rss // 2**20
+    assert abs(beside.overuse_mb - max(0, task.memory_info().rss // 2**20 - shared)) <= 2
 
 
 def test_a_task_whose_process_is_gone_is_not_measured() -> None:
