@@ -15,8 +15,8 @@ from billiard.exceptions import WorkerLostError
 
 from celery_allocator.inventory import read_use
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import DeviceInventory, DeviceState
-from celery_allocator.overview import DeviceView, read_overview
+from celery_allocator.model import DeviceInventory, DeviceState, State
+from celery_allocator.overview import DeviceView, explain, read_overview
 from tests.device.app import make_app
 from tests.device.conftest import Hold, pids_are_told, python_path, used_mb
 from tests.support.availability import no_device
@@ -146,6 +146,20 @@ def test_what_tasks_and_strangers_use_is_measured(host: Host, key: str, hold: Ho
         assert (use.gpu_memory_foreign_mb or 0) >= 512
     else:
         assert (running.use.gpu_memory_mb, use.gpu_memory_foreign_mb) == (None, None)
+    host.client.rpush(key, "go")
+    host.until(host.is_free, "the slot back")
+
+
+def test_what_a_stranger_uses_is_withheld_until_it_ends(host: Host, key: str, hold: Hold) -> None:
+    """Also where the driver keeps process ids to itself: nothing is claimed, so all that is used counts."""
+    stranger = hold(4096, foreign=True)
+    host.until(lambda: host.device().withheld_mb >= 4096, "4096 MB withheld")
+    large = host.send("device.hold", 256, key, gpu_memory_mb=host.gpu.memory_mb - 2048)
+    host.until(lambda: [a.state for a in host.ledger.find(large.id)] == [State.WAITING], "that it waits")
+    (waiting,) = host.ledger.find(large.id)
+    assert f" MB of {host.device().key} are used " in explain(host.ledger, waiting).reason.text
+    os.kill(stranger, signal.SIGKILL)
+    host.held_in(key)
     host.client.rpush(key, "go")
     host.until(host.is_free, "the slot back")
 
