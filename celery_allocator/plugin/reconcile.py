@@ -91,6 +91,7 @@ class Reconciler:
         if not self.active or found is None:
             return ()
         gpu = found.gpu
+        self.leftover_blocks = self.leftover_blocks and gpu is not None
         ram = found.ram if self._settings.ram_mb is None else None
         if ram is not None and not self._ram_moved(ram):
             ram = None

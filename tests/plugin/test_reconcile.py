@@ -235,6 +235,12 @@ def test_who_waits_for_leftover_is_found_out_with_the_next_heartbeat(told: Told)
     told.cluster.submit(9_000)
     told.beat()
     assert told.reconciler.leftover_blocks
+    told.looks(None)
+    told.beat()
+    assert not told.reconciler.leftover_blocks, "what is not seen is nobody's"
+    told.looks(Withheld(0, 2_000))
+    told.beat()
+    assert told.reconciler.leftover_blocks
     told.cluster.ledger.cancel("a1")
     told.beat()
     assert not told.reconciler.leftover_blocks
