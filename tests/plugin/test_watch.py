@@ -158,6 +158,7 @@ def test_who_has_ended_meanwhile_is_left_alone(killed: list[Request], monkeypatc
 
 
 def test_in_a_pool_without_processes_it_is_said_and_nobody_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
     scene = Scene("kill")
     here = os.getpid()
     scene.gpu = {here: 100}
