@@ -94,7 +94,9 @@ def test_what_was_held_when_the_window_began_counts(book: Book) -> None:
     assert book.value("oversubscription") == (1.0, 2)
 
 
-@pytest.mark.parametrize("what", ["released", "cancelled", "expired", "parked", "withdrawn", "requeued", "lost"])
+@pytest.mark.parametrize(
+    "what", ["released", "cancelled", "expired", "parked", "withdrawn", "requeued", "lost", "grown"]
+)
 def test_every_way_to_give_back(book: Book, what: str) -> None:
     pool(book)
     grant(book, "a1", 1, 1000, "0,1,2,3", 500)

@@ -104,6 +104,16 @@ def test_several_tries_add_up() -> None:
     assert record.wait_s == 2.0
 
 
+def test_what_ran_out_of_gpu_memory_is_shown_with_its_larger_claim() -> None:
+    grown = entry(
+        5, "grown", device="n1/gpu_0", token=1, **{"from": 1024, "to": 1536}, shape="1536:1:0:t", oom_retries=1
+    )
+    record = row(submitted(0), grant(1), start(2), grown)
+    assert (record.state, record.gpu_memory_mb, record.run_s, record.outcome) == ("waiting", 1536, 3.0, None)
+    again = row(submitted(0), grant(1), start(2), grown, grant(6), start(7), release(9))
+    assert (again.grants, again.losses, again.run_s, again.outcome) == (2, 0, 3.0 + 2.0, "success")
+
+
 @pytest.mark.parametrize(
     ("last", "outcome"),
     [

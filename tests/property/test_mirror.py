@@ -24,7 +24,9 @@ _picks = st.integers(0, 30)
 steps = st.one_of(
     st.tuples(st.just("submit"), st.sampled_from([0, 2_000, 6_000, 10_000]), st.sampled_from([0, 5, 30])),
     st.tuples(st.just("by_hand"), st.sampled_from([0, 2_000, 10_000]), st.integers(1, 40)),
-    st.tuples(st.sampled_from(["start", "hold", "unhold", "front", "cancel", "park", "renew"]), _picks, st.none()),
+    st.tuples(
+        st.sampled_from(["start", "hold", "unhold", "front", "cancel", "park", "renew", "grow"]), _picks, st.none()
+    ),
     st.tuples(st.just("release"), _picks, st.sampled_from(["success", "failure", "requeue", "lost"])),
     st.tuples(st.just("priority"), _picks, st.integers(-5, 5)),
     st.tuples(st.just("time"), st.integers(1, 70), st.none()),
@@ -93,6 +95,8 @@ class Pool:
             granted = self.ledger.get(name)
             if granted.node:
                 self.cluster.start(granted, repeatable=len(name) % 2 == 0)
+        elif what == "grow":
+            self.ledger.grow(name, self.ledger.get(name).token, 1.5, 2)
         elif what == "release":
             by_hand = self.ledger.get(name).kind is Kind.MANUAL
             self.ledger.release(name, None, "success" if by_hand else more)
