@@ -195,7 +195,7 @@ class Settings:
     measure_s: float = _setting(
         5.0,
         "Seconds between measurements of what a worker's device, node and tasks really use: shown, counted in metrics, "
-        "and reconciled with what the ledger holds for free. 0: never.",
+        "reconciled with what the ledger holds for free, and [learned](../howto/how-much.md). 0: never.",
     )
     health_s: float = _setting(
         2.0,

@@ -178,6 +178,12 @@ def pages() -> dict[str, str]:
     return rendered | {name: f"{NOTE}\n{text}" for name, text in render_python.pages().items()}
 
 
+_TAKES = (
+    "What `resources={…}` takes. `gpu_memory_mb` and `ram_mb` may also be `auto`: "
+    "[as runs of the task turned out to use](../howto/how-much.md#let-it-be-found-out).\n"
+)
+
+
 def settings() -> str:
     """Every setting."""
     lines = [NOTE, SETTINGS_INTRO]
@@ -185,7 +191,7 @@ def settings() -> str:
         default = "unset" if row.default is None else f"`{row.default}`"
         kind = row.type.replace(" | None", "").split("[")[0].lower()
         lines.append(f"| `{row.name}` | `{row.env}` | {kind} | {default} | {row.doc} |")
-    lines += ["\n## Requirements\n", "What `resources={…}` takes.\n", "| key | unit | from | to | default | meaning |"]
+    lines += ["\n## Requirements\n", _TAKES, "| key | unit | from | to | default | meaning |"]
     lines.append("|---|---|---|---|---|---|")
     for field in FIELDS.values():
         bounds = f"{field.minimum} | {field.maximum} | {field.default}"

@@ -58,11 +58,10 @@ def resolve(
 
 def _learned(known: Learned, name: str, devices: Iterable[Capacity]) -> int | None:
     """As it is recommended, of its size where that is known; at most what the largest device has."""
-    for one in sorted(known.recommendations, key=lambda r: not r.size):
-        suggested = one.suggested.get(name)
-        if suggested is not None:
-            return min(suggested, max((getattr(device, name) for device in devices), default=suggested))
-    return None
+    usage = known.usage(name)
+    if usage is None or usage.suggested is None:
+        return None
+    return min(usage.suggested, max((getattr(device, name) for device in devices), default=usage.suggested))
 
 
 def _first(name: str, asked: Mapping[str, Any], devices: Iterable[Capacity], settings: Settings) -> int | None:

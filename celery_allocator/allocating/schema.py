@@ -16,7 +16,7 @@ from celery_allocator.model import FIELDS, LABELS, MAX_LABEL, OTHERS, TASK_TYPES
 from celery_allocator.settings import Settings
 
 #: Of the texts, this one alone.
-_AUTO = {"pattern": f"^{AUTO}$"}
+_PATTERN = f"^{AUTO}$"
 _JSON_TYPES = {str: "string", float: "number", int: "integer", type(None): "null"}
 
 
@@ -54,14 +54,18 @@ def _requirements() -> dict[str, Any]:
             "type": ["integer", "string"] if field.name in CAN_BE_AUTO else "integer",
             "minimum": field.minimum,
             "maximum": field.maximum,
-            "description": field.doc + (f" Unit: {field.unit}." if field.unit else ""),
-            **(_AUTO if field.name in CAN_BE_AUTO else {}),
+            "description": field.doc + (f" Unit: {field.unit}." if field.unit else "") + _auto(field.name),
+            **({"pattern": _PATTERN} if field.name in CAN_BE_AUTO else {}),
         }
         for field in FIELDS.values()
     }
     texts = {name: {"type": "string", "maxLength": MAX_LABEL, "description": doc} for name, doc in LABELS.items()}
     others = {name: {"type": kind, "description": doc} for name, (doc, kind) in OTHERS.items()}
     return {"properties": {**numbers, **texts, **others}, "additionalProperties": False}
+
+
+def _auto(name: str) -> str:
+    return f" '{AUTO}': as much as earlier runs used." if name in CAN_BE_AUTO else ""
 
 
 def _openai(tool: Tool, settings: Settings) -> dict[str, Any]:

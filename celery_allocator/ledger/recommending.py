@@ -93,6 +93,14 @@ class Learned:
         """That of a name and size."""
         return next((r for r in self.recommendations if (r.task_name, r.size) == (task_name, size)), None)
 
+    def usage(self, requirement: str) -> Usage | None:
+        """Of the first of them, sizes before names alone, that has a suggestion for ``gpu_memory_mb``, …"""
+        for one in sorted(self.recommendations, key=lambda r: not r.size):
+            found: Usage | None = getattr(one, requirement)
+            if found is not None and found.suggested is not None:
+                return found
+        return None
+
 
 class Recommending(Access):
     """The methods about what tasks use."""
@@ -156,7 +164,7 @@ def _usage_mb(told: Sequence[str], margin: float) -> Usage | None:
             verdict = NOT_DECLARED
         elif most > declared:
             verdict = TOO_SMALL
-        elif declared > WASTEFUL * suggested and declared - suggested >= _SPARED_MB:
+        elif is_much(declared, suggested):
             verdict = TOO_LARGE
     return Usage(declared, runs, min(p50, most), min(p99, most), most, suggested, verdict)
 
@@ -172,9 +180,19 @@ def _usage_cores(told: Sequence[str]) -> Usage | None:
     if suggested is not None:
         if asked and half >= _BUSY * asked:
             verdict = BUSY
-        elif asked >= WASTEFUL * suggested and asked - suggested >= _SPARED_CORES:
+        elif is_much_cores(asked, suggested):
             verdict = TOO_LARGE
     return Usage(asked, runs, half, nearly, largest, suggested, verdict)
+
+
+def is_much(asked: float, suggested: int) -> bool:
+    """Whether so many MB are much more than is suggested."""
+    return asked > WASTEFUL * suggested and asked - suggested >= _SPARED_MB
+
+
+def is_much_cores(asked: float, suggested: int) -> bool:
+    """Whether so many cores are."""
+    return asked >= WASTEFUL * suggested and asked - suggested >= _SPARED_CORES
 
 
 def rounded_mb(amount: float) -> int:

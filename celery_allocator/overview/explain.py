@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from celery_allocator.ledger import Ledger, Reservation, Runtime
+from celery_allocator.ledger.recommending import is_much, is_much_cores
 from celery_allocator.model import Allocation, ClusterState, Kind, State, Withheld
 from celery_allocator.model.use import NOTHING
 from celery_allocator.overview.outlook import read_outlook
@@ -46,13 +47,15 @@ class Place:
 class Explanation:
     """Why an allocation is not running; ``places`` by how little lacks there, for what waits in line.
 
-    ``reservation``: what is kept for the first in line that does not fit, which may be another one.
+    ``reservation``: what is kept for the first in line that does not fit, which may be another one. ``wasteful``: what
+    it asks for much more of than runs of its name used: requirement → (asked for, the most that was used, suggested).
     """
 
     allocation: Allocation
     reason: Reason
     places: tuple[Place, ...]
     reservation: Reservation | None = None
+    wasteful: Mapping[str, tuple[int, float, int]] = field(default_factory=dict)
 
     @property
     def is_first(self) -> bool:
@@ -75,6 +78,10 @@ class Explanation:
             "reservation": None
             if self.reservation is None
             else {**asdict(self.reservation), "is_its_own": self.is_first},
+            "wasteful": {
+                name: {"asked": asked, "most": most, "suggested": suggested}
+                for name, (asked, most, suggested) in self.wasteful.items()
+            },
             "places": [
                 {
                     "device": place.device,
@@ -106,7 +113,18 @@ def explain(ledger: Ledger, allocation: Allocation) -> Explanation:
     cluster, outlook = ledger.snapshot(), read_outlook(ledger)
     reason = why_waiting(allocation, cluster, outlook)
     found = _places(allocation, cluster, ledger.held(), ledger.runtimes())
-    return Explanation(allocation, reason, found, outlook.kept.reservation if outlook.kept else None)
+    kept = outlook.kept.reservation if outlook.kept else None
+    return Explanation(allocation, reason, found, kept, _wasteful(ledger, allocation))
+
+
+def _wasteful(ledger: Ledger, wanted: Allocation) -> dict[str, tuple[int, float, int]]:
+    known = ledger.learned_of(wanted.task_name, wanted.requirements.size)
+    found = {}
+    for name, is_wasteful in (("gpu_memory_mb", is_much), ("cpu_cores", is_much_cores), ("ram_mb", is_much)):
+        asked, usage = getattr(wanted.requirements, name), known.usage(name)
+        if usage is not None and usage.suggested is not None and is_wasteful(asked, usage.suggested):
+            found[name] = (asked, usage.most, usage.suggested)
+    return found
 
 
 def _not_in_line(a: Allocation, excess: Sequence[str]) -> Reason:

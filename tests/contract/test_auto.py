@@ -118,7 +118,28 @@ def test_the_tools_schema_takes_it(session: Session) -> None:
     assert needs["cpu_cores"]["type"] == "integer"
 
 
-# --- the command
+# --- the commands
+
+
+def test_why_says_what_it_asks_for_in_vain(run: Run, session: Session) -> None:
+    session.ledger.learn_peaks("ml_inference", [Peaks(3000, 700, 0.4)] * 3, Peaks())
+    for task in ("holds", "holds-too", "waits"):
+        run(
+            "allocate",
+            task,
+            "--task-type=ml_inference",
+            "--gpu-memory=20000",
+            "--ram=700",
+            "--cpu-cores=2",
+            "--ttl=600",
+        )
+    said = run("why", "waits")
+    assert "It asks for 20000 MB GPU, and runs of ml_inference used 3000 at most: 3584 would do (recommend)." in said
+    assert "It asks for 2 cores, and runs of ml_inference used 0.4 at most: 1 would do (recommend)." in said
+    assert "MB RAM, and runs" not in said
+    (told,) = run("why", "waits", "--json")
+    assert told["wasteful"]["gpu_memory_mb"] == {"asked": 20000, "most": 3000, "suggested": 3584}
+    assert run("why", "holds", "--json")[0]["wasteful"] == {}
 
 
 def test_the_command_tells_what_is_declared_wrongly(run: Run, session: Session) -> None:

@@ -46,6 +46,11 @@ def _told(one: Explanation, limit: int) -> str:
         )
     head.append(one.reason.text)
     head += _kept(one)
+    for name, (asked, most, suggested) in one.wasteful.items():
+        head.append(
+            f"It asks for {asked} {_WORDS[name]}, and runs of {a.task_name} used {most:g} at most: "
+            f"{suggested} would do (recommend)."
+        )
     rows = list(_rows(one, limit))
     if not rows:
         return "\n".join(head)
