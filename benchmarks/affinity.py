@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, help="tasks of a run")
     parser.add_argument("--rounds", type=int, help="rounds, each with tasks of its own")
     asked = parser.parse_args()
-    count = asked.tasks or (400 if asked.quick else 4000)
+    count = asked.tasks or (400 if asked.quick else 2000)
     rounds = asked.rounds or (1 if asked.quick else 3)
     loads = BUSY[1::2] if asked.quick else BUSY
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery_allocator.ledger.client import Ledger, new_allocation_id
 from celery_allocator.ledger.connection import connect, resolve_url
-from celery_allocator.ledger.foretelling import Accuracy, Plan, Reservation
+from celery_allocator.ledger.foretelling import Accuracy, Patience, Plan, Reservation
 from celery_allocator.ledger.journal import Entry, Note, Operated, Page
 from celery_allocator.ledger.recommending import Capacity, Learned, Recommendation, Usage
 from celery_allocator.ledger.replies import (
@@ -50,6 +50,7 @@ __all__ = [
     "Options",
     "Page",
     "Parked",
+    "Patience",
     "Plan",
     "Recommendation",
     "Released",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from celery_allocator.ledger import keys, replies, wire
 from celery_allocator.ledger.access import Access
 from celery_allocator.ledger.replies import Runtime
-from celery_allocator.model import KIND_CODES, Kind, Requirements, Strategy, more_of
+from celery_allocator.model import KIND_CODES, Kind, Requirements, Shape, Strategy, more_of
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Plan:
     ``device``: node/device that it would be granted at once; ``None``: it would wait, at ``position`` in line, and
     start by ``estimated_start_at`` in one of two cases, by ``estimated_start_p90_at`` in nine of ten (``None``: nobody
     knows).
-    ``cap``: the cap of its tenant that it would wait for; empty: none.
+    ``cap``: the cap of its tenant that it would wait for; empty: none. ``affinity_until``: until when it would wait at
+    most for a device where its affinity is loaded, though another one has room; ``None``: it would not.
     """
 
     at: float
@@ -26,6 +29,7 @@ class Plan:
     estimated_start_at: float | None
     estimated_start_p90_at: float | None
     cap: str = ""
+    affinity_until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ class Reservation:
     starts_at: float | None
     since: float
     passed: int
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Tasks of one ``shape`` and ``tenant`` wait for a device where their affinity is loaded, though another has room.
+
+    They do so until ``until`` at most. ``at``: when that was read. Both: seconds since the epoch, the ledger's clock.
+    """
+
+    shape: Shape
+    tenant: str
+    until: float
+    at: float
 
 
 @dataclass(frozen=True)
@@ -98,8 +115,9 @@ class Foretelling(Access):
         if reply[0] == b"now":
             return Plan(at, reply[1].decode(), 0, at, at)
         if reply[0] == b"later":
-            _, position, p50, p90, cap, _now = reply
-            return Plan(at, None, int(position), wire.seconds(p50), wire.seconds(p90), cap.decode())
+            _, position, p50, p90, cap, until, _now = reply
+            dates = (wire.seconds(p50), wire.seconds(p90))
+            return Plan(at, None, int(position), *dates, cap.decode(), wire.seconds(until))
         raise replies.never(req, reply)
 
     @wire.reads("the reservation")
@@ -111,6 +129,20 @@ class Foretelling(Access):
             return None
         name, device, at, since, passed = ((value or b"").decode() for value in found)
         return Reservation(name, device or None, wire.seconds(at), float(since) / 1000, int(passed or 0))
+
+    @wire.reads("who waits for where an affinity is loaded")
+    def patience(self) -> tuple[Patience, ...]:
+        """Who waits now for a device where an affinity is loaded, though another one has room."""
+        read = partial(self.client.zrange, withscores=True)
+        lanes: Any = self._guard(read, keys.key(self.pool, "patience"), 0, -1)
+        at = self.server_time() if lanes else 0.0
+        found = []
+        for lane, until in lanes:
+            text, _pace, tenant = lane.decode().split("/", 2)
+            shape = Shape.parse(text)
+            if shape is not None and until / 1000 > at:
+                found.append(Patience(shape, tenant, until / 1000, at))
+        return tuple(found)
 
     @wire.reads("how good dates were")
     def accuracy(self) -> Accuracy:

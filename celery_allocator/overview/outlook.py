@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_allocator.errors import AllocationNotFound
-from celery_allocator.ledger import Accuracy, Ledger, Reservation
-from celery_allocator.model import Allocation, State, TenantState
+from celery_allocator.ledger import Accuracy, Ledger, Patience, Reservation
+from celery_allocator.model import Allocation, Shape, State, TenantState
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Outlook:
-    """``accuracy``: of the dates told so far. ``kept``: ``None`` where nobody waits that does not fit."""
+    """``accuracy``: of the dates told so far. ``kept``: ``None`` where nobody waits that does not fit.
+
+    ``patience``: who waits for a device where an affinity is loaded, though another one has room.
+    """
 
     tenants: tuple[TenantState, ...] = ()
     kept: Kept | None = None
     accuracy: Accuracy | None = None
+    patience: tuple[Patience, ...] = ()
 
     @property
     def is_shared(self) -> bool:
@@ -55,18 +59,27 @@ class Outlook:
         kept = self.kept
         return kept.reservation if kept is not None and kept.holder.allocation_id == allocation.allocation_id else None
 
+    def patience_of(self, allocation: Allocation) -> Patience | None:
+        """Until when that allocation waits at most for a device where its affinity is loaded; ``None``: it does not."""
+        shape, tenant = Shape.of(allocation.requirements, allocation.kind), allocation.requirements.tenant
+        return next((some for some in self.patience if some.shape == shape and some.tenant == tenant), None)
+
     def as_dict(self) -> dict[str, Any]:
         """As plain JSON-ready data."""
         return {
             "tenants": [tenant.as_dict() for tenant in self.tenants],
             "reservation": None if self.kept is None else self.kept.as_dict(),
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "affinity": [
+                {"affinity": some.shape.asked["affinity"], "tenant": some.tenant, "until": some.until}
+                for some in self.patience
+            ],
         }
 
 
 def read_outlook(ledger: Ledger) -> Outlook:
-    """Three small reads, and one more where something is kept. Raises :class:`~celery_allocator.errors.LedgerError`."""
-    return Outlook(ledger.tenants(), _kept(ledger), ledger.accuracy())
+    """Four small reads, and one more where something is kept. Raises :class:`~celery_allocator.errors.LedgerError`."""
+    return Outlook(ledger.tenants(), _kept(ledger), ledger.accuracy(), ledger.patience())
 
 
 def _kept(ledger: Ledger) -> Kept | None:

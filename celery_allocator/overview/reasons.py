@@ -40,8 +40,9 @@ class Lack:
 class Reason:
     """``code``: ``room`` (what it needs lacks), ``no_device`` (none that could take it is open), ``stopped`` or
     ``paused`` (nothing is granted), ``cap`` (its tenant has reached a cap), ``kept`` (what room there is, is kept for
-    the first in line), ``apart`` (it has room, and goes apart from others of its word), ``behind`` (it would fit, and
-    others are before it), or ``in_line`` (it would fit: it is granted next, or was just now).
+    the first in line), ``apart`` (it has room, and goes apart from others of its word), ``affinity`` (it has room, and
+    waits for a while for a device where its affinity is loaded), ``behind`` (it would fit, and others are before it),
+    or ``in_line`` (it would fit: it is granted next, or was just now).
 
     ``text``: a sentence for people.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from celery_allocator.model import CAPS, Allocation, ClusterState, Requirements, TenantState
@@ -28,7 +29,7 @@ def in_turn(room: Reason, fits: Sequence[str], allocation: Allocation, outlook: 
     capped = _capped(allocation.requirements, outlook.tenant(allocation.requirements.tenant))
     if capped is not None or room.code == "room":
         return capped or room
-    return _kept(fits, allocation, outlook) or _behind(allocation) or room
+    return _patient(allocation, outlook) or _kept(fits, allocation, outlook) or _behind(allocation) or room
 
 
 def _capped(asked: Requirements, tenant: TenantState | None) -> Reason | None:
@@ -47,6 +48,17 @@ def _capped(asked: Requirements, tenant: TenantState | None) -> Reason | None:
             more = f"; it needs {takes[name]}" if name != "tasks" else ""
             return Reason("cap", f"Its tenant {tenant.name} has {used} of at most {cap} {_CAPPED[name]}{more}.")
     return None
+
+
+def _patient(allocation: Allocation, outlook: Outlook) -> Reason | None:
+    patience = outlook.patience_of(allocation) if allocation.requirements.affinity else None
+    if patience is None:
+        return None
+    where = (
+        f"a {'GPU' if allocation.requirements.on_gpu else 'node'} where {allocation.requirements.affinity} is loaded"
+    )
+    left = max(1, math.ceil(patience.until - patience.at))
+    return Reason("affinity", f"There is room for it; it waits up to {left} s for {where}.")
 
 
 def _kept(fits: Sequence[str], allocation: Allocation, outlook: Outlook) -> Reason | None:

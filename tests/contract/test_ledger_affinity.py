@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from celery_allocator.ledger import keys
-from celery_allocator.model import Allocation, Strategy
+from celery_allocator.model import Allocation, Kind, Requirements, Strategy
+from celery_allocator.overview import explain, read_outlook, read_waiting
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
 
@@ -76,6 +77,22 @@ def test_without_one_it_goes_where_the_strategy_says(pools: Pools) -> None:
     load(cluster, "llama", "n2")
     assert submit(cluster, id="cold").place == "n1/gpu_0"
     assert told(cluster) == {"a1": "miss", "cold": "miss"}
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BEST_FIT, Strategy.SPREAD])
+def test_of_equal_gpus_what_was_used_longest_ago_is_pushed_out(pools: Pools, strategy: Strategy) -> None:
+    cluster = begin(pools, 4)
+    for word, node in (("red", "n1"), ("green", "n3"), ("blue", "n2"), ("red", "n1")):
+        load(cluster, word, node)
+        cluster.at += 1
+    new = [submit(cluster, f"new {i}", strategy=strategy).place for i in range(4)]
+    assert new == ["n4/gpu_0", "n3/gpu_0", "n2/gpu_0", "n1/gpu_0"]
+
+
+def test_first_fit_takes_the_first(pools: Pools) -> None:
+    cluster = begin(pools)
+    load(cluster, "llama", "n1")
+    assert submit(cluster, strategy=Strategy.FIRST_FIT).place == "n1/gpu_0"
 
 
 def test_only_where_it_may_go_and_has_room(pools: Pools) -> None:
@@ -395,3 +412,50 @@ def test_the_line_is_right_after_repair(pools: Pools) -> None:
     for name in ("busy", "waits"):
         cluster.ends(name)
     assert_empty(cluster.ledger)
+
+
+# --- what is said of it
+
+
+def test_plan_says_that_it_would_wait(pools: Pools) -> None:
+    cluster = busy(pools, seconds=0)
+    asked = Requirements(1_000, affinity="sdxl")
+    planned = cluster.ledger.plan("work", asked)
+    assert (planned.device, planned.position, planned.affinity_until) == (None, 1, cluster.at + 5)
+    assert planned.estimated_start_at is not None and planned.estimated_start_at >= cluster.at + 5
+    assert cluster.ledger.plan("work", asked, kind=Kind.MANUAL).device == "n1/gpu_0", "best fit"
+    assert cluster.ledger.plan("work", Requirements(1_000, affinity="llama")).device == "n2/gpu_0"
+    cluster.ends("busy")
+    assert cluster.ledger.plan("work", asked).device == "n1/gpu_0"
+    assert loaded(cluster, "sdxl") == ["n1/gpu_0"], "nothing has changed"
+    assert cluster.ledger.client.exists(keys.key(cluster.ledger.pool, "patience")) == 0
+
+
+def test_what_waits_has_a_date_by_which_it_starts_in_any_case(pools: Pools) -> None:
+    cluster = busy(pools, seconds=0)
+    made = submit(cluster, id="waits")
+    assert made.estimated_start_at == pytest.approx(cluster.at + 5, abs=0.5)
+    cluster.at += 1
+    read = cluster.ledger.get("waits")
+    assert read.estimated_start_at == pytest.approx(cluster.at + 4, abs=0.5)
+
+
+def test_why_says_what_it_waits_for_and_for_how_long(pools: Pools) -> None:
+    cluster = busy(pools, seconds=0)
+    submit(cluster, id="waits", tenant="one")
+    submit(cluster, id="behind", tenant="one", gpu=2_000)
+    cluster.submit(1_000, node="n1", id="other")
+    cluster.at += 1.5
+    reason = explain(cluster.ledger, cluster.ledger.get("waits")).reason
+    assert (reason.code, reason.text) == (
+        "affinity",
+        "There is room for it; it waits up to 4 s for a GPU where sdxl is loaded.",
+    )
+    outlook = read_outlook(cluster.ledger)
+    told = outlook.as_dict()["affinity"]
+    assert {(row["affinity"], row["tenant"], row["until"]) for row in told} == {("sdxl", "one", cluster.at + 3.5)}
+    rows = read_waiting(cluster.ledger, cluster.ledger.snapshot(), outlook).rows
+    codes = {row.allocation.allocation_id: row.reason.code for row in rows}
+    assert codes == {"waits": "affinity", "behind": "affinity", "other": "room"}
+    cluster.ticks(4)
+    assert read_outlook(cluster.ledger).patience == ()

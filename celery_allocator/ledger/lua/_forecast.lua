@@ -403,6 +403,9 @@ end
 -- When one that waits will start by the order of admission alone, ms; and its position. nil where nothing can be told.
 local function expected(told, id, a)
   local rank = call("ZRANK", K.waiting, id) or 0
+  -- It has room, and waits for a device where its word is loaded.
+  local by = sounds_affine(a.shape) and call("ZRANK", K.line .. lane_of(a), id) == 0 and tonumber(call("ZSCORE", K.patience, lane_of(a)) or nil)
+  if by and by > now then return by, rank + 1 end
   if not told then return nil, rank + 1 end
   local at, order = told.starts[id], told.order[id]
   if call("SCARD", K.queued) < 2 then order = rank + 1 end

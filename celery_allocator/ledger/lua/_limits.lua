@@ -69,7 +69,7 @@ end
 -- there, or ended there, lately, and that others have not pushed out since. Which process of its worker has it, the ledger
 -- does not know. It is advice: nothing is counted by it, and where it is lost only time is.
 -- K.warm .. word: its devices by when it was last used there; the field "warm" of a device: its words, the last used first.
-local MOST_WARM, MOST_HOPES = 64, 8 -- devices that are looked at, for room and for when there will be room
+local MOST_WARM, MOST_HOPES, MOST_ALIKE = 64, 8, 32 -- devices looked at: for room, for room in time, for what they had loaded
 
 -- What the settings say: for how long (ms) a device is warm, for how long (ms) a lane may wait for one though another has
 -- room, and how many words stay loaded for each slot.
@@ -99,6 +99,12 @@ local function words_of(dkey)
   local ok, words = pcall(cmsgpack.unpack, v[1] or "")
   local _, _, keeps = warmth()
   return ok and type(words) == "table" and words or {}, keeps * math.max(1, tonumber(v[2] or nil) or 0)
+end
+
+-- When the last of its words was used on a device, ms; nil: none is loaded.
+local function last_use(dkey)
+  local word = words_of(dkey)[1]
+  return word and tonumber(call("ZSCORE", K.warm .. word, dkey) or nil)
 end
 
 local function cool(dkey, word)

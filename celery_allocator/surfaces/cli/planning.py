@@ -73,6 +73,7 @@ def _as_data(planned: Planned) -> dict[str, Any]:
         "estimated_start_at": planned.estimated_start_at,
         "estimated_start_p90_at": planned.estimated_start_p90_at,
         "waits_for_cap": planned.cap or None,
+        "waits_for_affinity_until": planned.affinity_until,
     }
 
 
@@ -86,6 +87,9 @@ def _told(name: str, requirements: Requirements, planned: Planned) -> str:
         lines.insert(
             1, f"Its tenant {requirements.tenant} is at its cap of {planned.cap}: that is what it would wait for."
         )
+    if planned.affinity_until is not None:
+        left = text.span(planned.affinity_until - planned.at)
+        lines.insert(1, f"There is room; it would wait up to {left} for one where {requirements.affinity} is loaded.")
     if planned.estimated_start_at is not None:
         wait = text.span(planned.estimated_start_at - planned.at)
         most = planned.estimated_start_p90_at
