@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +20,10 @@ from celery_allocator.inventory import GpuUse
 from celery_allocator.model import Allocation, Kind, Peaks, Requirements, State, Strategy, TaskUse
 from celery_allocator.plugin import using
 from celery_allocator.plugin.sampled import Sampled
+from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.processes import ROOT
+
+__all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
 _MB = 2**20
 
@@ -198,6 +203,42 @@ def test_what_main_has_sampled_counts_while_it_can_be_this_tasks_alone(driver: D
     assert measured(sample(5500), sampled, gpu=True).gpu_memory_mb == 6000
     assert measured(sample(5500), sampled, name="other", gpu=True).gpu_memory_mb is None
     assert measured(sample(5500), sampled, gpu=True).gpu_memory_mb is None
+
+
+#: A worker's main process that has asked the driver, and its child that runs a task and asks at the end.
+_CHILD = """
+import os, sys
+from celery_allocator.inventory import read_use
+from celery_allocator.plugin import using
+from tests.plugin.test_using import allocation
+
+read_use("GPU-aaaa")
+if os.fork() == 0:
+    using._ASK_DRIVER_S = 0.0
+    using.begin("t", allocation(gpu=True), None)
+    print(os.getpid(), flush=True)
+    sys.stdin.readline()
+    print(using.end("t", None).gpu_memory_mb, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_forked_child_asks_the_real_binding(fake_nvml: FakeNvml) -> None:
+    environ = fake_nvml.environ([FakeGpu("GPU-aaaa")])
+    child = subprocess.Popen(
+        [sys.executable, "-c", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    pid = int(child.stdout.readline())
+    fake_nvml.change(environ, [FakeGpu("GPU-aaaa", processes=((pid, 3000), (os.getpid(), 500)))])
+    told, _ = child.communicate("go\n", timeout=60)
+    assert (told, child.returncode) == ("3000\n", 0)
 
 
 class Torch:
