@@ -17,6 +17,7 @@ from inspect import isgenerator
 from typing import Any
 
 import psutil
+from billiard.pool import RUN
 from kombu.asynchronous import get_event_loop
 
 from celery_allocator.plugin.processes import born, kill
@@ -97,9 +98,13 @@ def recycle(pool: Any, pid: int, since: str | None) -> bool:
 
 
 def _of(pool: Any) -> Any:
-    """The pool of processes behind Celery's, if that is what it is."""
-    inner = getattr(pool, "_pool", None)
-    return inner if hasattr(inner, "_all_inqueues") and hasattr(inner, "_cache") else None
+    """The pool of processes behind Celery's, if that is what it is, while it runs.
+
+    One that is closing is not driven by the thread of the event loop any more.
+    """
+    inner: Any = getattr(pool, "_pool", None)
+    is_one = hasattr(inner, "_all_inqueues") and hasattr(inner, "_cache")
+    return inner if is_one and inner._state == RUN else None
 
 
 def _look_soon(inner: Any) -> None:

@@ -134,12 +134,13 @@ def own_ram_mb(pids: Iterable[int]) -> int:
     """
     own = shared = 0
     ours = set(pids)
+    workers = 0 if os.getpid() in ours else psutil.Process().memory_info().rss
     for pid in ours:
         try:
             memory = psutil.Process(pid).memory_full_info()
         except psutil.Error:  # just ended
             continue
-        own += memory.uss
+        # A kernel without /proc/…/smaps (gVisor has none) tells neither.
+        own += getattr(memory, "uss", max(0, memory.rss - workers))
         shared += getattr(memory, "pss", 0)
-    workers = 0 if os.getpid() in ours else psutil.Process().memory_info().rss
     return max(own, shared - workers) // _MB

@@ -139,7 +139,11 @@ class Meter:
             return use
         # Also those that have ended and are still listed, if their ids are ours at all.
         listed = gpu.processes if gpu is not None and self._told else None
-        return self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), listed))
+        try:
+            return self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), listed))
+        except Exception:
+            logger.exception("watch: unexpected error; going on")
+            return use
 
     def _tasks(
         self, holdings: list[Holding], table: _Table, seen: Mapping[int, int | None] | None

@@ -96,6 +96,11 @@ class Watch:
         """Whether it looks for somebody to kill."""
         return self._settings.on_overuse == "kill"
 
+    @property
+    def _awaits(self) -> bool:
+        """Whether the memory of somebody who was killed may still be in use."""
+        return any(not killed.unlisted for killed in list(self._killed.values()))
+
     def began(self, pid: int, allocation: Allocation | None = None) -> None:
         """Process ``pid`` has begun a task: under that allocation, or one that is not the allocator's."""
         if not (self.kills or self._settings.measure_s):
@@ -110,9 +115,9 @@ class Watch:
         """Wait until the next look is due: after ``every_s`` (0: never), or sooner where somebody may be killed."""
         due = time.monotonic() + (every_s or threading.TIMEOUT_MAX)
         while not stop.is_set() and (left := due - time.monotonic()) > 0:
-            step = _SOON_S if self._killed else self._settings.watch_s if self.kills else left
+            step = _SOON_S if self._awaits else self._settings.watch_s if self.kills else left
             stop.wait(min(left, step))
-            if self._killed or (self.kills and any(True for _ in self._running())):
+            if self._awaits or (self.kills and any(True for _ in self._running())):
                 return
 
     def look(self, use: WorkerUse, look: Look) -> WorkerUse:
@@ -161,7 +166,7 @@ class Watch:
         if self.kills and killable:
             # Over it at two looks: what was only passing by, as a copy that is made, costs nobody his work.
             if _run(held[0]) in self._over:
-                in_loop(self._kill, held[0], found[0])
+                in_loop(_careful, self._kill, held[0], found[0])
             return
         for one in found:
             if not all(self._is_new(_run(holding), one.resource) for holding in held):
@@ -247,7 +252,10 @@ class Watch:
     def _look_for_killed(self, look: Look) -> None:
         self._looked_at = look.at
         for killed in list(self._killed.values()):
-            if killed.gone_at is not None and killed.gone_at < look.at:
+            if killed.gone_at is None:
+                if all(is_gone(pid, since) for pid, since in killed.processes):
+                    killed.gone_at = time.monotonic()
+            elif killed.gone_at < look.at:
                 killed.unlisted = look.listed is None or not any(
                     pid in look.listed and born(pid) in (None, since) for pid, since in killed.processes
                 )
@@ -265,7 +273,7 @@ class Watch:
         held = [(grown.family.gpu_memory_mb or 0, pid, grown.since) for pid, grown in self._idle.items()]
         most, pid, since = max(held, default=(0, 0, None))
         if most > 0:
-            in_loop(self._recycle, pid, since, most)
+            in_loop(_careful, self._recycle, pid, since, most)
 
     def _recycle(self, pid: int, since: str | None, held_mb: int) -> None:
         """In the event loop."""
@@ -277,6 +285,14 @@ class Watch:
                 pid,
                 held_mb,
             )
+
+
+def _careful(call: Callable[..., None], *args: Any) -> None:
+    """What goes wrong in the event loop would end the worker."""
+    try:
+        call(*args)
+    except Exception:
+        logger.exception("watch: unexpected error; going on")
 
 
 def _run(holding: Holding) -> Run:

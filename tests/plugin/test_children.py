@@ -207,6 +207,14 @@ def test_another_process_of_that_id_is_not_recycled(pool: Children) -> None:
     assert len(children.idle(pool.pool)) == 2
 
 
+def test_a_pool_that_closes_is_left_alone(pool: Children) -> None:
+    first, _ = children.idle(pool.pool)
+    pool.pool._pool.close()
+    assert children.idle(pool.pool) == []
+    assert not children.recycle(pool.pool, first, born(first))
+    assert not children.can_end(pool.pool)
+
+
 def test_other_pools_have_no_children() -> None:
     threads = SimpleNamespace(executor=None)
     assert children.idle(threads) == []

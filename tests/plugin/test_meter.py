@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ import pytest
 
 from celery_allocator.inventory import cgroup
 from celery_allocator.inventory.host import ram_used_mb
-from celery_allocator.model import Allocation, Kind, RamUse, Requirements, State, Strategy
+from celery_allocator.model import Allocation, Kind, RamUse, Requirements, State, Strategy, WorkerUse
 from celery_allocator.plugin import meter
 from celery_allocator.plugin.holdings import Holdings
 from celery_allocator.plugin.meter import Meter
+from celery_allocator.plugin.watch import Look, Watch
+from celery_allocator.settings import Settings
 from tests.support.waiting import wait_until
 
 _HOLD = "import sys; kept = bytearray(b'x' * (int(sys.argv[1]) * 2**20)); print('held', flush=True); sys.stdin.read()"
@@ -132,3 +135,17 @@ def test_it_measures_again_and_again_and_hands_each_out_once() -> None:
     never = Meter(None, holdings().all, 0)
     never.start()
     assert never.take() is None
+
+
+def test_a_watch_that_breaks_costs_no_measurement(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hold: Callable[[int], int]
+) -> None:
+    def broken(self: Watch, use: WorkerUse, look: Look) -> WorkerUse:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Watch, "look", broken)
+    caplog.set_level(logging.ERROR)
+    watch = Watch(Settings(), list, lambda: None, has_gpu=False)
+    (task,) = Meter(None, holdings(hold(20)).all, 1.0, watch=watch).measure().tasks
+    assert (task.ram_mb or 0) >= 20
+    assert "watch: unexpected error" in caplog.text

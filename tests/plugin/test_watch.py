@@ -309,3 +309,37 @@ def test_where_nothing_is_measured_it_looks_while_somebody_may_be_killed(
     monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
     scene.watch.wait(clock, 0.0)
     assert clock.waits == [0.1]  # for the driver to show its memory free
+
+
+def test_what_goes_wrong_in_the_event_loop_does_not_end_it(
+    killed: list[Request], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(pool: Any, request: Request) -> None:
+        raise PermissionError("not ours to end")
+
+    monkeypatch.setattr(module, "kill_task", refused)
+    caplog.set_level(logging.ERROR)
+    scene = Scene("kill")
+    request = scene.runs("a", 1000)
+    scene.gpu = {CHILD: 3000}
+    scene.look()
+    scene.look()
+    assert request.overuse is None
+    (record,) = caplog.records
+    assert "unexpected error" in record.getMessage()
+
+
+def test_what_was_killed_and_given_back_otherwise_is_not_looked_for_for_good(
+    killed: list[Request], condemned: Callable[[], subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.time, "monotonic", lambda: scene.at + 0.5)
+    scene, process, clock = Scene("kill", watch_s=2.0), condemned(), Clock()
+    _kill(scene, process, monkeypatch)
+    process.kill()
+    process.wait()
+    scene.running = []
+    scene.look()  # gone
+    scene.look()  # and not listed since
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
+    scene.watch.wait(clock, 5.0)
+    assert clock.waits == [2.0, 2.0, 1.0]
