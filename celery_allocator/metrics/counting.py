@@ -24,8 +24,6 @@ from celery_allocator.updates.changes import LEFT_OUT, RULES
 MOST = 200_000
 
 _EVENTS = frozenset({*RULES, *LEFT_OUT})
-#: Whether what a task has an affinity for was loaded where it was granted.
-_WARM = ("hit", "miss")
 _REGRANTS = ("lost", "withdrawn", "requeued", "grown")
 _OVERUSE = ("gpu_memory", "ram")
 _ACTIONS = ("warn", "kill")
@@ -41,7 +39,6 @@ class Counting:
         self._most = most
         self.forget()
         tallies.expect("events_total", sorted(_EVENTS))
-        tallies.expect("affinity_grants_total", _WARM)
         tallies.expect("regrants_total", _REGRANTS)
         tallies.expect("releases_total", sorted(KNOWN))
         tallies.expect("affinity_grants_total", _AFFINITY)
@@ -89,7 +86,7 @@ class Counting:
         if record.wait_s is not None and waited is None:
             self._first_start(record, record.wait_s)
         if event == "granted":
-            self._granted(record, entry.fields.get("warm", ""))
+            self._granted(record)
         elif event == "started" and record.granted_at is not None and state == "granted":
             self._tallies.observe("placement_latency_seconds", (entry.at - record.granted_at).total_seconds())
         elif event in _REGRANTS and record.state == "waiting":
@@ -125,10 +122,8 @@ class Counting:
         if record.queue_position and promise is not None:
             self._tallies.observe("estimate_error_seconds", promise.error_s)
 
-    def _granted(self, record: AllocationRecord, warm: str) -> None:
+    def _granted(self, record: AllocationRecord) -> None:
         self._tallies.add("grants_total", record.node or "", record.device or "")
-        if warm in _WARM:
-            self._tallies.add("affinity_grants_total", warm)
         reason = self._again.pop(record.allocation_id, None)
         if reason is not None:
             self._tallies.add("regrants_total", reason)

@@ -164,11 +164,6 @@ _ALL = (
     _counter("events_total", "Entries of the event stream, by event.", "event"),
     _counter("grants_total", "Grants, by device.", "hostname", "gpu"),
     _counter(
-        "affinity_grants_total",
-        "Grants to tasks with an affinity: it was loaded on the GPU that they got (`hit`), or not (`miss`).",
-        "result",
-    ),
-    _counter(
         "regrants_total",
         "Grants of what had been granted before, and was `lost`, `withdrawn`, `requeued` or `grown` since.",
         "reason",
