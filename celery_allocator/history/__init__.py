@@ -28,6 +28,8 @@ _EXPORTS = {
     "devices": "query",
     "gaps": "query",
     "measured": "query",
+    "Withholding": "withholding",
+    "withheld_during": "withholding",
 }
 
 __all__ = [
@@ -39,12 +41,14 @@ __all__ = [
     "Restoration",
     "Restorer",
     "Schema",
+    "Withholding",
     "allocations",
     "devices",
     "gaps",
     "load",
     "measured",
     "open_history",
+    "withheld_during",
 ]
 
 if TYPE_CHECKING:
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from celery_allocator.history.restore import Restoration, Restorer
     from celery_allocator.history.schema import Schema
     from celery_allocator.history.store import History, open_history
+    from celery_allocator.history.withholding import Withholding, withheld_during
 
 #: What the extra installs.
 _LIBRARIES = ("sqlalchemy", "alembic", "psycopg")

@@ -74,6 +74,7 @@ class Changes:
                 cpu_cores=entry.number("cores"),
                 ram_mb=entry.number("ram_mb"),
                 devices=entry.number("devices"),
+                **{name: entry.number(name) for name in _WITHHELD if entry.event == "withheld"},
             )
         )
         if entry.event == "node":
@@ -101,6 +102,7 @@ def _met(record: AllocationRecord, entry: Entry) -> None:
     if shape is not None:
         record.gpu_memory_mb, record.cpu_cores, record.ram_mb = shape.gpu_memory_mb, shape.cpu_cores, shape.ram_mb
         record.kind, record.gpu_count = shape.kind.value, shape.gpu_count
+        record.more = shape.more or None
     if "new" in told:
         record.submitted_at = entry.at
         record.priority = entry.number("priority")
@@ -166,6 +168,7 @@ def _granted(record: AllocationRecord, entry: Entry) -> None:
     record.cores, record.devices = entry.fields.get("cores", ""), entry.fields.get("devices") or None
     record.worker, record.started_at = None, None
     record.granted_at = entry.at
+    record.affinity = entry.fields.get("warm") or None
     record.grants += 1
     if record.kind == "manual":  # held by whoever asked for it, from now on
         _starts(record, entry.at)
@@ -187,6 +190,8 @@ def _released(record: AllocationRecord, entry: Entry) -> None:
     _ends(record, entry, entry.fields.get("outcome") or "released")
     record.peak_gpu_memory_mb = _largest(record.peak_gpu_memory_mb, entry.number("peak_gpu_mb"))
     record.peak_ram_mb = _largest(record.peak_ram_mb, entry.number("peak_ram_mb"))
+    milli = entry.number("cpu_milli")
+    record.cpu_cores_used = record.cpu_cores_used if milli is None else milli / 1000
 
 
 def _lost(record: AllocationRecord, entry: Entry) -> None:
@@ -236,6 +241,19 @@ def _back(record: AllocationRecord, entry: Entry) -> None:
     _lives(record, state if state in ("delayed", "on_hold") else "waiting")
 
 
+def _grown(record: AllocationRecord, entry: Entry) -> None:
+    _waiting(record, entry)
+    record.grown = (record.grown or 0) + 1
+
+
+def _overuse(record: AllocationRecord, entry: Entry) -> None:
+    used = entry.number("used_mb")
+    if entry.fields.get("resource") == "gpu_memory_mb":
+        record.overuse_gpu_memory_mb = _largest(record.overuse_gpu_memory_mb, used)
+    elif entry.fields.get("resource") == "ram_mb":
+        record.overuse_ram_mb = _largest(record.overuse_ram_mb, used)
+
+
 def _settled(record: AllocationRecord, entry: Entry) -> None:
     if record.ended_at is None:  # its end was missed
         _ends(record, entry, entry.fields.get("outcome") or "ended")
@@ -258,7 +276,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "released": _released,
     "requeued": _waiting,
     "withdrawn": _waiting,
-    "grown": _waiting,
+    "grown": _grown,
     "republished": _unchanged,
     "cancelled": lambda record, entry: _ends(record, entry, entry.fields.get("outcome") or "cancelled"),
     "expired": lambda record, entry: _ends(record, entry, "expired"),
@@ -266,7 +284,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
     "lost": _lost,
     "reclaimed": _reclaimed,
     "renewed": _unchanged,
-    "overuse": _unchanged,
+    "overuse": _overuse,
     "settled": _settled,
     "discarded": _unchanged,
     "held": _held,
@@ -281,7 +299,7 @@ _LIFE: dict[str, Callable[[AllocationRecord, Entry], None]] = {
 _LATER = ("reserved", "republished", "renewed", "overuse", "settled", "discarded")
 
 #: State that an event leaves a node or device in.
-_STATES: dict[str, str] = {
+_STATES: dict[str, str | None] = {
     "node": "online",
     "node_lost": "offline",
     "worker": "serving",
@@ -291,5 +309,7 @@ _STATES: dict[str, str] = {
     "cordoned": "cordoned",
     "draining": "draining",
     "uncordoned": "ready",
+    "withheld": None,  # it changes no state
 }
+_WITHHELD = ("withheld_mb", "foreign_mb", "leftover_mb", "overuse_mb")
 _OF_WORKERS = ("worker", "closing", "left", "worker_lost")

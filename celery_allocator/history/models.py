@@ -14,6 +14,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from celery_allocator.model import besides
+
 
 class UTCDateTime(TypeDecorator[datetime]):
     """Aware UTC on both sides, also on SQLite, which knows no time zones."""
@@ -141,6 +143,22 @@ class AllocationRow(Base):
     peak_ram_mb: Mapped[int | None]
     last_event_id: Mapped[str]
     last_event_at: Mapped[datetime]
+    #: What it asked for besides amounts, as its shape writes that ("s=250;m=A100"; see ``model/shape.py``).
+    more: Mapped[str | None]
+    #: Of one with an affinity: whether its last grant was to where that was loaded: "hit" or "miss".
+    affinity: Mapped[str | None]
+    #: How often its claim grew after it ran out of GPU memory.
+    grown: Mapped[int | None]
+    #: The most that it was found to use, where that was more than it was promised.
+    overuse_gpu_memory_mb: Mapped[int | None]
+    overuse_ram_mb: Mapped[int | None]
+    #: How many cores its run kept busy: CPU time over run time.
+    cpu_cores_used: Mapped[float | None]
+
+    @property
+    def besides(self) -> tuple[str, ...]:
+        """What it asked for besides amounts, for people."""
+        return besides(self.more or "")
 
 
 class NodeStateRow(Base):
@@ -160,6 +178,10 @@ class NodeStateRow(Base):
     ram_mb: Mapped[int | None]
     #: Number of its devices.
     devices: Mapped[int | None]
+    #: RAM that is given to nobody from then on (event ``withheld``): all of it, and by whom it is used.
+    withheld_mb: Mapped[int | None]
+    foreign_mb: Mapped[int | None]
+    overuse_mb: Mapped[int | None]
 
 
 class DeviceStateRow(Base):
@@ -179,6 +201,11 @@ class DeviceStateRow(Base):
     worker: Mapped[str | None]
     slots: Mapped[int | None]
     memory_mb: Mapped[int | None]
+    #: Of its memory, what is given to nobody from then on (event ``withheld``): all of it, and by whom it is used.
+    withheld_mb: Mapped[int | None]
+    foreign_mb: Mapped[int | None]
+    leftover_mb: Mapped[int | None]
+    overuse_mb: Mapped[int | None]
 
 
 class OperatorAction(Base):

@@ -32,6 +32,7 @@ _IDS = 500
 #: What a report needs of an allocation.
 _MEASURED = (
     *("allocation_id", "task_name", "tenant", "gpu_memory_mb", "gpu_count", "cpu_cores", "submitted_at", "eta_at"),
+    *("ram_mb", "peak_ram_mb", "cpu_cores_used", "affinity", "grown", "overuse_gpu_memory_mb", "overuse_ram_mb"),
     *("estimated_start_at", "estimated_start_p90_at", "rearranged_at", "granted_at", "started_at", "ended_at", "state"),
     *("outcome", "node", "device", "devices", "grants"),
     *("losses", "wait_s", "run_s", "held_s", "peak_gpu_memory_mb", "last_event_id", "last_event_at"),

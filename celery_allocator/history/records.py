@@ -49,6 +49,12 @@ class AllocationRecord:
     held_s: float = 0.0
     peak_gpu_memory_mb: int | None = None
     peak_ram_mb: int | None = None
+    more: str | None = None
+    affinity: str | None = None
+    grown: int | None = 0
+    overuse_gpu_memory_mb: int | None = None
+    overuse_ram_mb: int | None = None
+    cpu_cores_used: float | None = None
 
 
 #: The columns of ``allocations`` that a record holds, in its order.
@@ -71,3 +77,7 @@ class StateRecord:
     ram_mb: int | None = None
     devices: int | None = None
     memory_mb: int | None = None
+    withheld_mb: int | None = None
+    foreign_mb: int | None = None
+    leftover_mb: int | None = None
+    overuse_mb: int | None = None

@@ -26,7 +26,7 @@ from celery_allocator.model.requirements import (
     Field,
     Requirements,
 )
-from celery_allocator.model.shape import KIND_CODES, Shape, more_of
+from celery_allocator.model.shape import KIND_CODES, Shape, besides, more_of
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.tenant import CAPS, Quota, TenantState
 from celery_allocator.model.use import RamUse, TaskUse, Withheld, WorkerUse
@@ -65,6 +65,7 @@ __all__ = [
     "Withheld",
     "WorkerState",
     "WorkerUse",
+    "besides",
     "iso_between",
     "iso_utc",
     "known_strategy",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
+from celery_allocator.errors import RequirementsError
 from celery_allocator.model.allocation import Kind
 from celery_allocator.model.requirements import NODE_LABELS, WHOLE, Requirements
 
@@ -116,6 +117,15 @@ def read_more(text: str) -> dict[str, Any]:
         else:
             raise ValueError(f"{pair!r} is nothing that can be asked for")
     return found | {NODE_LABELS: labels} if labels else found
+
+
+def besides(more: str) -> tuple[str, ...]:
+    """The same for people (see :attr:`Requirements.besides`); empty for what cannot be read."""
+    try:
+        # Any amount: what is said besides does not depend on it.
+        return Requirements.parse({"gpu_memory_mb": 1}, read_more(more)).besides if more else ()
+    except (ValueError, RequirementsError):
+        return ()
 
 
 def _quoted(text: str) -> str:

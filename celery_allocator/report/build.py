@@ -21,6 +21,7 @@ from celery_allocator.report.dates import DatesBy
 from celery_allocator.report.figures import Figures, Hours
 from celery_allocator.report.result import GapSpan, Group, Report
 from celery_allocator.report.series import Series
+from celery_allocator.report.uses import Uses, overused
 
 if TYPE_CHECKING:
     from celery_allocator.history import History
@@ -75,6 +76,7 @@ class _Builder:
         self._groups: dict[Key, Figures] = {}
         self._series = Series(window)
         self._dates = DatesBy()
+        self._uses = Uses()
         self._days = "day" in by
         self._memory: dict[tuple[str, str], int] = {}
         # What still lives counts where the window ends.
@@ -106,6 +108,7 @@ class _Builder:
             self._series.finish(),
             tuple(self._gaps()),
             self._dates,
+            self._uses,
         )
 
     def _gaps(self) -> Iterator[GapSpan]:
@@ -128,6 +131,11 @@ class _Builder:
         figures.outcomes[row.outcome or "ended"] += 1
         figures.regrants += max(0, row.grants - 1)
         figures.losses += row.losses
+        figures.grown += row.grown or 0
+        figures.overused += overused(row)
+        figures.affinity_hits += row.affinity == "hit"
+        figures.affinity_misses += row.affinity == "miss"
+        self._uses.note(row)
         good, bad = row.outcome in SUCCESS, row.outcome in FAILURES
         self._series.ended(row.task_name, "successes" if good else "failures" if bad else "others")
         if row.wait_s is not None:

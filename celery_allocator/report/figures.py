@@ -20,6 +20,7 @@ FIGURES = (
     *("unused_gb_hours", "waste_gb_hours", "measured_gb_hours", "unplaced_gb_hours", "core_hours"),
     *("regrants", "losses", "estimates", "estimate_error_median_s", "started_by_estimate"),
     *("dates_scored", "dates_covered", "date_error_median_s", "wait_max_s"),
+    *("grown", "overused", "affinity_hits", "affinity_misses"),
 )
 
 
@@ -71,6 +72,10 @@ class Figures:
     core_hours: float = 0.0
     regrants: int = 0
     losses: int = 0
+    grown: int = 0
+    overused: int = 0
+    affinity_hits: int = 0
+    affinity_misses: int = 0
     dates: Dates = field(default_factory=Dates)
 
     def add(self, other: Figures) -> None:
@@ -87,6 +92,10 @@ class Figures:
         self.core_hours += other.core_hours
         self.regrants += other.regrants
         self.losses += other.losses
+        self.grown += other.grown
+        self.overused += other.overused
+        self.affinity_hits += other.affinity_hits
+        self.affinity_misses += other.affinity_misses
         self.dates.add(other.dates)
 
     @property
@@ -127,6 +136,7 @@ class Figures:
             "started_by_estimate": sum(1 for error in errors if error <= 0) / len(errors) if errors else None,
             **self.dates.as_dict(),
             "wait_max_s": waits[-1] if waits else None,
+            **{name: getattr(self, name) for name in ("grown", "overused", "affinity_hits", "affinity_misses")},
         }
         return {name: _rounded(told[name]) for name in FIGURES}
 

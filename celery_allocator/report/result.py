@@ -10,6 +10,7 @@ from celery_allocator.history.window import Window
 from celery_allocator.report.dates import DatesBy
 from celery_allocator.report.figures import Figures
 from celery_allocator.report.series import Series
+from celery_allocator.report.uses import Uses
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Report:
     series: Series
     gaps: tuple[GapSpan, ...]
     dates: DatesBy
+    uses: Uses
 
     @property
     def unit(self) -> str:
@@ -61,6 +63,7 @@ class Report:
             ],
             "totals": self.totals.as_dict(),
             "dates": self.dates.as_dict(),
+            "uses": self.uses.as_dict(),
             "series": self.series.as_dict(),
             "gaps": [{"since": iso(g.start), "until": iso(g.end), "entries": g.entries} for g in self.gaps],
         }

@@ -32,7 +32,7 @@ def test_a_whole_life() -> None:
         submitted(0, position=4, estimate=BEGAN + 9000, estimate_p90=BEGAN + 12_000, expires=BEGAN + 60_000),
         grant(5),
         start(7),
-        release(10, peak_gpu_mb=512, peak_ram_mb=300),
+        release(10, peak_gpu_mb=512, peak_ram_mb=300, cpu_milli=1900),
     )
     assert record == AllocationRecord(
         allocation_id="a1",
@@ -69,6 +69,7 @@ def test_a_whole_life() -> None:
         held_s=5.0,
         peak_gpu_memory_mb=512,
         peak_ram_mb=300,
+        cpu_cores_used=1.9,
     )
 
 
@@ -190,6 +191,48 @@ def test_several_gpus() -> None:
     assert record.devices == "n1/gpu_0 n1/gpu_1"
 
 
+def test_a_share_and_what_it_came_to() -> None:
+    waits = submitted(0, shape="0:2:0:t:1:s=250;m=A100;l.zone=a")
+    asked = row(waits)
+    assert (asked.gpu_memory_mb, asked.gpu_count, asked.more) == (0, 1, "s=250;m=A100;l.zone=a")
+    record = row(waits, grant(1, shape="6144:2:0:t:1:s=250;m=A100;l.zone=a", warm="miss"))
+    assert (record.gpu_memory_mb, record.more, record.affinity) == (6144, "s=250;m=A100;l.zone=a", "miss")
+    assert row(waits, grant(1, warm="hit"), entry(2, "requeued"), grant(3)).affinity is None
+    plain = row(submitted(0), grant(1))
+    assert (plain.more, plain.affinity) == (None, None)
+
+
+def test_a_claim_that_grew() -> None:
+    told = [submitted(0, shape="1000:1:0:t"), grant(1), start(2)]
+    for number, mb in ((4, 1500), (8, 2250)):
+        told += [
+            entry(number, "grown", device="n1/gpu_0", to=mb, shape=f"{mb}:1:0:t", **{"from": 1000}),
+            grant(number + 1),
+            start(number + 2),
+        ]
+    record = row(*told, release(12))
+    assert (record.grown, record.gpu_memory_mb, record.grants, record.losses) == (2, 2250, 3, 0)
+    assert record.run_s == 2 + 2 + 2 and record.wait_s == 2
+
+
+def test_the_largest_overuse_is_kept() -> None:
+    def over(number: int, resource: str, used: Any) -> Entry:
+        return entry(number, "overuse", resource=resource, promised_mb=10, used_mb=used, action="warn")
+
+    record = row(submitted(0), grant(1), over(2, "ram_mb", 30), over(3, "ram_mb", 20), over(4, "gpu_memory_mb", 99),
+                 over(5, "something", 5), over(6, "ram_mb", "x"))  # fmt: skip
+    assert (record.overuse_ram_mb, record.overuse_gpu_memory_mb, record.state) == (30, 99, "granted")
+
+
+def test_what_is_withheld_of_nodes_and_devices() -> None:
+    amounts = {"withheld_mb": 330, "foreign_mb": 300, "leftover_mb": 20, "overuse_mb": 10, "pids_hidden": 0}
+    changes = Changes().fold([entry(1, "withheld", "n1/gpu_0", **amounts), entry(2, "withheld", "n1", withheld_mb=0)])
+    device, node = changes.states
+    assert (device.node, device.device, device.state) == ("n1", "gpu_0", None)
+    assert (device.withheld_mb, device.foreign_mb, device.leftover_mb, device.overuse_mb) == (330, 300, 20, 10)
+    assert (node.device, node.withheld_mb, node.foreign_mb) == (None, 0, None)
+
+
 def test_holding_back_and_priority() -> None:
     record = row(submitted(0), entry(1, "held", by="me"))
     assert record.state == "on_hold"
@@ -270,7 +313,7 @@ EVENTS = st.sampled_from(
     ["delayed", "waiting", "granted", "started", "released", "requeued", "republished", "withdrawn", "cancelled",
      "expired", "renewed", "settled", "lost", "parked", "discarded", "reclaimed", "held", "unheld", "restored",
      "priority", "moved", "reserved", "tenant", "node", "node_lost", "worker", "left", "cordoned", "uncordoned",
-     "operated", "epoch", "overuse", "unheard of"]
+     "operated", "epoch", "overuse", "grown", "withheld", "unheard of"]
 )  # fmt: skip
 
 

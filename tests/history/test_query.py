@@ -11,11 +11,12 @@ from click.testing import CliRunner
 
 from celery_allocator.errors import HistoryQueryError
 from celery_allocator.history import History
+from celery_allocator.history.entry import Entry
 from celery_allocator.history.query import Filter, allocations
 from celery_allocator.history.writer import Hole
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
-from tests.history.made import BEGAN, entry, start, submitted
+from tests.history.made import BEGAN, entry, grant, start, submitted
 from tests.history.told import HOUR, at, entries, write
 
 Run = Callable[..., Any]
@@ -113,6 +114,56 @@ def test_what_happened_to_a_task_step_by_step(run: Run, history: History) -> Non
     assert "in nine of ten cases by 2023-11-14T23:58:20.000Z\n" in waiting
     cancelled = run("history", "--task", "task of wait")
     assert "+1 h  cancelled: cancelled, from waiting" in cancelled
+
+
+def test_what_others_did_on_its_device_meanwhile(run: Run, history: History) -> None:
+    """Foreign memory, a claim that grew, overuse, what was loaded there, what it used: all in one life."""
+
+    def withheld(number: int, hours: float, device: str, foreign: int, leftover: int = 0) -> Entry:
+        amounts = {"withheld_mb": foreign + leftover, "foreign_mb": foreign, "leftover_mb": leftover, "overuse_mb": 0}
+        return entry(number, "withheld", f"n1/{device}", at=int(hours * HOUR), **amounts, pids_hidden=0)
+
+    told = [
+        withheld(1, 0.5, "gpu_0", 900),
+        withheld(2, 0.5, "gpu_1", 7_000),
+        submitted(3, "granted", "a", at=HOUR, device="n1/gpu_0", shape="1000:1:0:t:1:w=sdxl", token=1, cores="0",
+                  warm="miss"),
+        start(4, "a", at=HOUR),
+        withheld(5, 1.5, "gpu_0", 30_000, 200),
+        entry(6, "overuse", "a", at=2 * HOUR, resource="ram_mb", promised_mb=64, used_mb=99, action="warn"),
+        entry(7, "grown", "a", at=2 * HOUR, device="n1/gpu_0", to=1500, shape="1500:1:0:t:1:w=sdxl", **{"from": 1000}),
+        withheld(8, 2.5, "gpu_0", 1),
+        grant(9, "a", device="n1/gpu_1", at=3 * HOUR, warm="hit"),
+        entry(10, "started", "a", at=3 * HOUR, device="n1/gpu_1", token=9, worker="w1"),
+        withheld(11, 3.5, "gpu_0", 5_000),
+        entry(12, "left", "w1", at=4 * HOUR - 1000, device="n1/gpu_1"),
+        entry(13, "released", "a", at=4 * HOUR, device="n1/gpu_1", outcome="success", held_ms=HOUR, peak_gpu_mb=1400,
+              peak_ram_mb=70, cpu_milli=950),
+        withheld(14, 5, "gpu_1", 3_000),
+    ]  # fmt: skip
+    write(history, told)
+    lines = run("history", "--task", "task of a").partition("\n\n")[2].splitlines()
+    assert [line.split("Z  ", 1)[1].lstrip() for line in lines[1:]] == [
+        "submitted: granted on n1/gpu_0, token 1, cores 0, its affinity is not loaded there",
+        "+0 s  started by w1",
+        "+0 s  meanwhile 900 MB of n1/gpu_0 are withheld (900 MB foreign)",
+        "+30 min  meanwhile 30,200 MB of n1/gpu_0 are withheld (30,000 MB foreign, 200 MB leftover)",
+        "+30 min  overuse of RAM: 99 MB, 64 MB promised; it is warned of",
+        "+0 s  grown on n1/gpu_0, in line again with 1500 MB of GPU memory, from 1000",
+        "+1 h  granted on n1/gpu_1, token 9, cores 0,1, its affinity is loaded there",
+        "+0 s  started by w1",
+        "+0 s  meanwhile 7,000 MB of n1/gpu_1 are withheld (7,000 MB foreign)",
+        "+1 h  released: success, ran 1 h, used at most 1,400 MB of GPU memory and 70 MB of RAM and 0.95 cores",
+    ]
+    (row,) = run("history", "--task", "task of a", "--json")
+    assert (row["more"], row["affinity"], row["grown"], row["gpu_memory_mb"]) == ("w=sdxl", "hit", 1, 1500)
+    assert (row["overuse_ram_mb"], row["overuse_gpu_memory_mb"], row["cpu_cores_used"]) == (99, None, 0.95)
+    assert [(one["device"], one["withheld_mb"]) for one in row["withheld"]] == [
+        ("n1/gpu_0", 900),
+        ("n1/gpu_0", 30_200),
+        ("n1/gpu_1", 7_000),
+    ]
+    assert "1500 MB GPU, 1 core, near sdxl" in run("history")
 
 
 def test_json_is_one_list(run: Run, history: History) -> None:

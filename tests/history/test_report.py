@@ -21,6 +21,8 @@ from celery_allocator.report import FIGURES, Report, make_report
 from celery_allocator.report.build import dimensions
 from celery_allocator.report.series import Series
 from celery_allocator.settings import Settings
+from celery_allocator.surfaces.report import html_page
+from celery_allocator.surfaces.report.columns import use_rows
 from tests.history.made import BEGAN, entry, grant, release, start, stored, submitted
 from tests.history.test_fold import streams
 from tests.history.told import HOUR, ZERO, at, entries, window, write
@@ -39,6 +41,51 @@ NOTHING = (
 def figures(report: Report) -> dict[Any, dict[str, Any]]:
     """The groups' figures by key."""
     return {group.key: group.figures.as_dict() for group in report.groups}
+
+
+def test_what_was_promised_and_used_by_name(history: History) -> None:
+    told = []
+    for number, (peak, ram, milli) in enumerate([(1_000, 500, 500), (3_000, 700, 1_500), (2_000, "", 1_000)]):
+        name, at_ms = f"a{number}", number * HOUR
+        told += [
+            submitted(10 * number, "granted", name, at=at_ms, shape="6000:2:1000:t", device="n1/gpu_0",
+                      warm="hit" if number else "miss"),
+            start(10 * number + 1, name, at=at_ms),
+            entry(10 * number + 2, "overuse", name, at=at_ms, resource="ram_mb", used_mb=1_500 + number),
+            release(10 * number + 3, name, at=at_ms + 1000, peak_gpu_mb=peak, peak_ram_mb=ram, cpu_milli=milli),
+        ]  # fmt: skip
+    told += [
+        submitted(40, "granted", "b", at=4 * HOUR, name="grew", shape="1000:1:0:t", device="n1/gpu_0"),
+        start(41, "b", at=4 * HOUR, name="grew"),
+        entry(42, "grown", "b", at=4 * HOUR, name="grew", device="n1/gpu_0", shape="1500:1:0:t"),
+        entry(43, "cancelled", "b", at=4 * HOUR, name="grew", outcome="cancelled"),
+        submitted(44, object_id="c", at=4 * HOUR, name="nothing known"),
+        entry(45, "cancelled", "c", at=4 * HOUR, name="nothing known", outcome="cancelled"),
+    ]
+    write(history, told)
+    report = make_report(history, window(0, 12), ("tenant",))
+    uses = report.as_dict()["uses"]
+    assert list(uses) == ["grew", "proj.infer"]
+    infer = uses["proj.infer"]
+    assert infer["gpu_memory_mb"] == {
+        "runs": 3, "promised_max": 6000, "used_median": 2000, "used_max": 3000, "used_share": round(6 / 18, 6),
+    }  # fmt: skip
+    assert infer["ram_mb"] == {
+        "runs": 2, "promised_max": 1000, "used_median": 500, "used_max": 700, "used_share": 0.6,
+    }  # fmt: skip
+    assert (infer["cpu_cores"]["promised_max"], infer["cpu_cores"]["used_max"]) == (2, 1.5)
+    assert (infer["grown"], infer["overused"], uses["grew"]["grown"]) == (0, 3, 1)
+    assert uses["grew"]["gpu_memory_mb"]["runs"] == 0
+    totals = report.totals.as_dict()
+    assert {name: totals[name] for name in ("grown", "overused", "affinity_hits", "affinity_misses")} == {
+        "grown": 1, "overused": 3, "affinity_hits": 2, "affinity_misses": 1,
+    }  # fmt: skip
+    rows = use_rows(report)
+    assert rows[0] == ("grew", *["-"] * 6, "1", "0")
+    assert rows[1] == ("proj.infer", "GPU memory", "3", "6,000 MB", "2,000 MB", "3,000 MB", "33.3 %", "0", "3")
+    assert rows[3][1:6] == ("cores", "3", "2", "1", "1.5")
+    page = html_page(report)
+    assert "Promised and used" in page and "3,000 MB" in page
 
 
 def test_every_number_of_a_known_history(history: History) -> None:

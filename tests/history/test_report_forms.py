@@ -54,7 +54,13 @@ def test_the_table(run: Run, history: History) -> None:
     assert next(line for line in lines if line.startswith("TOTAL")).split()[:6] == ["TOTAL", "-", "5", "1", "3", "1"]
     assert "outcomes: 1 cancelled, 1 failure, 3 success" in lines
     dates = [" ".join(line.split()) for line in lines[lines.index("dates that were promised at submit:") + 1 :]]
-    assert dates[1:] == ["Day 2023-11-15 2 50 % 30 min", "Tenant team 2 50 % 30 min", "Name proj.infer 2 50 % 30 min"]
+    uses = dates.index("what was promised, and the most that runs used of it:")
+    assert dates[uses + 2 :] == ["proj.infer GPU memory 1 6,144 MB 3,072 MB 3,072 MB 50 % 0 0"]
+    assert dates[1 : uses - 1] == [
+        "Day 2023-11-15 2 50 % 30 min",
+        "Tenant team 2 50 % 30 min",
+        "Name proj.infer 2 50 % 30 min",
+    ]
     assert "Nothing happened." in run("--since", "2020-01-01", "--until", "2020-01-02").stdout
 
 

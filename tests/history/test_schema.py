@@ -18,7 +18,7 @@ from celery_allocator.history.models import Base
 from celery_allocator.history.schema import VERSION_TABLE
 from celery_allocator.ledger import Ledger
 from celery_allocator.settings import Settings
-from tests.history.made import grant, recorded, release, start, stored, submitted
+from tests.history.made import entry, grant, others, recorded, release, start, stored, submitted
 from tests.history.test_writer import write
 
 
@@ -72,9 +72,26 @@ def test_each_version_keeps_the_data_of_the_one_before(history: History) -> None
     # And it goes on from there.
     write(old, [release(9, "alloc_1")])
     assert stored(old)["alloc_1"]["outcome"] == "success"
+    # Of what it could not tell then nothing is known, and no 0 is made up.
+    assert stored(old)["alloc_1"]["grown"] is None and stored(old)["alloc_1"]["more"] is None
     old.close()
     for version in [*schema.versions()[-2::-1], "base"]:
         schema.downgrade(version)
+
+
+def test_what_was_withheld_goes_with_the_version_that_knows_it(history: History) -> None:
+    """Down and up again: the events stay, and what the older version can tell of devices."""
+    history.schema.upgrade()
+    write(history, [entry(1, "node", "n1", gpu_memory_mb="gpu_0:9000"), entry(2, "withheld", "n1", withheld_mb=5)])
+    write(history, [entry(3, "withheld", "n1/gpu_0", withheld_mb=70, foreign_mb=70), submitted(4, shape="1:1:1:t")])
+    found = others(history)
+    assert [len(found[name]) for name in ("node_states", "device_states")] == [2, 2]
+    history.schema.downgrade("0002")
+    history.schema.upgrade()
+    found = others(history)
+    assert [len(found[name]) for name in ("node_states", "device_states")] == [1, 1]
+    assert [e.event for e in recorded(history)] == ["node", "withheld", "withheld", "waiting"]
+    assert stored(history)["a1"]["grown"] is None
 
 
 def test_many_upgrade_at_once(history: History) -> None:

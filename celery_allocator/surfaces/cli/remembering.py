@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,15 @@ from celery_allocator.surfaces.report.numbers import duration
 
 if TYPE_CHECKING:
     from celery_allocator.history.models import AllocationRow, Event
+    from celery_allocator.history.withholding import Withholding
 
 _COLUMNS = (
     *("allocation_id", "task_id", "task_name", "tenant", "kind", "gpu_memory_mb", "gpu_count", "cpu_cores", "ram_mb"),
     *("priority", "strategy", "submitted_at", "eta_at", "expires_at", "estimated_start_at", "estimated_start_p90_at"),
     *("queue_position", "rearranged_at", "reserved_at", "granted_at", "started_at", "ended_at", "state", "outcome"),
     *("node", "device", "devices", "worker", "cores", "token", "grants", "losses"),
-    *("wait_s", "run_s", "held_s", "peak_gpu_memory_mb", "peak_ram_mb"),
+    *("wait_s", "run_s", "held_s", "peak_gpu_memory_mb", "peak_ram_mb", "cpu_cores_used"),
+    *("more", "affinity", "grown", "overuse_gpu_memory_mb", "overuse_ram_mb"),
 )
 
 
@@ -65,24 +67,30 @@ def history(
         chosen = histories.Filter(task, name, node, device, tenant, start, end, outcome)
         found = histories.allocations(opened, chosen, limit)
         happened = {row.allocation_id: opened.events_of(row.allocation_id) for row in found if chosen.task is not None}
+        withheld = {
+            row.allocation_id: histories.withheld_during(opened, row, happened[row.allocation_id])
+            for row in (found if happened else ())
+        }
         gaps = histories.gaps(opened, start, end)
     if as_json:
-        print_json([_as_data(row, happened.get(row.allocation_id)) for row in found])
+        print_json([_as_data(row, happened.get(row.allocation_id), withheld.get(row.allocation_id)) for row in found])
     else:
         click.echo(_table(found, now) if found else "No allocation matches.")
         for row in found if happened else ():
-            click.echo("\n" + "\n".join(_timeline(row, happened[row.allocation_id])))
+            click.echo("\n" + "\n".join(_timeline(row, happened[row.allocation_id], withheld[row.allocation_id])))
     for gap in gaps:  # beside the list, also where that is JSON
         first, last = gap.between
         click.echo(f"{gap_told(gap.entries, _at(first), _at(last))} ({gap.reason})", err=True)
 
 
-def _as_data(row: AllocationRow, events: Any) -> dict[str, Any]:
+def _as_data(row: AllocationRow, events: Any, withheld: Sequence[Withholding] | None) -> dict[str, Any]:
     data = {name: _plain(getattr(row, name)) for name in _COLUMNS}
     if events is not None:
         data["events"] = [
             {"event_id": e.event_id, "at": _plain(e.at), "event": e.event, "fields": e.fields} for e in events
         ]
+    if withheld is not None:
+        data["withheld"] = [{**one._asdict(), "at": _plain(one.at)} for one in withheld]
     return data
 
 
@@ -126,17 +134,27 @@ def _ran(row: AllocationRow, now: datetime) -> str | None:
     return duration(row.run_s) if row.run_s or row.started_at else None
 
 
-def _timeline(row: AllocationRow, events: Any) -> Iterator[str]:
+def _timeline(row: AllocationRow, events: Any, withheld: Sequence[Withholding]) -> Iterator[str]:
     yield f"{row.allocation_id} ({row.task_name or 'no name'})"
     before: datetime | None = None
     steps = []
-    for event in events:
-        since = "" if before is None else f"+{duration(max(0.0, (event.at - before).total_seconds()))}"
-        steps.append((_at(event.at), since, _said(event)))
-        before = event.at
+    for moment, said in _merged(events, withheld):
+        since = "" if before is None else f"+{duration(max(0.0, (moment - before).total_seconds()))}"
+        steps.append((_at(moment), since, said))
+        before = moment
     width = max((len(since) for _, since, _ in steps), default=0)
     for at, since, said in steps:
         yield f"  {at}  {since.rjust(width)}  {said}"
+
+
+def _merged(events: Any, withheld: Sequence[Withholding]) -> Iterator[tuple[datetime, str]]:
+    """What happened to it, and on its device meanwhile; at one moment, what happened to it first."""
+    meanwhile = list(withheld)
+    for event in events:
+        while meanwhile and meanwhile[0].at < event.at:
+            yield meanwhile[0].at, _said_of_device(meanwhile.pop(0))
+        yield event.at, _said(event)
+    yield from ((one.at, _said_of_device(one)) for one in meanwhile)
 
 
 def _said(event: Event) -> str:
@@ -165,13 +183,38 @@ def _said(event: Event) -> str:
         words += [f", {name} {told[name]}" for name in ("reason", "from", "by", "priority") if told.get(name)]
     if event.event == "released" and told.get("held_ms", "").isdecimal():
         words.append(f", ran {duration(int(told['held_ms'][:15]) / 1000)}")
+        words.append(_peaks(told))
     return "".join(words)
+
+
+def _said_of_device(one: Withholding) -> str:
+    parts = (("foreign", one.foreign_mb), ("leftover", one.leftover_mb), ("overuse", one.overuse_mb))
+    told = ", ".join(f"{amount:,} MB {name}" for name, amount in parts if amount)
+    return f"meanwhile {one.withheld_mb:,} MB of {one.device} are withheld" + (f" ({told})" if told else "")
+
+
+def _peaks(told: Mapping[str, str]) -> str:
+    """What its run used at most."""
+    milli = told.get("cpu_milli", "")
+    words = [
+        f"{int(told[name][:15]):,} MB of {what}"
+        for name, what in (("peak_gpu_mb", "GPU memory"), ("peak_ram_mb", "RAM"))
+        if told.get(name, "").isdecimal()
+    ]
+    words += [f"{int(milli[:15]) / 1000:g} cores"] if milli.isdecimal() else []
+    return f", used at most {' and '.join(words)}" if words else ""
 
 
 def _consequence(event: Event) -> str:
     told = event.fields
     if event.event == "lost":
         return ", in line again" if told.get("again") == "1" else ", not again"
+    if event.event == "overuse":
+        done = "its process is killed" if told.get("action") == "kill" else "it is warned of"
+        resource = {"gpu_memory_mb": "GPU memory", "ram_mb": "RAM"}.get(told.get("resource", ""), "?")
+        return f" of {resource}: {told.get('used_mb', '?')} MB, {told.get('promised_mb', '?')} MB promised; {done}"
+    if event.event == "granted" and told.get("warm"):
+        return f", its affinity {'is' if told['warm'] == 'hit' else 'is not'} loaded there"
     if event.event == "grown":
         return f", in line again with {told.get('to', '?')} MB of GPU memory"
     return ""

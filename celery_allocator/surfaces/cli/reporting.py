@@ -16,10 +16,19 @@ from celery_allocator.report.result import iso
 from celery_allocator.surfaces.cli import text
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
 from celery_allocator.surfaces.report import csv_text, html_page
-from celery_allocator.surfaces.report.columns import DATE_HEADS, HEADS, columns, date_rows, gap_told, key_texts
+from celery_allocator.surfaces.report.columns import (
+    DATE_HEADS,
+    HEADS,
+    USE_HEADS,
+    columns,
+    date_rows,
+    gap_told,
+    key_texts,
+    use_rows,
+)
 from celery_allocator.surfaces.report.numbers import figure, hours
 
-#: Rows of the table of dates.
+#: Rows of the tables of dates and of what was used.
 _DATES = 40
 
 
@@ -108,6 +117,12 @@ def _told(made: Report) -> str:
         lines.append(text.table([head.upper() for head in ("By", "Which", *DATE_HEADS)], dates[:_DATES]))
         if len(dates) > _DATES:
             lines.append(f"… and {len(dates) - _DATES} more (--json has all)")
+    uses = use_rows(made)
+    if uses:
+        lines += ["", "what was promised, and the most that runs used of it:"]
+        lines.append(text.table([head.upper() for head in USE_HEADS], uses[:_DATES]))
+        if len(uses) > _DATES:
+            lines.append(f"… and {len(uses) - _DATES} more (--json has all)")
     if made.totals.unplaced:
         lines += ["", f"{hours(made.totals.unplaced)} GB-hours were on devices whose memory is not known."]
     for gap in made.gaps:

@@ -66,6 +66,30 @@ def date_rows(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
+#: How the figures of what was promised and used are called.
+USE_HEADS = ("Name", "What", "Runs", "Promised", "Used p50", "Used at most", "Used share", "Grown", "Overused")
+
+
+def use_rows(report: Report) -> list[tuple[str, ...]]:
+    """Name, resource, and the figures of what was promised and used, as they are shown."""
+    rows = []
+    for name, use in report.uses.by_name.items():
+        resources = (("GPU memory", "MB", use.gpu_memory_mb), ("RAM", "MB", use.ram_mb), ("cores", "", use.cpu_cores))
+        more = (str(use.grown), str(use.overused))
+        for what, unit, peaks in resources:
+            told = peaks.as_dict()
+            if told["runs"]:
+                amounts = (told["promised_max"], told["used_median"], told["used_max"])
+                shown = (f"{amount:,.4g} {unit}" if amount < 1000 else f"{amount:,.0f} {unit}" for amount in amounts)
+                share_told = figure("used_share", told["used_share"])
+                row = (name or "-", what, str(told["runs"]), *(text.strip() for text in shown), share_told)
+                rows.append((*row, *more))
+                more = ("", "")
+        if more[0]:
+            rows.append((name or "-", "-", *("-" for _ in range(5)), *more))
+    return rows
+
+
 def gap_told(entries: int | None, first: str, last: str) -> str:
     """A gap in words: ``"4 entries are missing between … and …"``."""
     count = "An unknown number of entries is" if entries is None else f"{entries} entries are"

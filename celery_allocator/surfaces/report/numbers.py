@@ -13,7 +13,7 @@ def figure(name: str, value: Any) -> str:
         return ", ".join(f"{count} {outcome}" for outcome, count in value.items()) or "-"
     if name.endswith("_s"):
         return duration(value)
-    if name in ("success_rate", "started_by_estimate", "dates_covered"):
+    if name in ("success_rate", "started_by_estimate", "dates_covered", "used_share"):
         return share(value)
     if name.endswith("_hours"):
         return hours(value)

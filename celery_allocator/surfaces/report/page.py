@@ -11,7 +11,16 @@ from celery_allocator import __version__
 from celery_allocator.report import Report
 from celery_allocator.report.result import iso
 from celery_allocator.surfaces.report import plots
-from celery_allocator.surfaces.report.columns import DATE_HEADS, HEADS, columns, date_rows, gap_told, key_texts
+from celery_allocator.surfaces.report.columns import (
+    DATE_HEADS,
+    HEADS,
+    USE_HEADS,
+    columns,
+    date_rows,
+    gap_told,
+    key_texts,
+    use_rows,
+)
 from celery_allocator.surfaces.report.elements import Child, element, html
 from celery_allocator.surfaces.report.numbers import figure
 
@@ -60,6 +69,7 @@ def html_page(report: Report) -> str:
         *(_section(plot.title, plot.told, _scrolled(plot.picture), _numbers(plot)) for plot in plots.all_of(report)),
         _outcomes(report),
         _dates(report),
+        _uses(report),
         element("footer", f"Made {iso(report.made_at)} by celery-allocator {__version__}. Times are UTC."),
     )
     return html(element("html", head, element("body", main), lang="en"))
@@ -165,6 +175,18 @@ def _dates(report: Report) -> Element | None:
         told += f" The first {MOST_ROWS} of {len(rows)}."
     table = _plain_table(("By", "Which", *DATE_HEADS), rows[:MOST_ROWS])
     return _section("Dates", told, _scrolled(table, "Dates"))
+
+
+def _uses(report: Report) -> Element | None:
+    rows = use_rows(report)
+    if not rows:
+        return None
+    told = "What was promised, and the most that runs used of it, of those that told it; claims that grew; overuse."
+    if len(rows) > MOST_ROWS:
+        told += f" The first {MOST_ROWS} of {len(rows)}."
+    return _section(
+        "Promised and used", told, _scrolled(_plain_table(USE_HEADS, rows[:MOST_ROWS]), "Promised and used")
+    )
 
 
 def _outcomes(report: Report) -> Element | None:
