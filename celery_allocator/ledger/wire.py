@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from celery_allocator.errors import AllocatorError, LedgerError, RequestError
 from celery_allocator.model import (
+    NOTHING,
     Allocation,
     ClusterState,
     DeviceState,
@@ -265,7 +266,7 @@ def _sound_node(row: list[Any]) -> NodeState:
         devices=tuple(_device(node, device) for device in device_rows),
         labels=json.loads(labels),
         ram_withheld_mb=int(withheld),
-        ram_withheld=_withheld_ram(of_what),
+        ram_withheld=_withheld(of_what),
     )
 
 
@@ -293,15 +294,16 @@ def _device(node: str, row: list[Any]) -> DeviceState:
 
 
 def _withheld(text: bytes) -> Withheld:
-    """``foreign leftover overuse hidden told``, as ``withhold.lua`` writes it; nothing where nothing is withheld."""
-    foreign, leftover, overuse, hidden, _told = text.split() if text else (0,) * 5
-    return Withheld(int(foreign), int(leftover), int(overuse), pids_hidden=hidden == b"1")
+    """``foreign leftover overuse hidden told``, as ``withhold.lua`` writes it; of RAM ``foreign overuse told``.
 
-
-def _withheld_ram(text: bytes) -> Withheld:
-    """``foreign overuse told``: the same of a node's RAM."""
-    foreign, overuse, _told = text.split() if text else (0,) * 3
-    return Withheld(int(foreign), 0, int(overuse))
+    It only explains an amount, so what cannot be read is nothing, and no damage.
+    """
+    try:
+        *amounts, hidden, _told = text.split()
+        foreign, leftover, overuse = (int(amount) for amount in amounts)
+    except ValueError:
+        return NOTHING
+    return Withheld(foreign, leftover, overuse, pids_hidden=hidden == b"1")
 
 
 def _cores(text: bytes) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from celery_allocator.model.requirements import (
 from celery_allocator.model.shape import KIND_CODES, Shape, besides, more_of
 from celery_allocator.model.task_types import TASK_TYPES
 from celery_allocator.model.tenant import CAPS, Quota, TenantState
-from celery_allocator.model.use import RamUse, TaskUse, Withheld, WorkerUse
+from celery_allocator.model.use import NOTHING, RamUse, TaskUse, Withheld, WorkerUse
 
 __all__ = [
     "CAPS",
@@ -39,6 +39,7 @@ __all__ = [
     "LABELS",
     "MAX_LABEL",
     "NAMES",
+    "NOTHING",
     "OTHERS",
     "SELDOM",
     "SIZE",

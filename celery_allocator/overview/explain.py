@@ -8,8 +8,7 @@ from typing import Any
 
 from celery_allocator.ledger import Ledger, Reservation, Runtime
 from celery_allocator.ledger.recommending import is_much, is_much_cores
-from celery_allocator.model import Allocation, ClusterState, Kind, State, Withheld
-from celery_allocator.model.use import NOTHING
+from celery_allocator.model import NOTHING, Allocation, ClusterState, Kind, State, Withheld
 from celery_allocator.overview.outlook import read_outlook
 from celery_allocator.overview.reasons import Reason, lacking, places
 from celery_allocator.overview.turns import why_waiting

@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from celery_allocator.ledger import Ledger, Withholding
+from celery_allocator.errors import LedgerError
+from celery_allocator.ledger import Ledger, Withholding, keys
 from celery_allocator.model import NodeState, RamUse, State, Withheld
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
@@ -207,6 +208,26 @@ def test_what_could_ever_fit_is_said_by_capacity(cluster: LedgerPool) -> None:
     cluster.node(gpus=(10_000,))
     tell(cluster, Withheld(9_000))
     assert cluster.submit(10_000).allocation.state is State.WAITING
+
+
+def test_what_cannot_be_read_of_it_is_nothing(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), ram=1_000)
+    tell(cluster, Withheld(3_000), RamUse(500, 100))
+    pool, client = cluster.ledger.pool, cluster.ledger.client
+    records = keys.key(pool, "dev", GPU), keys.key(pool, "node", "n1")
+    for record in records:
+        client.hset(record, "whof", "nonsense")
+    assert (cluster.device(GPU).withheld, node(cluster.ledger).ram_withheld) == (Withheld(), Withheld())
+    assert cluster.device(GPU).withheld_mb == 3_000
+    for record in records:
+        client.hset(record, "wh", "nonsense")
+    with pytest.raises(LedgerError, match="the record of node n1 in the ledger is damaged"):
+        cluster.ledger.snapshot()
+    assert len(cluster.ledger.verify()) == 2, "free memory and free RAM"
+    cluster.ledger.repair()
+    assert (cluster.device(GPU).memory_free_mb, node(cluster.ledger).ram_free_mb) == (10_000, 1_000)
+    tell(cluster, Withheld(2_000), RamUse(400, 100))
+    assert (cluster.device(GPU).memory_free_mb, node(cluster.ledger).ram_free_mb) == (8_000, 700)
 
 
 # --- RAM

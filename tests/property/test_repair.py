@@ -112,7 +112,7 @@ def corrupt(cluster: LedgerPool, key: bytes, how: str, pick: Callable[[list[byte
         field = _field(cluster, key, pick)
         if field == b"map":
             client.hset(key, field, client.hget(key, field).translate(bytes.maketrans(b"01", b"10")))
-        elif field != b"fleet":
+        elif field not in (b"fleet", b"mems"):
             client.hincrby(key, field, 1)
     elif how == "alter":
         client.hset(key, _field(cluster, key, pick), "5")

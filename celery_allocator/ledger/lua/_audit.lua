@@ -66,7 +66,7 @@ local function audit_node(node, seen)
       end
     end
   end
-  eq(node .. " free RAM", tonumber(n[5]), tonumber(n[4]) - ram - tonumber(n[7] or 0))
+  eq(node .. " free RAM", tonumber(n[5]), tonumber(n[4]) - ram - (tonumber(n[7] or nil) or 0))
   eq(node .. " free cores", tonumber(n[3]), count_free(n[2]))
   for i = 1, #n[2] do
     local c, own = string.sub(n[2], i, i), string.sub(n[1], i, i)

@@ -125,7 +125,7 @@ local function load_device(dkey)
   if not at then return nil end
   return { ord = v[1], worker = v[2], st = v[3], live = v[4], open = v[5], near = v[6], queue = v[7], uuid = v[8],
     mem = tonumber(v[9]), slots = tonumber(v[10]), inc = v[11], free = fleet[at + 2], sfree = fleet[at + 3],
-    box = v[12] or "", head = v[13] or "", wh = tonumber(v[14] or 0), whby = v[15] }
+    box = v[12] or "", head = v[13] or "", wh = tonumber(v[14] or nil) or 0, whby = v[15] }
 end
 
 -- Whoever measured a device is gone: nothing of it is withheld any more (see withhold.lua), nor of its node's RAM if that was
@@ -139,7 +139,7 @@ local function unwithhold(dkey, d)
   for _, device in ipairs(split(v[3])) do
     if call("HEXISTS", K.dev .. node .. "/" .. device, "rown") == 1 then return end
   end
-  call("HSET", K.node .. node, "rfree", v[2] + v[1])
+  call("HSET", K.node .. node, "rfree", v[2] + (tonumber(v[1]) or 0))
   call("HDEL", K.node .. node, "wh", "whof")
 end
 

@@ -157,9 +157,13 @@ end
 for node, n in pairs(nodes) do
   table.sort(n.list, function(x, y) return n.devs[x].ord < n.devs[y].ord end)
   local fleet, cfree, together = {}, count_free(n.map), 0
-  -- What is withheld is no claim: a grant stands, whatever others use.
+  -- What is withheld is no claim: a grant stands, whatever others use. What cannot be read of it is nothing.
   n.r = n.r - n.wh
-  for _, d in pairs(n.devs) do d.free = d.free - d.wh end
+  if n.wh == 0 then call("HDEL", K.node .. node, "wh", "whof") end
+  for dkey, d in pairs(n.devs) do
+    d.free = d.free - d.wh
+    if d.wh == 0 then call("HDEL", K.dev .. dkey, "wh", "whof") end
+  end
   for dkey, d in pairs(n.devs) do if kind_of(dkey) == "gpu" then together = together + math.max(0, d.free) end end
   for _, dkey in ipairs(n.list) do
     local d = n.devs[dkey]

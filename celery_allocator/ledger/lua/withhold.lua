@@ -65,7 +65,7 @@ if ARGV[9] ~= "" and kind_of(dkey) == "gpu" then
 end
 
 local v = call("HMGET", K.node .. node, "wh", "rfree", "devs")
-local ram = tonumber(v[1] or 0)
+local ram = tonumber(v[1] or nil) or 0
 if ARGV[13] ~= "" then
   call("HSET", K.dev .. dkey, "rown", ARGV[14] .. " " .. ARGV[15])
   local foreign, over, hand = tonumber(ARGV[13]), 0, 0
@@ -79,7 +79,7 @@ if ARGV[13] ~= "" then
   end
   foreign = math.max(0, foreign)
   local sum = foreign + over
-  if note_down(K.node .. node, sum, foreign, over) then
+  if note_down(K.node .. node, sum, foreign, 0, over, 0) then
     event("withheld", node, "", "withheld_mb", sum, "foreign_mb", foreign, "overuse_mb", over)
   end
   if sum ~= ram then
