@@ -39,6 +39,7 @@ def run_example(redis_server: RedisServer, pool: str, tmp_path: Path) -> Iterato
                 "ALLOCATOR_DEVICES": "sim:2x8192",
                 "ALLOCATOR_CPU_CORES": "8",
                 "ALLOCATOR_WORKER_CPU_CONCURRENCY": "2",
+                "ALLOCATOR_AFFINITY_WAIT_S": "120",
             }
         )
         home = EXAMPLES / folder
@@ -97,6 +98,16 @@ def test_processing_on_a_gpu_when_the_call_asks(run_example: Callable[..., list[
     assert all(answer["held"]["gpu_id"] in ("gpu_0", "gpu_1") for answer in answers)
 
 
+def test_models_settle_on_a_gpu_each(run_example: Callable[..., list[dict]]) -> None:
+    """Two words, two GPUs, one process each: whatever comes first is loaded once, and all that follow find it there."""
+    answers = run_example("04_models", "surprise", "--texts", "3", answers="text_*.json")
+    assert len(answers) == 12
+    gpus = {name: {answer["gpu"] for answer in answers if answer["model"] == name} for name in ("prose", "code")}
+    assert sorted(len(found) for found in gpus.values()) == [1, 1], gpus
+    assert gpus["prose"] != gpus["code"]
+    assert sum(not answer["was_loaded"] for answer in answers) == 2
+
+
 @pytest.mark.parametrize(
     ("folder", "name"),
     [("01_inference", "digits.py"), ("02_rendering", "raytrace.py"), ("03_processing", "spectrum.py")],
@@ -108,7 +119,7 @@ def test_the_demo_does_the_examples_work(folder: str, name: str) -> None:
 
 def test_each_example_has_its_parts() -> None:
     folders = sorted(path for path in EXAMPLES.glob("[0-9][0-9]_*") if path.is_dir())
-    assert len(folders) == 3
+    assert len(folders) == 4
     for folder in folders:
         names = {path.name for path in folder.iterdir()}
         assert {"README.md", "run.py"} <= names and any(name.startswith("test_") for name in names)
