@@ -212,8 +212,8 @@ def test_the_commands(redis_server: RedisServer, pool: str, database_url: str, m
     assert (recorded["success"], recorded["lag"], recorded["gaps"]) == (True, 0, 0)
     assert recorded["recorded"] >= 2
     assert f"at {recorded['position']}, 0 behind, 0 recorded" in run("recorder", "--once")
-    assert run("history-db", "current", "--json")["version"] == "0002"
-    assert "0002" in run("history-db", "upgrade")
+    assert run("history-db", "current", "--json")["version"] == "0003"
+    assert "0003" in run("history-db", "upgrade")
 
     for key in redis_server.client().scan_iter(f"{{allocator:{pool}}}:*"):
         redis_server.client().delete(key)
