@@ -272,7 +272,7 @@ def _sound_node(row: list[Any]) -> NodeState:
 
 def _device(node: str, row: list[Any]) -> DeviceState:
     device, uuid, model, mem, free, state, live, worker, queue, slots, slots_free, ids, mode, why, *more = row
-    withheld, of_what = more
+    withheld, of_what, loaded = more
     return DeviceState(
         node=node,
         device_id=device.decode(),
@@ -290,6 +290,7 @@ def _device(node: str, row: list[Any]) -> DeviceState:
         reason=why.decode(),
         withheld_mb=int(withheld),
         withheld=_withheld(of_what),
+        affinities=tuple(word.decode() for word in loaded),
     )
 
 

@@ -112,7 +112,7 @@ class DeviceState:
     ``closing``: its worker finishes what it runs, and gets nothing new. ``reason``: why it is cordoned or draining, as
     whoever did that has said; empty where nothing was said. ``memory_free_mb``: what no claim holds, less
     ``withheld_mb``: what is in use there and no claim accounts for, in MB (``withheld``: by whom); it may be below
-    zero.
+    zero. ``affinities``: words of tasks' affinity that count as loaded there, the last used first.
     """
 
     node: str
@@ -131,6 +131,7 @@ class DeviceState:
     reason: str = ""
     withheld_mb: int = 0
     withheld: Withheld = NOTHING
+    affinities: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:

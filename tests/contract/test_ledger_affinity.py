@@ -459,3 +459,15 @@ def test_why_says_what_it_waits_for_and_for_how_long(pools: Pools) -> None:
     assert codes == {"waits": "affinity", "behind": "affinity", "other": "room"}
     cluster.ticks(4)
     assert read_outlook(cluster.ledger).patience == ()
+
+
+def test_the_snapshot_says_what_is_loaded_where(pools: Pools) -> None:
+    cluster = begin(pools, 2, slots=2, affinity_s=100)
+    assert cluster.device("n1/gpu_0").affinities == ()
+    load(cluster, "red", "n1")
+    cluster.at += 60
+    load(cluster, "green", "n1")
+    assert cluster.device("n1/gpu_0").affinities == ("green", "red")
+    assert cluster.device("n2/gpu_0").affinities == ()
+    cluster.at += 60
+    assert cluster.device("n1/gpu_0").affinities == ("green",)

@@ -49,6 +49,8 @@ def status(console: Console, *, as_json: bool) -> None:
     withheld = list(of_cluster(cluster))
     if withheld:
         click.echo("\nWithheld from tasks:\n" + "\n".join(withheld))
+    if loaded := [f"{d.key}: {', '.join(d.affinities)}" for d in cluster.devices if d.affinities]:
+        click.echo("\nLoaded, by what tasks asked for as affinity:\n" + "\n".join(loaded))
     if over := list(of_tasks(cluster)):
         click.echo("\nBeyond their promise:\n" + "\n".join(over))
 

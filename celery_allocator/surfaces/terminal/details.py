@@ -76,6 +76,7 @@ def _of_device(place: Place) -> list[tuple[str, Any]]:
         ("GPU memory", _bar(place.device.memory) if device.is_gpu else None),
         ("slots", f"{device.slots_free} of {device.slots} free" if device.worker else None),
         ("holds", ", ".join(device.allocations) or "nothing"),
+        ("loaded", ", ".join(device.affinities) or None),
         ("kept for", None if place.device.kept is None else _for_whom(place.device.kept)),
         *(() if use is None else _measured(use)),
     ]

@@ -21,6 +21,7 @@ _SHORT = {
     "cap": "tenant cap",
     "kept": "kept room",
     "behind": "its turn",
+    "affinity": "its model",
     "on_hold": "on hold",
     "delayed": "ETA ahead",
 }
