@@ -24,6 +24,9 @@ from tests.support.workers import WorkerFleet
 for _name in [name for name in os.environ if name.startswith(("ALLOCATOR_", "CELERY_"))]:
     del os.environ[_name]
 
+# The demo's network is small: several threads would spend three times the work on waiting for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # How long an example takes says something about the machine and its other work, and nothing about what is tested.
 hypothesis_settings.register_profile(
     "any machine",

@@ -132,7 +132,10 @@ def test_a_device_is_closed_and_opened_by_its_worker(pool: Cluster) -> None:
 
 
 def test_the_pool_is_paused_once_however_many_workers_are_asked(pool: Cluster) -> None:
-    replies = pool.app.control.broadcast("allocator_pause", {"reason": "backup"}, reply=True, timeout=20, limit=3)
+    hosts = [worker.hostname() for worker in pool.workers.values()]  # others' workers may be on this broker
+    replies = pool.app.control.broadcast(
+        "allocator_pause", {"reason": "backup"}, reply=True, timeout=20, limit=3, destination=hosts
+    )
     texts = [reply["ok"] for one in replies for reply in one.values()]
     assert sorted(text.startswith("the pool is paused") for text in texts) == [False, False, True]
     (entry,) = pool.ledger.journal()

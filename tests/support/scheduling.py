@@ -4,6 +4,7 @@ A file's tests stay together, as they share servers and workers, but:
 
 - End-to-end tests that run on a shared cluster are together by broker, of whatever file: so that cluster and broker are
   started once, and not once for each file.
+- So are tests that may kill RabbitMQ: it takes seconds to start.
 - Every page of the documentation brings its own servers: each is a portion of its own.
 
 What takes longest is handed out first, so that no process is left with it alone at the end.
@@ -16,16 +17,23 @@ import re
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-#: Seconds, roughly, of portions that take long; of all others, a quarter of a second per test.
+_RABBITMQ = "RabbitMQ"
+#: Files whose tests share the session's RabbitMQ.
+_ON_RABBITMQ = (
+    "tests/acceptance/test_process_nodes.py",
+    "tests/acceptance/test_servers.py",
+    "tests/configs/test_running.py",
+)
+#: Seconds, roughly, of portions that take long; of all others, ``_EACH`` for each test.
 LONG = {
     "tests/fault/test_faults.py": 250,
     "tests/acceptance[rabbitmq]": 200,
     "tests/acceptance[redis]": 150,
     "tests/docs/test_snippets.py[docs/howto/operators.md]": 120,
     "tests/security/test_acl.py": 95,
+    _RABBITMQ: 105,
     "tests/acceptance/test_demo.py": 65,
     "tests/property/test_ledger_machine.py": 65,
-    "tests/configs/test_running.py": 60,
     "tests/acceptance/test_examples.py": 50,
     "tests/docs/test_snippets.py[docs/howto/from-gpu-queues.md]": 50,
     "tests/history/test_worker.py": 45,
@@ -40,7 +48,6 @@ LONG = {
     "tests/property/test_repair.py": 26,
     "tests/fuzz/test_tool.py": 25,
     "tests/property/test_crash_machine.py": 24,
-    "tests/acceptance/test_process_nodes.py": 25,
     "tests/browser/test_flower.py": 20,
     "tests/history/test_chaos.py": 20,
     "tests/security/test_sentinel.py": 18,
@@ -58,7 +65,8 @@ def portion(test: str) -> str:
         return found[1] + found[2]
     if found := _ON_CLUSTER.match(test):
         return f"{found[1]}[{found[2]}]"
-    return test.partition("::")[0]
+    file = test.partition("::")[0]
+    return _RABBITMQ if file in _ON_RABBITMQ else file
 
 
 class LongestFirst(LoadScopeScheduling):
