@@ -144,6 +144,12 @@ class DeviceState:
         return self.memory_mb - self.memory_free_mb - self.withheld_mb
 
     @property
+    def slice_of(self) -> str | None:
+        """Of a MIG slice (``gpu_0_mig_1``), the id that its GPU would have (``gpu_0``); ``None`` for all others."""
+        gpu, mig, _ = self.device_id.partition("_mig_")
+        return gpu if mig else None
+
+    @property
     def is_gpu(self) -> bool:
         """False for the pseudo-device of CPU-only work."""
         return self.device_id != CPU_DEVICE

@@ -5,15 +5,16 @@ from __future__ import annotations
 from celery_allocator.overview.bars import Bar
 from celery_allocator.overview.cluster import Core, DeviceView, NodeView, Overview, Running, read_overview
 from celery_allocator.overview.explain import Explanation, Holder, Place, explain
-from celery_allocator.overview.faults import FAULTS, fault
+from celery_allocator.overview.faults import FAULTS, OTHER, fault
 from celery_allocator.overview.outlook import Kept, Outlook, read_outlook
 from celery_allocator.overview.reasons import Lack, Reason, why
 from celery_allocator.overview.turns import why_waiting
 from celery_allocator.overview.waiting import Match, Page, Waiting, read_waiting
-from celery_allocator.overview.withholding import of_cluster, of_tasks
+from celery_allocator.overview.withholding import of_cluster, of_device, of_node, of_tasks
 
 __all__ = [
     "FAULTS",
+    "OTHER",
     "Bar",
     "Core",
     "DeviceView",
@@ -33,6 +34,8 @@ __all__ = [
     "explain",
     "fault",
     "of_cluster",
+    "of_device",
+    "of_node",
     "of_tasks",
     "read_outlook",
     "read_overview",

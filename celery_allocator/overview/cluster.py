@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, NodeState, TaskUse, WorkerUse
+from celery_allocator.model import Allocation, ClusterState, DeviceState, Kind, NodeState, TaskUse, Withheld, WorkerUse
 from celery_allocator.overview.bars import Bar
 from celery_allocator.overview.outlook import Kept, Outlook, read_outlook
 
@@ -124,7 +124,8 @@ def _node(
     foreign = None if ours is None else (used or 0) - ours
     # One on several devices stands on each of them, and has its cores and RAM once.
     held = list({a.allocation_id: a for view in devices for a in view.held}.values())
-    ram = _bar(node.ram_mb, promised, used, foreign, sum(a.ram_mb for a in held if a.kind is Kind.MANUAL))
+    by_hand = sum(a.ram_mb for a in held if a.kind is Kind.MANUAL)
+    ram = _bar(node.ram_mb, promised, used, foreign, by_hand, node.ram_withheld)
     return NodeView(node, _cores(node, devices), ram, devices)
 
 
@@ -135,19 +136,26 @@ def _device(
     promised = device.memory_claimed_mb
     used = None if use is None else use.gpu_memory_used_mb
     foreign = None if use is None else use.gpu_memory_foreign_mb
-    by_hand = sum(a.gpu_memory_mb for a in held if a.kind is Kind.MANUAL)
-    memory = _bar(device.memory_mb, promised, used, foreign, by_hand)
+    # As withhold.lua: this worker does not know the processes of what another one runs here, on several GPUs.
+    by_others = sum(a.gpu_memory_mb for a in held if a.kind is Kind.MANUAL or a.device_id != device.device_id)
+    memory = _bar(device.memory_mb, promised, used, foreign, by_others, device.withheld)
     slots = Bar(device.slots, device.slots - device.slots_free)
     here = kept if kept is not None and kept.device == device.key else None
     return DeviceView(device, memory, slots, use, held, here)
 
 
-def _bar(capacity: int, promised: int, used: int | None, foreign: int | None, by_hand: int) -> Bar:
-    """``by_hand``: promised to allocations made by hand. No worker knows their processes: up to that they are ours."""
-    if used is None or foreign is None:
-        return Bar(capacity, promised, used)
-    others = max(0, foreign - by_hand)
-    return Bar(capacity, promised, used - others, others)
+def _bar(
+    capacity: int, promised: int, used: int | None, foreign: int | None, by_others: int, withheld: Withheld
+) -> Bar:
+    """``by_others``: promised to what the worker does not know the processes of: up to that they are ours."""
+    more = (withheld.leftover_mb, withheld.overuse_mb, withheld.total_mb)
+    if used is None:  # not lately: what is withheld stays so
+        return Bar(capacity, promised, None, withheld.foreign_mb or None, *more)
+    if foreign is None:  # process ids are hidden, or nobody says whose it is
+        others = min(used, withheld.foreign_mb)
+        return Bar(capacity, promised, used - others, others or None, *more)
+    others = max(0, foreign - by_others)
+    return Bar(capacity, promised, used - others, others, *more)
 
 
 def _cores(node: NodeState, devices: tuple[DeviceView, ...]) -> tuple[Core, ...]:

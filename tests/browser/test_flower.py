@@ -168,6 +168,49 @@ def test_who_is_alone_sees_no_tenants(
     assert browser.messages == []
 
 
+def test_what_is_seen_of_the_hardware(
+    browser: Browser, start: Callable[..., FlowerProcess], server: RedisServer, ledger: Ledger
+) -> None:
+    """Withheld memory, a GPU that failed, MIG slices, a task on two GPUs, a share, overuse, what was learned."""
+    made = connect(Settings(backend_url=server.url, pool="hardware"))
+    with made.client:
+        scene.hardware(made)
+    tab = Tab(browser, start(f"--basic_auth={USER}:{PASSWORD}", env={"ALLOCATOR_POOL": "hardware"}))
+    tab.open(width=1280)
+
+    def inside(device: str, what: str) -> str:
+        return str(tab.ask(f"document.querySelector('[data-device=\"h1/{device}\"] {what}')?.innerText ?? ''"))
+
+    told = tab.bar("h1/gpu_1")
+    for part in ("500 MB used beyond the promise", "1.5 GB kept without a task", "8.8 GB foreign", "of 80 GB"):
+        assert part in told, told
+    assert inside("gpu_1", ".alc-withheld") == (
+        "10.7 GB withheld: 8.8 GB foreign, 1.5 GB kept without a task, 500 MB beyond claims"
+    )
+    assert inside("gpu_2", ".alc-withheld") == inside("gpu_2", ".alc-reason") == ""
+    assert inside("gpu_3", ".alc-reason.alc-error") == "Xid 79: the GPU has fallen off the bus"
+    assert inside("gpu_3", ".alc-several") == "⧉ train.pair on gpu_2, gpu_3"
+    assert inside("gpu_1", ".alc-loaded") == "loaded: sdxl"
+    slices = "[...document.querySelectorAll('[data-gpu=gpu_0] [data-device]')].map((e) => e.dataset.device)"
+    assert tab.ask(slices) == ["h1/gpu_0_mig_0", "h1/gpu_0_mig_1"]
+    assert tab.ask("document.querySelectorAll('.alc-board').length") == 1
+    rows = tab.ask("[...document.querySelectorAll('#alc-running tbody tr')].map((e) => e.innerText)")
+    assert any("2 × 60 GB GPU" in row and "h1/gpu_2, gpu_3" in row for row in rows)
+    assert any("20 GB GPU: 2 cores, 4 GB RAM, 25 % of a GPU" in row for row in rows)
+    assert tab.ask("document.querySelector('#alc-running .alc-beyond').title") == "500 MB beyond its promise"
+    learned = tab.ask("[...document.querySelectorAll('[data-learned]')].map((e) => e.innerText.split('\\t'))")
+    assert learned[0][:5] == ["train.pair", "GPU memory", "60 GB", learned[0][3], "68.4 GB"]
+    assert [row[-1] for row in learned] == ["too small", "all busy", "much too large", "much too large"]
+    assert tab.ask("document.getElementById('alc-affinity').innerText") == (
+        "Affinity: 50 % of 2 grants went to where it was loaded."
+    )
+    wide = "document.documentElement.scrollWidth"
+    assert tab.ask(wide) == 1280
+    tab.open(width=390)
+    assert tab.ask(wide) == 390, "it scrolls sideways"
+    assert browser.messages == []
+
+
 def test_a_name_that_would_be_markup_is_text(tab: Tab) -> None:
     tab.open(width=1280)
     assert tab.ask("document.title") == "Allocator · Flower"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from celery_allocator.ledger import Beat, keys
-from celery_allocator.model import Kind, Requirements, TaskUse, WorkerUse
+from celery_allocator.model import Kind, RamUse, Requirements, TaskUse, Withheld, WorkerUse
 from celery_allocator.overview import Bar, Match, explain, read_overview, read_waiting
 from tests.support.ledger_pool import LEASE_S, LedgerPool
 
@@ -184,6 +184,37 @@ def test_what_is_allocated_by_hand_is_not_foreign(cluster: LedgerPool) -> None:
     (node,) = read_overview(cluster.ledger).nodes
     assert node.devices[0].memory == Bar(80_000, 20_000, 21_000, 5_000)
     assert node.ram == Bar(64_000, 8_000, 9_000, 3_000)
+
+
+def test_bars_show_what_is_really_withheld(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000,), ram=64_000)
+    cluster.running(4_000, 1)
+    beat(cluster, replace(USE, gpu_memory_used_mb=9_000, gpu_memory_ours_mb=5_000, tasks=()))
+    withheld = Withheld(4_000, 700, 500)
+    cluster.ledger.withhold("w.n1.gpu_0", "one", "n1/gpu_0", withheld, RamUse(9_000, 1_000))
+    (node,) = read_overview(cluster.ledger).nodes
+    bar = node.devices[0].memory
+    assert bar == Bar(10_000, 4_000, 5_000, 4_000, leftover=700, excess=500, withheld=5_200)
+    assert bar.free == node.devices[0].device.memory_free_mb == 800
+    assert (bar.within, bar.unused, bar.overused) == (3_800, 200, 500)
+    assert bar.as_dict()["withheld"] == 5_200
+    assert node.ram.withheld == node.node.ram_withheld_mb == 8_000
+    # Where process ids are hidden, all that is used beyond the claims is drawn as foreign, as it is withheld.
+    beat(cluster, replace(USE, gpu_memory_used_mb=9_000, gpu_memory_ours_mb=None, tasks=()))
+    cluster.ledger.withhold("w.n1.gpu_0", "one", "n1/gpu_0", Withheld(5_000, pids_hidden=True), None)
+    (node,) = read_overview(cluster.ledger).nodes
+    bar = node.devices[0].memory
+    assert (bar.used, bar.foreign, bar.within, bar.free) == (4_000, 5_000, 4_000, 1_000)
+
+
+def test_a_task_of_another_worker_that_holds_this_gpu_too_is_not_foreign(cluster: LedgerPool) -> None:
+    cluster.node(gpus=(10_000, 10_000))
+    cluster.running(8_000, 1, gpu_count=2)
+    seen = replace(USE, gpu_memory_used_mb=7_000, gpu_memory_ours_mb=0, tasks=())
+    cluster.ledger.heartbeat("w.n1.gpu_1", "one", LEASE_S, seen)
+    (node,) = read_overview(cluster.ledger).nodes
+    other = next(view for view in node.devices if view.device.device_id == "gpu_1")
+    assert other.memory == Bar(10_000, 8_000, 7_000, 0)
 
 
 def test_what_was_measured_long_ago_is_not_shown(cluster: LedgerPool) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from celery_allocator.ledger import Ledger
-from celery_allocator.model import DeviceInventory, NodeInventory, Quota, Requirements, TaskUse, WorkerUse
+from celery_allocator.model import (
+    DeviceInventory,
+    NodeInventory,
+    Peaks,
+    Quota,
+    RamUse,
+    Requirements,
+    TaskUse,
+    Withheld,
+    WorkerUse,
+)
+from celery_allocator.operations import Actor, Drain, Operator
 
 LEASE_S = 3600.0
 #: A name that would be markup, if it were not text.
@@ -22,9 +33,9 @@ def node(ledger: Ledger, name: str, gpus: int, *, cores: int = 32, memory_mb: in
         ledger.register_worker(f"{device}@{name}", "one", name, device, **where)  # type: ignore[arg-type]
 
 
-def task(ledger: Ledger, number: int, name: str, gpu: int, cores: int = 2, ram: int = 4096, **more: Any) -> bool:
+def task(ledger: Ledger, number: int, name: str, gpu_mb: int, cores: int = 2, ram: int = 4096, **more: Any) -> bool:
     """Submit a task, and start it where it is granted; returns whether it was."""
-    asked = Requirements(gpu, cores, ram, **more)
+    asked = Requirements(gpu_mb, cores, ram, **more)
     made = ledger.submit(f"alloc_{number:032x}", f"{number:08x}-0000-4000-8000-000000000000", name, asked, message=b"-")
     allocation = made.allocation
     if allocation.device_id is None:
@@ -105,6 +116,41 @@ def turns(ledger: Ledger) -> None:
     task(ledger, 204, "llm.train", 65536, expected_runtime_s=7200, tenant="text")
     task(ledger, 205, "llm.evaluate", 20480, expected_runtime_s=36000, tenant="text")
     task(ledger, 206, "vision.caption", 8192, expected_runtime_s=60, tenant="vision")
+
+
+def hardware(ledger: Ledger) -> None:
+    """MIG slices, a GPU that has failed, others' memory, a task on two GPUs, shares, overuse, runs learned from."""
+    names = ("gpu_0_mig_0", "gpu_0_mig_1", "gpu_1", "gpu_2", "gpu_3")
+    devices = tuple(
+        DeviceInventory(name, int(name[4]), f"{'MIG' if 'mig' in name else 'GPU'}-{name}", "NVIDIA H100 80GB HBM3",
+                        20_480 if "mig" in name else 81_920, parent_uuid="GPU-gpu_0" if "mig" in name else None)
+        for name in names
+    )  # fmt: skip
+    ledger.register_node(NodeInventory("h1", tuple(range(32)), 262_144, devices), LEASE_S)
+    for name in names:
+        where = {"slots": 2, "queue": f"q.{name}", "lease_s": LEASE_S}
+        ledger.register_worker(f"{name}@h1", "one", "h1", name, **where)  # type: ignore[arg-type]
+    others = [name for name in names if name != "gpu_1"]
+    for name in others:
+        ledger.set_state(f"h1/{name}", "cordoned")
+    task(ledger, 1, "llm.shared", 0, gpu=0.25, gpu_model="NVIDIA H100 80GB HBM3", node="h1", affinity="sdxl")
+    (shared,) = ledger.held()
+    where = f"h1/{shared.device_id}"
+    foreign = Withheld(9_000, 1_500, 500)
+    ledger.withhold(f"{shared.device_id}@h1", "one", where, foreign, RamUse(40_000, 10_000))
+    for name in others:
+        ledger.set_state(f"h1/{name}", "ready")
+    task(ledger, 2, "train.pair", 61_440, 8, gpu_count=2)
+    task(ledger, 3, "llm.shared", 0, gpu=0.25, affinity="sdxl")
+    Operator(ledger, Actor("worker:gpu_3@h1", "worker", "Xid 79: the GPU has fallen off the bus"), lambda _: None).run(
+        Drain("h1/gpu_3")
+    )
+    use = TaskUse(shared.allocation_id, shared.gpu_memory_mb + 500, 700, gpu_memory_over_mb=500, ram_over_mb=0)
+    ours = shared.gpu_memory_mb + 2_000
+    told = WorkerUse(0.0, ours + 9_000, ours, 0.5, 60, 200.0, 50_000, 10_000, (use,))
+    ledger.heartbeat(f"{shared.device_id}@h1", "one", LEASE_S, told)
+    ledger.learn_peaks("llm.shared", [Peaks(9_000, 900, 0.5)] * 5, Peaks(81_920, 1_000, 1))
+    ledger.learn_peaks("train.pair", [Peaks(70_000, 900, 7.9)] * 5, Peaks(61_440, 4_096, 8))
 
 
 def measure(ledger: Ledger) -> None:

@@ -119,6 +119,30 @@ def test_as_text_and_as_data(cluster: LivePool) -> None:
     assert rows[CAPPED]["reason"]["code"] == "cap"
 
 
+def test_what_is_withheld_closed_and_shared(cluster: LivePool, reach: dict[str, str]) -> None:
+    scene.hardware(cluster.ledger)
+
+    async def read() -> None:
+        async with piloted(reach, size=(120, 30)) as top:
+            await top.wait_for("3 running", "gpu_0_mig_0", "gpu_0_mig_1")
+            assert "_2, gpu_3" in top.line("train.pair")
+            assert "2×60G" in top.line("train.pair")
+            assert top.line(" draining").split()[0] == "gpu_3"
+            # Claimed, and what is in use beyond that: 40 GB of two shares, 11 GB withheld.
+            assert "50.7G/80.0G GPU" in top.line("  gpu_1  "), top.text
+            assert "!" in next(line for line in top.lines if "llm.shared" in line and "20.5G" in line)
+            await top.press("tab", "home", "down", "down", "down")
+            await top.wait_for("1.5G kept without a task", "8.8G by others", "500M beyond the promise")
+            await top.press("enter")
+            await top.wait_for("withheld", "9,000 MB of h1/gpu_1 are used by processes that")
+            await top.press("escape", "down", "down")
+            await top.wait_for("Xid 79: the GPU has fallen off the bus")
+            await top.press("enter")
+            await top.wait_for("draining: Xid 79", "train.pair on h1/gpu_2, gpu_3")
+
+    run(read)
+
+
 def test_several_gpus_are_told_as_several(cluster: LivePool, reach: dict[str, str]) -> None:
     cluster.node("n1", gpus=(40_960, 40_960), lease_s=600)
     asked = Requirements(40_960, 2, 2048, gpu_count=2)

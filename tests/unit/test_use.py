@@ -56,10 +56,17 @@ def test_foreign_memory_is_what_is_not_ours_and_unknown_where_that_is() -> None:
         (Bar(100, 60, 20, 30), 40, 0, 10),
         (Bar(100, 60, 80, 30), 0, 20, 0),
         (Bar(100, 60, 70, None), 0, 10, 30),
+        # An idle process keeps 10; a task uses 5 beyond its claim, and another one leaves as much of its own.
+        (Bar(100, 60, 70, 0, leftover=10, excess=5, withheld=15), 5, 5, 25),
+        (Bar(100, 60, None, 30, withheld=30), 60, 0, 10),
+        # The ledger withholds what the latest look does not see any more, until it is told.
+        (Bar(100, 60, 20, 0, withheld=25), 40, 0, 15),
+        (Bar(100, 90, 90, 30, withheld=30), 0, 0, 0),
     ],
 )
 def test_the_parts_of_a_bar(bar: Bar, unused: int, overused: int, free: int) -> None:
     assert (bar.unused, bar.overused, bar.free) == (unused, overused, free)
+    assert bar.within + bar.unused == bar.promised
     told = bar.as_dict()
     assert (told["unused"], told["overused"], told["free"]) == (unused, overused, free)
 

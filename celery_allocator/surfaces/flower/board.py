@@ -23,6 +23,8 @@ from celery_allocator.surfaces.flower.placements import Placements
 
 #: Seconds for which what was read is shown again.
 FRESH_S = 1.0
+#: The same of what is learned from all runs.
+LEARNED_FRESH_S = 30.0
 #: Views that are kept: each page of each search is one.
 _KEPT = 64
 #: Questions to the ledger at a time.
@@ -121,6 +123,14 @@ class Board:
         """Grants, ends and losses per minute of the last hour."""
         return self._once("placements", lambda: self._placements.per_minute(self.ledger))
 
+    def recommendations(self, limit: int) -> bytes:
+        """What tasks had better ask for. It changes with every run, and matters to nobody within seconds."""
+
+        def read() -> dict[str, Any]:
+            return cells.recommendations_dict(self.ledger.recommend(), limit)
+
+        return self._once(("recommendations", limit), read, LEARNED_FRESH_S)
+
     def _waiting(self, query: Query) -> Page:
         seen = self._look()
         part = {"limit": query.limit, "offset": query.offset}
@@ -140,13 +150,14 @@ class Board:
                 raise self._overview[1]
             return self._overview[1]
 
-    def _once(self, view: Any, make: Callable[[], dict[str, Any]]) -> bytes:
+    def _once(self, view: Any, make: Callable[[], dict[str, Any]], fresh_s: float | None = None) -> bytes:
+        fresh_s = FRESH_S if fresh_s is None else fresh_s
         with self._lock:
             lock = self._locks.setdefault(view, threading.Lock())
         with lock:
             with self._lock:
                 kept = self._kept.get(view)
-            if kept is not None and time.monotonic() - kept.made_at <= FRESH_S:
+            if kept is not None and time.monotonic() - kept.made_at <= fresh_s:
                 return kept.body
             try:
                 body = json.dumps(make(), separators=(",", ":"), ensure_ascii=False).encode()

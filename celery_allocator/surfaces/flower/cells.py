@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from celery_allocator.model import Allocation, ClusterState, TaskUse
-from celery_allocator.overview import DeviceView, NodeView, Outlook, Overview, Page, Running
+from celery_allocator.ledger import Recommendation
+from celery_allocator.ledger.recommending import BUSY, NOT_DECLARED, TOO_LARGE, TOO_SMALL
+from celery_allocator.model import Allocation, ClusterState, TaskUse, Withheld
+from celery_allocator.overview import DeviceView, NodeView, Outlook, Overview, Page, Running, fault, of_device, of_node
 
 #: Tenants that are told at most.
 MOST_TENANTS = 100
@@ -46,6 +48,7 @@ def _node(view: NodeView) -> dict[str, Any]:
         "node": view.node.node,
         "state": view.node.state,
         "ram": view.ram.as_dict(),
+        "withheld": _withheld(view.node.ram_withheld, of_node(view.node)),
         "cores": [core.core_id for core in view.cores],
         "cores_free": [core.core_id for core in view.cores if core.state == "free"],
         "cores_held": [
@@ -65,10 +68,20 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "uuid": device.uuid,
         "model": device.model,
         "state": device.state,
+        "reason": device.reason,
+        "fault": fault(device),
+        "slice_of": device.slice_of,
         "worker": device.worker,
         "queue": device.queue,
         "is_gpu": device.is_gpu,
         "memory": view.memory.as_dict() if device.is_gpu else None,
+        "withheld": _withheld(device.withheld, of_device(device)),
+        "loaded": list(device.affinities),
+        "several": [
+            {"task_id": a.task_id, "name": a.task_name, "devices": list(a.device_ids)}
+            for a in view.held
+            if len(a.device_ids) > 1
+        ],
         "slots": view.slots.as_dict(),
         "held": len(view.held),
         "kept": None if view.kept is None else view.kept.as_dict(),
@@ -77,6 +90,24 @@ def _device(view: DeviceView) -> dict[str, Any]:
         "temperature_c": None if use is None else use.gpu_temperature_c,
         "power_w": None if use is None else use.gpu_power_w,
     }
+
+
+def _withheld(withheld: Withheld, said: Iterable[str]) -> dict[str, Any] | None:
+    """What is given to nobody though no claim holds it, in MB and in sentences; ``None``: nothing is."""
+    return {**asdict(withheld), "total_mb": withheld.total_mb, "said": list(said)} if withheld.total_mb else None
+
+
+def recommendations_dict(found: Iterable[Recommendation], limit: int) -> dict[str, Any]:
+    """Where tasks declare too little, far too much, or nothing: by name and requirement, the worst first."""
+    rows = [
+        {"name": one.task_name, "size": one.size, "resource": resource, **asdict(usage)}
+        for one in found
+        for resource in ("gpu_memory_mb", "ram_mb", "cpu_cores")
+        if (usage := getattr(one, resource)) is not None and usage.verdict
+    ]
+    order = (TOO_SMALL, BUSY, NOT_DECLARED, TOO_LARGE)
+    rows.sort(key=lambda row: (order.index(row["verdict"]), row["name"], row["size"], row["resource"]))
+    return {"total": len(rows), "rows": rows[:limit]}
 
 
 def waiting_dict(page: Page) -> dict[str, Any]:
@@ -116,6 +147,8 @@ def running_dict(found: list[Running], total: int, limit: int, offset: int) -> d
                 "state": one.allocation.state.value,
                 "kind": one.allocation.kind.value,
                 "device": one.allocation.place,
+                "gpu_memory_mb": one.allocation.gpu_memory_mb,
+                "grown": one.allocation.oom_retries,
                 "worker": one.allocation.worker,
                 "cores": list(one.allocation.cpu_cores),
                 "granted_at": one.allocation.granted_at,
@@ -128,4 +161,6 @@ def running_dict(found: list[Running], total: int, limit: int, offset: int) -> d
 
 
 def _use(use: TaskUse | None) -> Mapping[str, int | None] | None:
-    return None if use is None else {"gpu_memory_mb": use.gpu_memory_mb, "ram_mb": use.ram_mb}
+    """``…_over_mb``: beyond its promise, as its worker judges that (``None``: it was not judged)."""
+    names = ("gpu_memory_mb", "ram_mb", "gpu_memory_over_mb", "ram_over_mb")
+    return None if use is None else {name: getattr(use, name) for name in names}

@@ -63,6 +63,7 @@ class _Reading(BaseHandler):
             "on_hold": lambda: here.on_hold(self.query),
             "events": lambda: here.events(self.query.limit),
             "placements": here.placements,
+            "recommendations": lambda: here.recommendations(self.query.limit),
         }
         if view not in views:
             raise web.HTTPError(404, f"no view {view!r}; there are {', '.join(views)}")

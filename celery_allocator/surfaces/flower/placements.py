@@ -15,6 +15,7 @@ MINUTES = 60
 KEPT = 200
 #: Entries that the first look reads, and then per read, and reads per look: the next one reads on.
 _FIRST, _BATCH, _READS = 20_000, 2000, 25
+_AFFINITY = ("hit", "miss")
 _COUNTED = {"granted": "granted", "released": "ended", "lost": "lost"}
 
 
@@ -30,7 +31,10 @@ class Placements:
         self._since: int | None = None
 
     def per_minute(self, ledger: Ledger) -> dict[str, Any]:
-        """``minutes``: one row per minute, oldest first; ``since``: when counting began, seconds since the epoch."""
+        """``minutes``: one row per minute, oldest first; ``since``: when counting began, seconds since the epoch.
+
+        ``affinity``: of all these grants, how many went to where their affinity was loaded, and how many did not.
+        """
         with self._lock:
             self._follow(ledger)
             now = int(ledger.server_time() // 60)
@@ -38,7 +42,10 @@ class Placements:
             for minute in range(now - MINUTES + 1, now + 1):
                 counted = self._minutes.get(minute, Counter())
                 rows.append({"at": minute * 60, **{name: counted[name] for name in _COUNTED.values()}})
-            return {"minutes": rows, "since": None if self._since is None else self._since * 60}
+            shown = [self._minutes[row["at"] // 60] for row in rows if row["at"] // 60 in self._minutes]
+            affinity = {word: sum(counted[f"affinity {word}"] for counted in shown) for word in _AFFINITY}
+            since = None if self._since is None else self._since * 60
+            return {"minutes": rows, "since": since, "affinity": affinity}
 
     def latest(self, ledger: Ledger, limit: int) -> list[dict[str, str]]:
         """The latest events, latest first, as the stream has them; ``entry`` is the entry's id."""
@@ -76,6 +83,8 @@ class Placements:
             for old in [known for known in self._minutes if known < minute - MINUTES]:
                 del self._minutes[old]
         self._minutes[minute][name] += 1
+        if name == "granted" and fields.get("warm") in _AFFINITY:
+            self._minutes[minute][f"affinity {fields['warm']}"] += 1
 
 
 def _minute(fields: Mapping[str, str]) -> int | None:

@@ -9,14 +9,16 @@ Piece = tuple[str, str]
 Pieces = tuple[Piece, ...]
 
 #: What each part of a bar is drawn with, in its order.
-MARKS = {"used": "█", "over": "!", "unused": "▒", "foreign": "╳", "free": "·"}
-_WORDS = {"used": "used", "over": "over", "unused": "promised", "foreign": "foreign"}
+MARKS = {"used": "█", "over": "!", "unused": "▒", "leftover": "▪", "foreign": "╳", "free": "·"}
+_WORDS = {"used": "used", "over": "over", "unused": "promised", "leftover": "idle", "foreign": "foreign"}
 
 
-def legend() -> Pieces:
-    """What the marks mean; the one for what is free speaks for itself."""
+def legend(*, narrow: bool = False) -> Pieces:
+    """What the marks mean; the one for what is free speaks for itself. ``narrow``: not of what is seldom."""
     found: list[Piece] = []
     for name, word in _WORDS.items():
+        if narrow and name == "leftover":
+            continue
         found += [(MARKS[name], name), (f" {word} ", "dim")]
     return tuple(found)
 
@@ -26,14 +28,15 @@ def drawn(bar: Bar, width: int) -> Pieces:
     if width <= 0:
         return ()
     amounts = {
-        "used": min(bar.used or 0, bar.promised),
+        "used": bar.within,
         "over": bar.overused,
         "unused": bar.unused,
+        "leftover": bar.leftover,
         "foreign": bar.foreign or 0,
     }
     whole = max(bar.capacity, sum(amounts.values()), 1)
     share = {name: round(amount * width / whole) for name, amount in amounts.items()}
-    for name in ("used", "over", "unused", "foreign"):
+    for name in ("used", "over", "unused", "leftover", "foreign"):
         if amounts[name] and not share[name]:
             share[name] = 1
     while (much := sum(share.values()) - width) > 0:

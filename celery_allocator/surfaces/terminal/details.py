@@ -6,7 +6,7 @@ from typing import Any
 
 from celery_allocator.ledger import Reservation
 from celery_allocator.model import Allocation, TenantState, WorkerUse, iso_between, iso_utc
-from celery_allocator.overview import Bar, Kept, Running, Waiting
+from celery_allocator.overview import Bar, Kept, Running, Waiting, of_device, of_node
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.places import Place
 from celery_allocator.surfaces.terminal.tenancy import NOBODY
@@ -21,7 +21,11 @@ def facts(row: Any) -> Facts:
     elif isinstance(row, Running):
         told = _of_allocation(row.allocation)
         if row.use is not None:
-            told += [("uses GPU memory", _mb(row.use.gpu_memory_mb)), ("uses RAM", _mb(row.use.ram_mb))]
+            use = row.use
+            told += [
+                ("uses GPU memory", _used(use.gpu_memory_mb, use.gpu_memory_over_mb)),
+                ("uses RAM", _used(use.ram_mb, use.ram_over_mb)),
+            ]
     elif isinstance(row, TenantState):
         told = _of_tenant(row)
     else:
@@ -34,19 +38,21 @@ def brief(row: Any, now: float) -> str:
     """The most important of it, for a few lines. ``now``: the ledger's clock, in seconds since the epoch."""
     if isinstance(row, Place):
         if row.device is None:
-            return f"{words.clean(row.key)}: RAM {_bar(row.node.ram)}"
+            withheld = "".join(f"\n{words.clean(said)}" for said in of_node(row.node.node))
+            return f"{words.clean(row.key)}: RAM {_bar(row.node.ram)}{withheld}"
         told = [row.device.device.model, row.device.device.uuid, row.device.device.worker or "no worker"]
         memory = f"\nGPU memory {_bar(row.device.memory)}" if row.device.device.is_gpu else ""
-        kept = f"\n{words.clean(_for_whom(row.device.kept, now))}" if row.device.kept is not None else ""
-        return words.clean(f"{row.key}  {'  '.join(filter(None, told))}") + memory + kept
+        kept = _for_whom(row.device.kept, now) if row.device.kept is not None else ""
+        more = "".join(f"\n{words.clean(line)}" for line in (row.device.device.reason, kept) if line)
+        return words.clean(f"{row.key}  {'  '.join(filter(None, told))}") + more + memory
     if isinstance(row, TenantState):
         return f"{words.clean(row.name or NOBODY)}\n" + "  ".join(f"{name} {value}" for name, value in facts(row)[1:])
     allocation: Allocation = row.allocation
     first = words.clean(f"{allocation.allocation_id}  {allocation.task_id}")
     if isinstance(row, Waiting):
         tenant = allocation.requirements.tenant
-        last = filter(None, [_reserved(row.kept, now), _dates(allocation, now), tenant and f"for {tenant}"])
-        return f"{first}\n{words.clean(row.reason.text)}\n{words.clean('  '.join(last))}"
+        told = [_reserved(row.kept, now) or "", _dates(allocation, now) or "", f"for {tenant}" if tenant else ""]
+        return f"{first}\n{words.clean(row.reason.text)}\n{words.clean('  '.join(filter(None, told)))}"
     cores = ", ".join(str(core) for core in allocation.cpu_cores)
     return f"{first}\n{words.clean(allocation.task_name)}  cores {cores or '-'}  {words.clean(allocation.worker or '')}"
 
@@ -57,6 +63,7 @@ def _of_node(place: Place) -> list[tuple[str, Any]]:
         ("node", node.node),
         ("state", node.state),
         ("RAM", _bar(place.node.ram)),
+        ("withheld", " ".join(of_node(node))),
         ("cores", f"{len(node.cpu_cores_free)} of {len(node.cpu_cores)} free"),
         ("free cores", ", ".join(map(str, node.cpu_cores_free))),
         ("devices", ", ".join(device.device_id for device in node.devices)),
@@ -73,10 +80,13 @@ def _of_device(place: Place) -> list[tuple[str, Any]]:
         ("state", ": ".join(filter(None, (device.state, device.reason)))),
         ("worker", device.worker or "none"),
         ("queue", device.queue),
+        ("MIG slice of", device.slice_of),
         ("GPU memory", _bar(place.device.memory) if device.is_gpu else None),
+        ("withheld", " ".join(of_device(device))),
         ("slots", f"{device.slots_free} of {device.slots} free" if device.worker else None),
         ("holds", ", ".join(device.allocations) or "nothing"),
         ("loaded", ", ".join(device.affinities) or None),
+        ("with other GPUs", ", ".join(f"{a.task_name} on {a.place}" for a in place.device.held if a.more_devices)),
         ("kept for", None if place.device.kept is None else _for_whom(place.device.kept)),
         *(() if use is None else _measured(use)),
     ]
@@ -171,6 +181,8 @@ def _bar(bar: Bar) -> str:
     told = f"{words.size(bar.promised)} of {words.size(bar.capacity)} promised"
     if bar.used is not None:
         told += f", {words.size(bar.used)} used"
+    if bar.leftover:
+        told += f", {words.size(bar.leftover)} kept without a task"
     if bar.foreign:
         told += f", {words.size(bar.foreign)} by others"
     if bar.overused:
@@ -178,5 +190,6 @@ def _bar(bar: Bar) -> str:
     return f"{told}, {words.size(bar.free)} free"
 
 
-def _mb(amount: int | None) -> str | None:
-    return None if amount is None else f"{amount} MB"
+def _used(amount: int | None, over: int | None) -> str | None:
+    beyond = f", {over} MB beyond its promise" if over else ""
+    return None if amount is None else f"{amount} MB{beyond}"

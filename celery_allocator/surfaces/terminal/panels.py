@@ -96,6 +96,8 @@ class Panel(Vertical):
     def _titled(self, title: str) -> Text:
         """The title; with what the marks mean, where there is room for it."""
         text, marks = Text(f" {title}", no_wrap=True), styled(legend())
+        if self.size.width - text.cell_len - marks.cell_len < 2:
+            marks = styled(legend(narrow=True))
         gap = self.size.width - text.cell_len - marks.cell_len
         return text if self.table is not DEVICES or gap < 2 else text.append(" " * gap).append_text(marks)
 

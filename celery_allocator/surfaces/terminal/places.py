@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from celery_allocator.overview import Bar, DeviceView, NodeView
+from celery_allocator.overview import OTHER, Bar, DeviceView, NodeView, fault
 from celery_allocator.surfaces.terminal import words
 from celery_allocator.surfaces.terminal.bars import Pieces, gauge
 from celery_allocator.surfaces.terminal.columns import KEPT, Column, plain
@@ -40,7 +40,9 @@ def _name(place: Place, _: float, width: int) -> Pieces:
 
 
 def _state(place: Place, _: float, width: int) -> Pieces:
-    return plain(place.state, {"ready": "good", "offline": "bad"}.get(place.state, "warning"))
+    broken = place.device is not None and fault(place.device.device) not in (None, OTHER)
+    style = "bad" if broken else {"ready": "good", "offline": "bad"}.get(place.state, "warning")
+    return plain(place.state, style)
 
 
 def _memory(place: Place, _: float, width: int) -> Pieces:
@@ -48,7 +50,7 @@ def _memory(place: Place, _: float, width: int) -> Pieces:
         return plain("no GPU memory", "dim")
     bar = place.node.ram if place.device is None else place.device.memory
     kind = "RAM" if place.device is None else "GPU"
-    taken = max(bar.promised, bar.used or 0) + (bar.foreign or 0)
+    taken = bar.promised + bar.overused + bar.leftover + (bar.foreign or 0)
     return gauge(bar, f"{words.size(taken):>5}/{words.size(bar.capacity):>5} {kind}", width)
 
 

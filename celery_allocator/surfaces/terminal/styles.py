@@ -16,6 +16,7 @@ STYLES = {
     "used": "#3fb68b",
     "over": "bold #ff6b6b",
     "unused": "#c9a24a",
+    "leftover": "#b08f80",
     "foreign": "#b48ce0",
     "free": "#566070",
     "kept": "bold #7cc4ff",

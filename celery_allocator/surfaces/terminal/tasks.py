@@ -23,12 +23,25 @@ _TENANT: Column[Any] = Column(
 
 
 def _used(running: Running, _: float, width: int) -> Pieces:
-    use, asked = running.use, running.allocation.requirements
+    use = running.use
     if use is None:
         return plain("-", "dim")
-    over = (use.gpu_memory_mb or 0) > asked.gpu_memory_mb or bool(asked.ram_mb and (use.ram_mb or 0) > asked.ram_mb)
+    over = any(_beyond(running))
     told = f"{words.size(use.gpu_memory_mb):>5} {words.size(use.ram_mb):>5}"
     return plain(f"{told}{'!' if over else ''}", "over" if over else "plain")
+
+
+def _beyond(running: Running) -> tuple[bool, bool]:
+    """Whether it uses more GPU memory, and RAM, than it was promised: as its worker judges, else as it was measured."""
+    use, held = running.use, running.allocation
+    if use is None:
+        return False, False
+    gpu, ram = use.gpu_memory_over_mb, use.ram_over_mb
+    if gpu is None:
+        gpu = (use.gpu_memory_mb or 0) - held.gpu_memory_mb
+    if ram is None:
+        ram = (use.ram_mb or 0) - held.ram_mb if held.ram_mb else 0
+    return gpu > 0, ram > 0
 
 
 def _since(running: Running, now: float, width: int) -> Pieces:

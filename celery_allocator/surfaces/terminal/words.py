@@ -22,6 +22,7 @@ _SHORT = {
     "kept": "kept room",
     "behind": "its turn",
     "affinity": "its model",
+    "apart": "goes apart",
     "on_hold": "on hold",
     "delayed": "ETA ahead",
 }

@@ -12,9 +12,10 @@ const badge = (word) => h("span", { class: `alc-badge ${GOOD[word] || "alc-warn"
 
 function measure(label, bar, unit = mb) {
   const parts = [
-    ["alc-used", Math.min(bar.used ?? 0, bar.promised), "used"],
+    ["alc-used", bar.within ?? Math.min(bar.used ?? 0, bar.promised), "used"],
     ["alc-over", bar.overused, "used beyond the promise"],
     ["alc-unused", bar.unused, bar.used === null ? "promised" : "promised, not used"],
+    ["alc-leftover", bar.leftover ?? 0, "kept without a task"],
     ["alc-foreign", bar.foreign ?? 0, "foreign"],
   ];
   const told = parts.filter((part) => part[1] > 0).map(([, amount, word]) => `${unit(amount)} ${word}`);
@@ -52,6 +53,22 @@ function slots(device) {
     ...Array.from({ length: capacity }, (_, i) => h("i", { class: i < promised ? "alc-held" : "" })));
 }
 
+/** What is given to nobody, though no claim holds it. */
+function withheld(one, what) {
+  if (!one) return null;
+  const parts = [["foreign", one.foreign_mb], ["kept without a task", one.leftover_mb], ["beyond claims", one.overuse_mb]];
+  const told = parts.filter(([, amount]) => amount > 0).map(([word, amount]) => `${mb(amount)} ${word}`).join(", ");
+  return h("div", { class: "alc-muted alc-withheld", title: one.said.join("\n") }, `${mb(one.total_mb)} ${what}withheld: ${told}`);
+}
+
+/** Why a device takes no work. */
+const reason = (one) => one.reason && one.state !== "ready"
+  ? h("div", { class: `alc-reason ${one.fault && one.fault !== "other" ? "alc-error" : "alc-muted"}` }, one.reason) : null;
+
+/** Tasks that hold this GPU and others. */
+const several = (one) => (one.several ?? []).map((task) =>
+  h("div", { class: "alc-muted alc-several" }, "⧉ ", h("a", { href: taskUrl(task.task_id) }, task.name), ` on ${task.devices.join(", ")}`));
+
 /** For whom a device is kept, and until when. */
 function kept(one, now) {
   if (!one.kept) return null;
@@ -72,8 +89,12 @@ function device(one, at) {
       badge(one.state),
       h("span", { class: "alc-muted" }, one.model),
       h("span", { class: "alc-end" }, buttons("device", one))),
+    reason(one),
     one.memory ? measure("memory", one.memory) : null,
+    withheld(one.withheld, ""),
     kept(one, at),
+    ...several(one),
+    one.loaded?.length ? h("div", { class: "alc-muted alc-loaded" }, `loaded: ${one.loaded.join(", ")}`) : null,
     h("div", { class: "alc-line alc-muted" },
       one.worker ? slots(one) : null,
       one.worker ? h("a", { href: workerUrl(one.worker) }, one.worker) : h("span", {}, "no worker"),
@@ -84,11 +105,31 @@ function node(view, at) {
   return h("article", { class: "alc-node", "data-node": view.node },
     h("div", { class: "alc-line" }, h("h3", {}, view.node), badge(view.state), h("span", { class: "alc-end" }, buttons("node", view))),
     measure("RAM", view.ram),
+    withheld(view.withheld, "of RAM "),
     cores(view),
-    ...view.devices.filter((one) => one.is_gpu || one.worker).map((one) => device(one, at)));
+    ...boards(view.devices.filter((one) => one.is_gpu || one.worker), at));
 }
 
-const needsAttention = (one) => one.state !== "ready" || (one.memory && (one.memory.foreign > 0 || one.memory.overused > 0));
+/** Devices, with the MIG slices of a GPU together under its name. */
+function boards(devices, at) {
+  const slices = new Map();
+  return devices.flatMap((one) => {
+    if (!one.slice_of) return [device(one, at)];
+    if (slices.has(one.slice_of)) {
+      slices.get(one.slice_of).push(one);
+      return [];
+    }
+    slices.set(one.slice_of, [one]);
+    return [slices.get(one.slice_of)];
+  }).map((one) => (Array.isArray(one)
+    ? h("div", { class: "alc-board", "data-gpu": one[0].slice_of },
+      h("div", { class: "alc-line" }, h("strong", {}, one[0].slice_of),
+        h("span", { class: "alc-muted" }, `${one.length} MIG slice${one.length === 1 ? "" : "s"}`)),
+      ...one.map((slice) => device(slice, at)))
+    : one));
+}
+
+const needsAttention = (one) => one.state !== "ready" || one.withheld || (one.memory && (one.memory.foreign > 0 || one.memory.overused > 0));
 
 function meant(view, text, wanted) {
   const word = text.toLowerCase();

@@ -5,9 +5,11 @@ import { buttons, whenDone } from "./acts.js";
 import { chart } from "./chart.js";
 import { devices } from "./devices.js";
 import { List } from "./tables.js";
+import { affinity, recommendations } from "./learned.js";
 import { dates, tenants } from "./tenants.js";
 
 const EVENTS = 40;
+const LEARNED = 20;
 const lists = {
   waiting: new List("waiting", "Nothing waits."),
   on_hold: new List("on_hold", "Nothing is on hold."),
@@ -46,7 +48,11 @@ async function look() {
     byId("s-hold").hidden = pool.on_hold === 0;
     const views = [lists.waiting.look(query, pool.at), lists.running.look(query, pool.at)];
     if (pool.on_hold) views.push(lists.on_hold.look({}, pool.at));
-    views.push(view("placements").then(chart), view("events", { limit: EVENTS }).then(events));
+    views.push(view("placements").then((found) => {
+      chart(found);
+      affinity(found.affinity);
+    }));
+    views.push(view("recommendations", { limit: LEARNED }).then(recommendations), view("events", { limit: EVENTS }).then(events));
     await Promise.all(views);
     byId("fresh").textContent = `as of ${clock(pool.at)}`;
     byId("fresh").classList.remove("alc-error");

@@ -54,19 +54,31 @@ const COLUMNS = {
     tenant,
     ["Device", (row) => [row.device, h("span", { class: "alc-id" }, row.worker ? h("a", { href: workerUrl(row.worker) }, row.worker) : row.kind === "manual" ? "by hand" : "")]],
     ["State", (row) => row.state],
-    ["Holds", (row) => shape(row.requirements)],
+    ["Holds", (row) => holds(row)],
     ["Uses", (row) => uses(row)],
     ["For", (row, now) => ago(row.started_at ?? row.granted_at, now), "alc-nowrap"],
   ],
 };
 
+/** What it asked for; of a share of a GPU, also what that came to; whether its claim has grown. */
+function holds(row) {
+  const asked = row.requirements;
+  const came = !asked.gpu_memory_mb && row.gpu_memory_mb ? `${mb(row.gpu_memory_mb)} GPU: ` : "";
+  const grown = row.grown ? `, grown ${row.grown === 1 ? "once" : `${row.grown} times`}` : "";
+  return `${came}${shape(asked)}${grown}`;
+}
+
+/** What it uses; red, and by how much it is beyond its promise, where it is. */
 function uses(row) {
   if (!row.use) return "–";
-  const gpu = row.use.gpu_memory_mb;
-  const over = gpu !== null && gpu > row.requirements.gpu_memory_mb;
+  const amount = (used, over, what) => {
+    const mark = over > 0 ? { class: "alc-error alc-beyond", title: `${mb(over)} beyond its promise` } : {};
+    return h("span", mark, ` ${mb(used)} ${what}${over > 0 ? " !" : ""}`);
+  };
+  const { gpu_memory_mb: gpu, ram_mb: ram, gpu_memory_over_mb: over, ram_over_mb: ramOver } = row.use;
   return [
-    row.requirements.gpu_memory_mb && gpu !== null ? h("span", over ? { class: "alc-error" } : {}, `${mb(gpu)} GPU`) : null,
-    row.use.ram_mb === null ? null : h("span", {}, ` ${mb(row.use.ram_mb)} RAM`),
+    row.gpu_memory_mb && gpu !== null ? amount(gpu, over ?? gpu - row.gpu_memory_mb, "GPU") : null,
+    ram === null ? null : amount(ram, ramOver ?? 0, "RAM"),
   ];
 }
 
