@@ -169,14 +169,14 @@ def test_who_is_alone_sees_no_tenants(
 
 
 def test_what_is_seen_of_the_hardware(
-    browser: Browser, start: Callable[..., FlowerProcess], server: RedisServer, ledger: Ledger
+    browser: Browser, start: Callable[..., FlowerProcess], server: RedisServer, ledger: Ledger, tmp_path: Path
 ) -> None:
     """Withheld memory, a GPU that failed, MIG slices, a task on two GPUs, a share, overuse, what was learned."""
     made = connect(Settings(backend_url=server.url, pool="hardware"))
     with made.client:
         scene.hardware(made)
     tab = Tab(browser, start(f"--basic_auth={USER}:{PASSWORD}", env={"ALLOCATOR_POOL": "hardware"}))
-    tab.open(width=1280)
+    tab.open(width=1280, height=1250)
 
     def inside(device: str, what: str) -> str:
         return str(tab.ask(f"document.querySelector('[data-device=\"h1/{device}\"] {what}')?.innerText ?? ''"))
@@ -189,7 +189,7 @@ def test_what_is_seen_of_the_hardware(
     )
     assert inside("gpu_2", ".alc-withheld") == inside("gpu_2", ".alc-reason") == ""
     assert inside("gpu_3", ".alc-reason.alc-error") == "Xid 79: the GPU has fallen off the bus"
-    assert inside("gpu_3", ".alc-several") == "⧉ train.pair on gpu_2, gpu_3"
+    assert inside("gpu_3", ".alc-several") == "⇄ train.pair on gpu_2, gpu_3"
     assert inside("gpu_1", ".alc-loaded") == "loaded: sdxl"
     slices = "[...document.querySelectorAll('[data-gpu=gpu_0] [data-device]')].map((e) => e.dataset.device)"
     assert tab.ask(slices) == ["h1/gpu_0_mig_0", "h1/gpu_0_mig_1"]
@@ -204,6 +204,8 @@ def test_what_is_seen_of_the_hardware(
     assert tab.ask("document.getElementById('alc-affinity').innerText") == (
         "Affinity: 50 % of 2 grants went to where it was loaded."
     )
+    folder = PICTURES if os.environ.get("UPDATE_SCREENSHOTS") else tmp_path
+    assert browser.picture(folder / "flower-hardware.png").stat().st_size <= LARGEST_PICTURE
     wide = "document.documentElement.scrollWidth"
     assert tab.ask(wide) == 1280
     tab.open(width=390)

@@ -67,7 +67,7 @@ const reason = (one) => one.reason && one.state !== "ready"
 
 /** Tasks that hold this GPU and others. */
 const several = (one) => (one.several ?? []).map((task) =>
-  h("div", { class: "alc-muted alc-several" }, "⧉ ", h("a", { href: taskUrl(task.task_id) }, task.name), ` on ${task.devices.join(", ")}`));
+  h("div", { class: "alc-muted alc-several" }, "⇄ ", h("a", { href: taskUrl(task.task_id) }, task.name), ` on ${task.devices.join(", ")}`));
 
 /** For whom a device is kept, and until when. */
 function kept(one, now) {
@@ -87,7 +87,7 @@ function device(one, at) {
     h("div", { class: "alc-line" },
       h("strong", { title: one.uuid }, one.device),
       badge(one.state),
-      h("span", { class: "alc-muted" }, one.model),
+      one.slice_of ? null : h("span", { class: "alc-muted" }, one.model),
       h("span", { class: "alc-end" }, buttons("device", one))),
     reason(one),
     one.memory ? measure("memory", one.memory) : null,
@@ -124,7 +124,7 @@ function boards(devices, at) {
   }).map((one) => (Array.isArray(one)
     ? h("div", { class: "alc-board", "data-gpu": one[0].slice_of },
       h("div", { class: "alc-line" }, h("strong", {}, one[0].slice_of),
-        h("span", { class: "alc-muted" }, `${one.length} MIG slice${one.length === 1 ? "" : "s"}`)),
+        h("span", { class: "alc-muted" }, `${one[0].model}, ${one.length} MIG slice${one.length === 1 ? "" : "s"}`)),
       ...one.map((slice) => device(slice, at)))
     : one));
 }
