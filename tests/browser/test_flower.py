@@ -335,6 +335,10 @@ def test_over_real_workers(
         on = f"gpu_{at}"
         label = f"document.querySelector('[data-device=\"host1/{on}\"] .alc-bar').getAttribute('aria-label')"
         tab.until(f"{label}.includes('1 GB used beyond the promise, 512 MB foreign')")
+        # It is withheld, and the ledger said so.
+        line = f"document.querySelector('[data-device=\"host1/{on}\"] .alc-withheld')?.innerText"
+        tab.until(f"{line} === '1.5 GB withheld: 512 MB foreign, 1 GB beyond claims'", line)
+        tab.until("document.getElementById('alc-events').innerText.includes('1.5 GB withheld')")
         # Actions: cancelled tasks are revoked for those who wait for them, a drained device gets nothing.
         tab.act(waiting.id, "cancel", "not needed any more")
         wait_until(lambda: app.backend.get_state(waiting.id) == "REVOKED", SOON_S, "the result to say so")

@@ -1,5 +1,5 @@
 // The page: looks at the ledger every two seconds and draws what it says.
-import { byId, clock, h, show } from "./dom.js";
+import { byId, clock, h, mb, show } from "./dom.js";
 import { acts, live, view } from "./wire.js";
 import { buttons, whenDone } from "./acts.js";
 import { chart } from "./chart.js";
@@ -28,11 +28,21 @@ function head(pool) {
   show(byId("pool-acts"), [acts, pool.paused], () => buttons("pool", pool));
 }
 
+/** Fields of events that take a word to be understood. */
+const SAID = {
+  withheld_mb: (amount) => `${mb(Number(amount))} withheld`,
+  used_mb: (amount) => `uses ${mb(Number(amount))}`,
+  promised_mb: (amount) => `${mb(Number(amount))} promised`,
+  oom_retries: (times) => `claim grown, ${times === "1" ? "once" : `${times} times`}`,
+  warm: (loaded) => `affinity ${loaded}`,
+};
+
 function events(found) {
   show(byId("events"), found.rows.map((row) => row.entry), () =>
     found.rows.map((row) => {
       const more = ["name", "device", "outcome", "error", "state", "by", "action", "actor", "reason"]
-        .filter((key) => row[key]).map((key) => row[key]).join(" · ");
+        .filter((key) => row[key]).map((key) => row[key])
+        .concat(Object.entries(SAID).filter(([key]) => row[key]).map(([key, say]) => say(row[key]))).join(" · ");
       return h("p", {}, h("time", {}, clock(Number(row.at) / 1000)), h("strong", {}, row.event), ` ${row.task || row.id || ""} `, h("span", { class: "alc-muted" }, more));
     }));
 }
