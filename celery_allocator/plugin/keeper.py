@@ -25,18 +25,15 @@ from celery_allocator.plugin.auditor import Auditor
 from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
-from celery_allocator.plugin.health import HealthMonitor
+from celery_allocator.plugin.hardware import Hardware
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
-from celery_allocator.plugin.meter import Meter
-from celery_allocator.plugin.pool import forget_termination, is_one_process, mend, retire
+from celery_allocator.plugin.pool import forget_termination, mend, retire
 from celery_allocator.plugin.processes import born, kill_family
-from celery_allocator.plugin.reconcile import Reconciler
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.session import session
 from celery_allocator.plugin.wake import Wake
-from celery_allocator.plugin.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +45,6 @@ _LOOK_S = 1.0
 _AWAY_S = 2.0
 #: Seconds a leaving worker waits for its last messages and results; else others send and write them.
 _FAREWELL_S = 5.0
-#: Seconds a worker that begins waits for its first look at its device: a driver may hang.
-_FIRST_LOOK_S = 5.0
 #: Seconds a leaving worker waits for killed children to be gone.
 _LEAVE_S = 10.0
 
@@ -63,7 +58,6 @@ class WorkerKeeper:
         self.queue = queue
         self.incarnation = uuid.uuid4().hex
         self.fence = Fence()
-        self.sampled = Sampled()
         self._own_ledger: Ledger | None = None
         self._settings = session(app).settings
         self._messages = deliveries.messages(app, "messages")
@@ -72,24 +66,15 @@ class WorkerKeeper:
         self._pool: Any = None
         self._holdings = Holdings()
         self._endings = Endings(settled=self._holdings.drop)
-        device = inventory.device(device_id)
         self._wake = Wake()
-        self._watch = Watch(
-            self._settings, self._running, self._wake.set, has_gpu=device is not None and not device.simulated
-        )
-        self._meter = Meter(
-            device, self._holdings.all, self._settings.measure_s, self._settings.reserve_ram_mb, watch=self._watch
-        )
-        self._meter.sampled = self.sampled
-        self._reconciler = Reconciler(self._settings, self._meter, self._reporter, self._holdings)
-        self._health = HealthMonitor(
-            worker,
-            f"{inventory.node}/{device_id}",
-            device,
-            self._settings.health_s,
+        self._hardware = Hardware(
+            self._settings,
+            self._reporter,
+            self._holdings,
+            self._endings,
+            wake=self._wake.set,
             connect=lambda: session(app).connect(self._settings),
             settle=self.settle,
-            holdings=self._holdings.all,
             lose=self.lose,
         )
         #: Held while reporting: what passes the gate meanwhile would be missing in the report.
@@ -116,6 +101,11 @@ class WorkerKeeper:
             self._own_ledger = session(self.app).connect(self._settings)
         return self._own_ledger
 
+    @property
+    def sampled(self) -> Sampled:
+        """What children are told of samples."""
+        return self._hardware.sampled
+
     # --- called by bootsteps, gate and request
 
     def register(self, slots: int, pool: Any) -> None:
@@ -124,18 +114,16 @@ class WorkerKeeper:
         Also after the consumer has started again. Raises :class:`DeviceBusyError` when another live worker serves the
         device, :class:`LedgerUnavailable`.
         """
-        self._pool = self._watch.pool = pool
+        self._pool = pool
         mend(pool)
-        self._meter.one_process = is_one_process(pool)
-        self._meter.start()
-        self._meter.wait_for_first(_FIRST_LOOK_S)
+        self._hardware.begin(pool)
         self._reporter.slots = slots
         self._reporter.mailbox = find_mailbox(self.app, self._ledger, self.queue)
         self._report()
         self._serving = True
         device = f"{self._reporter.inventory.node}/{self._reporter.device_id}"
         logger.info("serving %s with %d slots on queue %s", device, slots, self.queue)
-        self._health.start()
+        self._hardware.serve()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="allocator-keeper", daemon=True)
             self._thread.start()
@@ -169,13 +157,13 @@ class WorkerKeeper:
 
     def begun(self, allocation: Allocation, pid: int) -> None:
         """Child process ``pid`` has begun a task."""
-        self._watch.began(pid, allocation)
+        self._hardware.watch.began(pid, allocation)
         self._holdings.begun(allocation, pid)
         forget_termination(self._pool, pid)
 
     def begun_other(self, pid: int) -> None:
         """Child process ``pid`` has begun a task that is not the allocator's."""
-        self._watch.began(pid)
+        self._hardware.watch.began(pid)
 
     def ended(self, allocation: Allocation, outcome: str, *, error: str = "", by_child: bool = False) -> None:
         """The task ended and nothing of it runs: if its child has not released it, the keeper does.
@@ -193,7 +181,7 @@ class WorkerKeeper:
         if pid is None or pid == os.getpid():  # never started, or a pool of threads: there is no process to wait for
             self._endings.add(Ending(allocation, outcome, error))
         else:
-            self._endings.add(Ending(allocation, outcome, error, pid, born(pid), self._watch.is_free))
+            self._endings.add(Ending(allocation, outcome, error, pid, born(pid), self._hardware.is_free))
         self._wake.set()
 
     def lose(self, holding: Holding, reason: str) -> None:
@@ -231,12 +219,12 @@ class WorkerKeeper:
 
     def describe(self) -> dict[str, Any]:
         """What this worker knows of itself, as plain data; asks nobody."""
-        return describe(self._reporter, self._holdings, self.fence, self._meter) | {
+        return describe(self._reporter, self._holdings, self.fence, self._hardware.meter) | {
             "ledger": self._ledger.url,
             "closing": self._closing,
             "outage": self._outage,
             "complaint": self._complaint,
-            "withheld": self._reconciler.describe(),
+            "withheld": self._hardware.describe(),
         }
 
     @property
@@ -258,10 +246,10 @@ class WorkerKeeper:
     def leave(self) -> None:
         """Leave the ledger: nothing runs here any more, and what still counts as running is lost."""
         try:
-            self._health.stop()
+            self._hardware.close()
             self.give_back(pool_stopped=True)
             self._await_endings()
-            self._meter.stop()
+            self._hardware.end()
             self._serving = False
             self._publish(self._ledger.unregister_worker(self.worker, self.incarnation))
             self._tick(lock=False)
@@ -297,8 +285,8 @@ class WorkerKeeper:
                 if self._ledger.run_id != self._reporter.run_id:
                     self._report()
                 if self._serving:
-                    self._publish(self._reconciler.after_look(self._ledger, self.incarnation))
-                self._watch.tell(self._ledger, self._keep)
+                    self._publish(self._hardware.after_look(self._ledger, self.incarnation))
+                self._hardware.watch.tell(self._ledger, self._keep)
                 watching = self._settle_endings()
                 if time.monotonic() >= tick or self._outage:
                     self._tick()
@@ -326,7 +314,7 @@ class WorkerKeeper:
 
     def _beat(self) -> None:
         asked = clock()
-        beat = self._ledger.heartbeat(self.worker, self.incarnation, self._settings.lease_s, self._meter.take())
+        beat = self._ledger.heartbeat(self.worker, self.incarnation, self._settings.lease_s, self._hardware.take())
         if beat is Beat.LOST:
             self.fence.lose()
             logger.error("the lease of %s ran out (paused, or cut off from the ledger): registering again", self.worker)
@@ -335,9 +323,7 @@ class WorkerKeeper:
             self._report()
         else:
             self.fence.extend(asked + self._settings.lease_s)
-            self._publish(self._reconciler.at_beat(self._ledger, self.incarnation))
-            if self._reconciler.leftover_blocks:
-                self._watch.recycle()
+            self._publish(self._hardware.at_beat(self._ledger, self.incarnation))
 
     def _report(self, anew: bool = False) -> None:
         with self._gate:
@@ -350,7 +336,7 @@ class WorkerKeeper:
                 self._holdings,
                 self._endings,
                 stopping=lambda: self._closing,
-                withhold=lambda: self._publish(self._reconciler.before_registering(self._ledger, self.incarnation)),
+                withhold=lambda: self._publish(self._hardware.withhold_first(self._ledger, self.incarnation)),
             )
             if stale:
                 self.fence.lose()
@@ -373,10 +359,6 @@ class WorkerKeeper:
         if ticked.ran:
             self._keep()
             self._auditor.look(self._ledger)
-
-    def _running(self) -> list[Holding]:
-        """What has begun here and not ended."""
-        return [held for held in self._holdings.all() if held.pid is not None and held.allocation not in self._endings]
 
     def _settle_endings(self) -> bool:
         return self._endings.settle(self._ledger, self._publish, self._keep)

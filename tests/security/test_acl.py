@@ -182,7 +182,8 @@ def test_the_dashboards_rights_suffice_for_metrics(acl_server: AclServer, pool: 
 
             def told() -> bool:
                 found = scrape(exporter.url)
-                waits = found.get("waiting_by_shape", gpu_memory_mb="0", cpu_cores="1", ram_mb="0", kind="task")
+                asked = {"gpu_memory_mb": "0", "gpu_share": "0", "cpu_cores": "1", "ram_mb": "0", "kind": "task"}
+                waits = found.get("waiting_by_shape", **asked)
                 return waits == 1 and found.series("events_total", "event") == {("waiting",): 1}
 
             wait_until(told, 30, lambda: scrape(exporter.url).text)
