@@ -7,6 +7,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from celery_allocator.allocating import Session, tool_schemas
 from celery_allocator.errors import RequestError, SettingsError, TokensError
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
+from celery_allocator.surfaces.mcp import tokens as tokens_module
 from celery_allocator.surfaces.mcp.caps import Caps
 from celery_allocator.surfaces.mcp.http import check_binding
 from celery_allocator.surfaces.mcp.minting import add, new_secret
@@ -52,6 +55,29 @@ def test_a_token_is_found_by_its_secret_alone(path: Path) -> None:
     assert tokens.find("") is None
     assert path.stat().st_mode & 0o777 == 0o600
     assert first not in path.read_text() and second not in path.read_text()
+
+
+def test_who_asks_while_the_file_is_read_again_is_let_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests at once after a change: the second one does not meet an empty list."""
+    secret = add(path, "agent", [READ])
+    tokens, begun, goes_on = TokenFile(path), threading.Event(), threading.Event()
+
+    def slowly(where: Path) -> Any:
+        begun.set()
+        assert goes_on.wait(30)
+        return read(where)
+
+    read = tokens_module._read
+    monkeypatch.setattr(tokens_module, "_read", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(tokens.find, secret)
+        assert begun.wait(30)
+        second = pool.submit(tokens.find, secret)
+        # It waits now, or has answered already, wrongly.
+        wait((second,), timeout=0.2)
+        goes_on.set()
+        assert first.result(30) is not None
+        assert second.result(30) is not None
 
 
 def test_without_tenant_and_any_there_is_no_tenant_to_name(path: Path) -> None:

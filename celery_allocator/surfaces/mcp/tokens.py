@@ -79,9 +79,7 @@ class TokenFile:
     def load(self) -> tuple[Entry, ...]:
         """Read the file now. Raises :class:`TokensError` saying the line and the key that is wrong."""
         with self._lock:
-            self._seen, self._entries = self._state(), ()
-            self._entries = _read(self.path)
-            return self._entries
+            return self._load()
 
     def find(self, secret: str) -> Entry | None:
         """The entry of that token, also of one that has expired.
@@ -89,18 +87,27 @@ class TokenFile:
         A file that has become unreadable lets nobody in, and the log says why: what was meant to be revoked in it must
         not go on.
         """
-        if self._state() != self._seen:
-            try:
-                entries = self.load()
-                _log.info("%s: %d tokens", self.path, len(entries))
-            except TokensError as error:
-                _log.error("nobody is let in: %s", error)
         wanted = hashed(secret)
         found = None
-        for entry in self._entries:  # all of them, and each in constant time: nothing is learnt from how long it takes
+        for entry in self._newest():  # all of them, and each in constant time: nothing is learnt from how long it takes
             if hmac.compare_digest(entry.sha256, wanted):
                 found = entry
         return found
+
+    def _newest(self) -> tuple[Entry, ...]:
+        """The entries, read again if the file has changed. Who asks meanwhile waits for that: he is in it, perhaps."""
+        with self._lock:
+            if self._state() != self._seen:
+                try:
+                    _log.info("%s: %d tokens", self.path, len(self._load()))
+                except TokensError as error:
+                    _log.error("nobody is let in: %s", error)
+            return self._entries
+
+    def _load(self) -> tuple[Entry, ...]:
+        self._seen, self._entries = self._state(), ()
+        self._entries = _read(self.path)
+        return self._entries
 
     def _state(self) -> tuple[int, ...]:
         try:
