@@ -288,7 +288,7 @@ class Top(App[None]):
             told += [f"{words.clean(str(self._away))} (tried again every {self._interval:g} s)"]
         shown = "\n".join(filter(None, told))
         self._say("#notice", shown)
-        self._main.query_one("#notice").set_class(bool(shown), "-shown")
+        self._main.query("#notice").set_class(bool(shown), "-shown")
 
     def _show_detail(self) -> None:
         if not self._main.is_attached:
@@ -303,7 +303,12 @@ class Top(App[None]):
         text = Text(" ", no_wrap=True)
         for key, word in [*looking, *((act.key, act.word) for act in acts)]:
             text.append(key, "bold #ffffff").append(f" {word}  ")
-        self._main.query_one("#keys", Static).update(text)
+        self._put("#keys", text)
 
     def _say(self, where: str, text: str, *, wrap: bool = False) -> None:
-        self._main.query_one(where, Static).update(Text(text, no_wrap=not wrap and where != "#notice"))
+        self._put(where, Text(text, no_wrap=not wrap and where != "#notice"))
+
+    def _put(self, where: str, text: Text) -> None:
+        # A screen that is being taken down loses its parts one by one, while messages still come.
+        for part in self._main.query(where).results(Static):
+            part.update(text)
