@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_allocator.ledger import Grant, Ledger
-from celery_allocator.model import Allocation, WorkerUse
 from celery_allocator.operations import Effect
 from celery_allocator.plugin.endings import Endings
 from celery_allocator.plugin.health import HealthMonitor
@@ -84,14 +83,6 @@ class Hardware:
     def end(self) -> None:
         """Measure no more."""
         self.meter.stop()
-
-    def take(self) -> WorkerUse | None:
-        """What was measured last, once."""
-        return self.meter.take()
-
-    def is_free(self, allocation: Allocation) -> bool:
-        """Whether what a task that was killed held of the GPU is really free."""
-        return self.watch.is_free(allocation)
 
     def withhold_first(self, ledger: Ledger, incarnation: str) -> tuple[Grant, ...]:
         """Before the worker registers: nothing is to be granted on what is not there."""

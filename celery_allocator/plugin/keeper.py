@@ -181,7 +181,7 @@ class WorkerKeeper:
         if pid is None or pid == os.getpid():  # never started, or a pool of threads: there is no process to wait for
             self._endings.add(Ending(allocation, outcome, error))
         else:
-            self._endings.add(Ending(allocation, outcome, error, pid, born(pid), self._hardware.is_free))
+            self._endings.add(Ending(allocation, outcome, error, pid, born(pid), self._hardware.watch.is_free))
         self._wake.set()
 
     def lose(self, holding: Holding, reason: str) -> None:
@@ -314,7 +314,9 @@ class WorkerKeeper:
 
     def _beat(self) -> None:
         asked = clock()
-        beat = self._ledger.heartbeat(self.worker, self.incarnation, self._settings.lease_s, self._hardware.take())
+        beat = self._ledger.heartbeat(
+            self.worker, self.incarnation, self._settings.lease_s, self._hardware.meter.take()
+        )
         if beat is Beat.LOST:
             self.fence.lose()
             logger.error("the lease of %s ran out (paused, or cut off from the ledger): registering again", self.worker)

@@ -3,17 +3,21 @@
 -- often: may_go
 
 -- What a node's labels, its GPUs' models and links are does not change within a script.
-local labels_read, models_read, links_read = {}, {}, {}
+local node_read, models_read = { labels = {}, links = {} }, {}
 -- The words (see anti-affinity) of what is held on a node; a claim changes them.
 local apart_read = {}
 
-local function labels_of(node)
-  if not labels_read[node] then
-    local ok, labels = pcall(cjson.decode, call("HGET", K.node .. node, "labels") or "{}")
-    labels_read[node] = ok and type(labels) == "table" and labels or {}
+-- A table that was told of a node. What cannot be read is an empty one.
+local function told_of(node, field)
+  local read = node_read[field]
+  if not read[node] then
+    local ok, told = pcall(cjson.decode, call("HGET", K.node .. node, field) or "{}")
+    read[node] = ok and type(told) == "table" and told or {}
   end
-  return labels_read[node]
+  return read[node]
 end
+
+local function labels_of(node) return told_of(node, "labels") end
 
 local function model_of(dkey)
   if not models_read[dkey] then models_read[dkey] = string.lower(call("HGET", K.dev .. dkey, "model") or "") end
@@ -21,13 +25,7 @@ local function model_of(dkey)
 end
 
 -- How near two GPUs of a node are, by their ids joined by a space, the smaller first: the larger, the nearer; not listed: 0.
-local function links_of(node)
-  if not links_read[node] then
-    local ok, links = pcall(cjson.decode, call("HGET", K.node .. node, "links") or "{}")
-    links_read[node] = ok and type(links) == "table" and links or {}
-  end
-  return links_read[node]
-end
+local function links_of(node) return told_of(node, "links") end
 
 -- Whether `need` may go to a device by what it says of that, besides amounts and anti-affinity. A process can use one MIG slice
 -- at a time, so that a claim on several takes whole GPUs.

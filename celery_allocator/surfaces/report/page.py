@@ -167,26 +167,22 @@ def _plain_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Element
 
 
 def _dates(report: Report) -> Element | None:
-    rows = date_rows(report)
-    if not rows:
-        return None
     told = "What came of the starts that were promised at submit, of those that waited and were not moved meanwhile."
-    if len(rows) > MOST_ROWS:
-        told += f" The first {MOST_ROWS} of {len(rows)}."
-    table = _plain_table(("By", "Which", *DATE_HEADS), rows[:MOST_ROWS])
-    return _section("Dates", told, _scrolled(table, "Dates"))
+    return _listing("Dates", told, ("By", "Which", *DATE_HEADS), date_rows(report))
 
 
 def _uses(report: Report) -> Element | None:
-    rows = use_rows(report)
+    told = "What was promised, and the most that runs used of it, of those that told it; claims that grew; overuse."
+    return _listing("Promised and used", told, USE_HEADS, use_rows(report))
+
+
+def _listing(title: str, told: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Element | None:
+    """A section with a table; ``None`` if it has no rows."""
     if not rows:
         return None
-    told = "What was promised, and the most that runs used of it, of those that told it; claims that grew; overuse."
     if len(rows) > MOST_ROWS:
         told += f" The first {MOST_ROWS} of {len(rows)}."
-    return _section(
-        "Promised and used", told, _scrolled(_plain_table(USE_HEADS, rows[:MOST_ROWS]), "Promised and used")
-    )
+    return _section(title, told, _scrolled(_plain_table(heads, rows[:MOST_ROWS]), title))
 
 
 def _outcomes(report: Report) -> Element | None:
