@@ -42,8 +42,9 @@ class Interrupted(BaseException):
 class Interrupts:
     """Turns the first SIGINT, SIGTERM or SIGHUP into :class:`Interrupted`, but never inside :meth:`deferred`.
 
-    Python drops what is raised while a finalizer happens to run: the signal is also kept, and :meth:`check` raises it
-    again. Later signals change nothing: half of a stop would leave processes behind.
+    Python reports and drops what is raised while a finalizer happens to run. So the signal is also kept, :meth:`check`
+    raises it again, and there is no report: a user who presses Ctrl-C has nothing to learn from a traceback. Later
+    signals change nothing: half of a stop would leave processes behind.
     """
 
     def __init__(self) -> None:
@@ -55,6 +56,13 @@ class Interrupts:
     def handled(self) -> Iterator[None]:
         """Handle the signals within; the former handlers are put back after it."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        report = sys.unraisablehook
+
+        def report_others(dropped: sys.UnraisableHookArgs) -> None:
+            if not issubclass(dropped.exc_type, Interrupted):
+                report(dropped)
+
+        sys.unraisablehook = report_others
         previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
@@ -62,6 +70,7 @@ class Interrupts:
             self.finish()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = report
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

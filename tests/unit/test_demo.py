@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,13 +281,30 @@ def test_a_signal_is_deferred_and_a_second_one_changes_nothing() -> None:
     assert finished
 
 
-def test_a_signal_lost_in_a_finalizer_is_found_by_the_next_check() -> None:
+class Finalized:
+    """Does something when it is dropped."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.act = act
+
+    def __del__(self) -> None:
+        self.act()
+
+
+def test_a_signal_lost_in_a_finalizer_is_raised_by_the_next_check_and_not_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+    usual = sys.unraisablehook
     interrupts = Interrupts()
     with interrupts.handled():
-        with contextlib.suppress(Interrupted):  # as Python does with what a finalizer raises
-            os.kill(os.getpid(), signal.SIGTERM)
+        Finalized(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        Finalized(lambda: {}["not ours"])
         with pytest.raises(Interrupted):
             interrupts.check()
+    assert reported == [KeyError]
+    assert sys.unraisablehook is usual
 
 
 def test_former_handlers_come_back() -> None:
