@@ -136,7 +136,7 @@ def _allocation(row: list[Any]) -> Allocation:
         node=node or None,
         device_id=device or None,
         device_uuid=uuid.decode() or None,
-        more_devices=_more(devs, uuids),
+        more_devices=_more(devs.decode(), uuids.decode()),
         gpu_memory_granted_mb=held.gpu_memory_mb if before else None,
         queue=queue.decode() or None,
         worker=worker.decode() or None,
@@ -150,10 +150,10 @@ def _allocation(row: list[Any]) -> Allocation:
     )
 
 
-def _more(devices: bytes, uuids: bytes) -> tuple[tuple[str, str], ...]:
+def _more(devices: str, uuids: str) -> tuple[tuple[str, str], ...]:
     """What a claim on several GPUs holds besides the first: id and UUID of each."""
-    ids = [device.rpartition("/")[2] for device in devices.decode().split(" ")]
-    return tuple(zip(ids, uuids.decode().split(" "), strict=True))[1:]
+    ids = [device.rpartition("/")[2] for device in devices.split(" ")]
+    return tuple(zip(ids, uuids.split(" "), strict=True))[1:]
 
 
 @reads("the device that was granted")
@@ -163,8 +163,9 @@ def submitted(
     """The reply of ``submit`` laid over what the caller knew: a grant, a place in line, or a delay."""
     at = int(reply[-1]) / 1000
     if verdict == "granted":
-        _, token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, devs, uuids, gpu_mb, _now = reply
-        node, _, device = dev.decode().rpartition("/")
+        token, dev, cores, queue, uuid, gpu_free, cores_free, ram_free, delivered, *of_all = json.loads(reply[1])
+        devs, uuids, gpu_mb = of_all
+        node, _, device = dev.rpartition("/")
         by_hand = base["kind"] is Kind.MANUAL
         granted = Allocation(
             **base,
@@ -175,17 +176,17 @@ def submitted(
             token=int(token),
             node=node,
             device_id=device,
-            device_uuid=uuid.decode() or None,
+            device_uuid=uuid or None,
             more_devices=_more(devs, uuids),
             gpu_memory_granted_mb=int(gpu_mb) if base["requirements"].share else None,
-            queue=queue.decode() or None,
-            cpu_cores=core_ids(cores),
+            queue=queue or None,
+            cpu_cores=core_ids(cores.encode()),
             estimated_start_at=at,
             estimated_start_p90_at=at,
         )
         return whole(granted, free(int(gpu_free), int(cores_free), int(ram_free)), delivered=bool(delivered))
     if verdict == "waiting":
-        _, position, p50, p90, gpu_free, cores_free, ram_free, _now = reply
+        position, p50, p90, gpu_free, cores_free, ram_free = json.loads(reply[1])
         waiting = Allocation(
             **base,
             state=State.WAITING,

@@ -76,11 +76,14 @@ local function index_of(mode, sfree)
   return (mode == "w" and sfree > 0) and "sched" or "idle"
 end
 
--- What the GPUs of a fleet have free together. One that has less than nothing (its node has shrunk, or others use what it has)
--- takes nothing from the others.
+-- What the GPUs of a fleet have free together (a pseudo-device has no memory). One that has less than nothing (its node has
+-- shrunk, or others use what it has) takes nothing from the others.
 local function gpu_free(fleet)
   local sum = 0
-  for i = 1, #fleet, 4 do if kind_of(fleet[i]) == "gpu" then sum = sum + math.max(0, fleet[i + 2]) end end
+  for i = 3, #fleet, 4 do
+    local free = fleet[i]
+    if free > 0 then sum = sum + free end
+  end
   return sum
 end
 
@@ -102,18 +105,21 @@ local function reindex(fleet, at, mode, free, sfree, cfree, shifted)
       call("ZADD", K.order .. ix .. ":" .. kind .. ":" .. bk, tonumber(string.sub(member, 1, 8)), member)
     end
   end
-  local scores = { sched = {}, idle = {} }
-  local together = gpu_free(fleet)
-  for i = 1, #fleet, 4 do
-    local theirs = kind_of(fleet[i])
-    local out = (i == at or moved or (shifted and theirs == "cpu")) and scores[index_of(fleet[i + 1], fleet[i + 3])]
-    if out then
-      local n = #out
-      out[n + 1], out[n + 2] = score_of(theirs, fleet[i + 2], together, cfree), fleet[i]
+  local moves = { sched = {}, idle = {} }
+  local together, mended = gpu_free(fleet), moved or shifted
+  for i = mended and 1 or at, mended and #fleet or at, 4 do
+    local other = fleet[i]
+    local theirs = kind_of(other)
+    if i == at or moved or theirs == "cpu" then
+      local out = moves[index_of(fleet[i + 1], fleet[i + 3])]
+      if out then
+        local n = #out
+        out[n + 1], out[n + 2] = score_of(theirs, fleet[i + 2], together, cfree), other
+      end
     end
   end
-  if scores.sched[1] then call("ZADD", K.index .. "sched", unpack(scores.sched)) end
-  if scores.idle[1] then call("ZADD", K.index .. "idle", unpack(scores.idle)) end
+  if moves.sched[1] then call("ZADD", K.index .. "sched", unpack(moves.sched)) end
+  if moves.idle[1] then call("ZADD", K.index .. "idle", unpack(moves.idle)) end
 end
 
 local function load_device(dkey)
