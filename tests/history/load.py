@@ -7,15 +7,14 @@ goes on as soon as that answers.
 from __future__ import annotations
 
 import random
-import signal
 import sys
-import threading
 import uuid
 
 from celery_allocator.errors import AllocatorError, LedgerUnavailable
 from celery_allocator.ledger import Beat, Ledger, connect, new_allocation_id
 from celery_allocator.model import DeviceInventory, NodeInventory, Requirements
 from celery_allocator.settings import Settings
+from celery_allocator.surfaces.cli.ending import asked_to_end
 
 LEASE_S = 600.0
 
@@ -67,16 +66,15 @@ class Load:
 
 def main(url: str, pool: str, name: str) -> None:
     """Until SIGTERM."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     load = Load(connect(Settings(backend_url=url, pool=pool, events_maxlen=10_000_000)), name)
-    while not stop.is_set():
-        try:
-            load.step()
-        except LedgerUnavailable:
-            stop.wait(0.02)
-        except AllocatorError:  # somebody else was faster, or the worker's life was over
-            continue
+    with asked_to_end() as stop:
+        while not stop.is_set():
+            try:
+                load.step()
+            except LedgerUnavailable:
+                stop.wait(0.02)
+            except AllocatorError:  # somebody else was faster, or the worker's life was over
+                continue
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import click
 
 from celery_allocator.allocating import tool_schemas
 from celery_allocator.allocating.schema import FORMS
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import until_interrupted
 from celery_allocator.surfaces.mcp import minting
 from celery_allocator.surfaces.mcp.caller import SCOPES
 from celery_allocator.surfaces.mcp.caps import CAPS

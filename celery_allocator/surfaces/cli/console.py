@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -28,6 +27,7 @@ from celery_allocator.plugin.outcome import take_effect, write_results
 from celery_allocator.plugin.publish import publish_grants
 from celery_allocator.plugin.session import session as plugin_session
 from celery_allocator.settings import Settings
+from celery_allocator.surfaces.cli.ending import no_signal_lost
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -55,7 +55,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run, and turn our errors into click's."""
         try:
-            return super().invoke(ctx)
+            with no_signal_lost():
+                return super().invoke(ctx)
         except AllocatorError as error:
             misuse = isinstance(error, (SettingsError, RequirementsError, LabelError, TraceError, HistoryQueryError))
             raise (Misuse if misuse else Failure)(error) from error
@@ -187,15 +188,6 @@ def acting(command: F) -> F:
     why = click.option("--reason", default="", metavar="TEXT", help="Why, for the journal.")
     result: F = by(why(wrapped))  # type: ignore[assignment]
     return result
-
-
-@contextmanager
-def until_interrupted() -> Iterator[None]:
-    """Around what goes on until Ctrl-C: that is how it ends, and no error."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo(err=True)  # the shell's prompt would follow its ^C
 
 
 def print_json(data: Mapping[str, Any] | list[Any]) -> None:

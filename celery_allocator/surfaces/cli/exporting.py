@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 
 import click
 
 from celery_allocator.metrics import load
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import asked_to_end
 
 
 @click.command()
@@ -27,25 +26,22 @@ def exporter(console: Console, *, host: str, port: int, as_json: bool) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("celery_allocator").setLevel(logging.INFO)
     made = load("Exporter")(console.open_ledger, console.settings, host, port)
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with asked_to_end() as stop:
         try:
-            made.start()
-        except OSError as error:
-            raise click.ClickException(
-                f"port {port} of {host} cannot be had: {error}; choose another with --port"
-            ) from None
-        if as_json:
-            print_json({"success": True, "url": made.url, "pool": console.settings.pool})
-        else:
-            click.echo(f"metrics of pool {console.settings.pool} at {made.url}")
-        sys.stdout.flush()
-        stop.wait()
-    finally:
-        made.stop()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            try:
+                made.start()
+            except OSError as error:
+                raise click.ClickException(
+                    f"port {port} of {host} cannot be had: {error}; choose another with --port"
+                ) from None
+            if as_json:
+                print_json({"success": True, "url": made.url, "pool": console.settings.pool})
+            else:
+                click.echo(f"metrics of pool {console.settings.pool} at {made.url}")
+            sys.stdout.flush()
+            stop.wait()
+        finally:
+            made.stop()
 
 
 COMMANDS: tuple[click.Command, ...] = (exporter,)

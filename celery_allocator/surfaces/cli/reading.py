@@ -14,7 +14,8 @@ from celery_allocator.model import Allocation, ClusterState, WorkerUse, iso_utc
 from celery_allocator.overview import of_cluster, of_tasks
 from celery_allocator.settings import PREFIX, Settings, table
 from celery_allocator.surfaces.cli import text
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import until_interrupted
 
 #: Seconds between looks for new events.
 _FOLLOW_S = 0.2

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import click
 
 from celery_allocator import history
 from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import asked_to_end
 
 if TYPE_CHECKING:
     from celery_allocator.history import Progress
@@ -34,13 +33,8 @@ def recorder(console: Console, *, once: bool, as_json: bool) -> None:
     """
     report = _Report(as_json=as_json, quiet=once and as_json)
     made = history.Recorder(console.open_ledger, console.settings, on_progress=report)
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with asked_to_end() as stop:
         progress = made.run(stop, once=once, patient=not once)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if as_json and once:
         print_json({"success": True, **asdict(progress)})
     else:

@@ -13,7 +13,8 @@ import click
 from celery_allocator.errors import ActionRefused, ChangesMissed
 from celery_allocator.model import iso_utc
 from celery_allocator.surfaces.cli import text
-from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json, until_interrupted
+from celery_allocator.surfaces.cli.console import Console, json_option, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import until_interrupted
 from celery_allocator.updates import OBJECTS, Change, Intake, Listener, watch
 
 #: Seconds for which `updates apply` has the duty without coming back, and for which one read waits.

@@ -12,7 +12,8 @@ import click
 
 from celery_allocator.errors import AllocatorError
 from celery_allocator.operations import Actor
-from celery_allocator.surfaces.cli.console import Console, pass_console, print_json, until_interrupted
+from celery_allocator.surfaces.cli.console import Console, pass_console, print_json
+from celery_allocator.surfaces.cli.ending import until_interrupted
 from celery_allocator.surfaces.terminal import plain
 from celery_allocator.surfaces.terminal.frame import Ask, Frame, look
 
