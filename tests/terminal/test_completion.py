@@ -26,22 +26,34 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
 _celery_allocator_completion celery-allocator
 printf '%s\n' "${COMPREPLY[@]}"
 """
+#: The command for tests of what is found: it does not give up after a second, in which a busy machine finds nothing.
+_PATIENT = f"""#!{sys.executable}
+from celery_allocator.surfaces.cli import completing, main
+completing._PATIENCE_S = 40.0
+main()
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _script(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What ``completion bash`` prints, in a file that saves each test from printing it again."""
-    path = tmp_path_factory.mktemp("completion") / "script.bash"
+    """What ``completion bash`` prints, in a file that saves each test from printing it again; the patient command."""
+    folder = tmp_path_factory.mktemp("completion")
+    path, patient = folder / "script.bash", folder / "bin" / "celery-allocator"
     command = [str(BIN / "celery-allocator"), "completion", "bash"]
     path.write_bytes(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    patient.parent.mkdir()
+    patient.write_text(_PATIENT)
+    patient.chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRIPT", str(path))
+        patch.setenv("PATIENT", str(patient.parent))
         yield
 
 
-def environment(reach: dict[str, str], **more: str) -> dict[str, str]:
-    env = clean_environment({**reach, **more})
-    return {**env, "PATH": os.pathsep.join([str(BIN), env["PATH"]]), "PYTHONPATH": str(ROOT)}
+def environment(reach: dict[str, str], *, patient: bool = True) -> dict[str, str]:
+    env = clean_environment(reach)
+    first = [env["PATIENT"]] if patient else []
+    return {**env, "PATH": os.pathsep.join([*first, str(BIN), env["PATH"]]), "PYTHONPATH": str(ROOT)}
 
 
 def bash(env: dict[str, str], line: str, cwd: Path = ROOT) -> list[str]:
@@ -73,7 +85,7 @@ def asked(env: dict[str, str], shell: str, line: str) -> str:
     position = last if shell == "fish" else str(len(words) - (0 if line.endswith(" ") else 1))
     variables = {"_CELERY_ALLOCATOR_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": position}
     done = subprocess.run(
-        [str(BIN / "celery-allocator")],
+        [str(Path(env["PATIENT"]) / "celery-allocator")],
         env={**env, **variables},
         capture_output=True,
         text=True,
@@ -190,11 +202,11 @@ def test_the_scripts_of_other_shells_ask_by_that_variable(shell: str) -> None:
 
 
 def test_a_ledger_that_is_away_is_passed_over(reach: dict[str, str], tmp_path: Path) -> None:
-    refused = environment({"ALLOCATOR_BACKEND_URL": f"redis://127.0.0.1:{free_port()}/0"})
+    refused = environment({"ALLOCATOR_BACKEND_URL": f"redis://127.0.0.1:{free_port()}/0"}, patient=False)
     assert bash(refused, "celery-allocator cordon ") == []
     with TcpProxy(("127.0.0.1", 1)) as silent:
         silent.cut()
-        hung = environment({"ALLOCATOR_BACKEND_URL": f"redis://127.0.0.1:{silent.port}/0"})
+        hung = environment({"ALLOCATOR_BACKEND_URL": f"redis://127.0.0.1:{silent.port}/0"}, patient=False)
         assert bash(hung, "celery-allocator cordon ") == []
     assert bash(environment({"ALLOCATOR_BACKEND_URL": "nonsense"}), "celery-allocator cordon ") == []
 
