@@ -48,6 +48,7 @@ def shared_cluster(
     shared = Cluster(broker_url, cluster_backend, tmp_path_factory.mktemp("workers"))
     try:
         shared.start(*STANDARD)
+        shared.until_they_listen()
         yield shared
     finally:
         shared.close()

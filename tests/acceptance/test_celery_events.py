@@ -64,6 +64,7 @@ class Monitor:
 def pool(new_cluster: Callable[..., Cluster]) -> Cluster:
     cluster = new_cluster()
     cluster.start(*WORKERS)
+    cluster.until_they_listen()
 
     def groups() -> list[bytes]:
         return [group["name"] for group in cluster.client.xinfo_groups(keys.key(cluster.pool, "events"))]

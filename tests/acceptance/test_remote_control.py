@@ -59,6 +59,7 @@ def workers(
     shared = Cluster(broker_url, cluster_backend, tmp_path_factory.mktemp("remote"))
     try:
         shared.start(*WORKERS)
+        shared.until_they_listen()
         yield shared
     finally:
         shared.close()
@@ -178,6 +179,7 @@ def test_what_waits_is_held_and_moved(pool: Cluster) -> None:
 def test_a_worker_without_a_device_says_so(new_cluster: Callable[..., Cluster]) -> None:
     cluster = new_cluster()
     cluster.start(WorkerSpec(module=MODULE, name="plain", args=("--concurrency", "1")))
+    cluster.until_they_listen()
     told = ask(cluster, "inspect", "allocator", of=["plain"])["plain"]
     assert told["serves"] is False and told["pool"] == cluster.pool and "node" not in told
     reply = ask(cluster, "control", "allocator_cordon", of=["plain"])["plain"]
@@ -219,8 +221,7 @@ def test_a_ledger_that_hangs_does_not_hold_the_worker_up(broker_url: str, tmp_pa
             (reply,) = cluster.app.control.broadcast(command, destination=[host], reply=True, timeout=20)
             return dict(reply[host])
 
-        # A broadcast by Redis is lost on whoever does not listen yet.
-        cluster.until(lambda: cluster.app.control.ping(destination=[host], timeout=5), "the worker to listen")
+        cluster.until_they_listen()
         assert "is cordoned" in tell("allocator_cordon")["ok"]
         server.process.send(signal.SIGSTOP)
         try:

@@ -167,10 +167,13 @@ def test_a_retry_waits_like_any_other(cluster: Cluster) -> None:
     key = cluster.key()
     need = {"gpu_memory_mb": 3000, "cpu_cores": 2, "priority": 4}
     result = cluster.app.send_task("zoo.retry", (key, 3), {"countdown": 0.4}, resources=need, strategy="first_fit")
-    cluster.until(
-        lambda: [a.state for a in cluster.ledger.find(result.id)] == [State.DELAYED], "the retry to be delayed"
-    )
-    assert cluster.device("gpu_0").slots_free == cluster.device("gpu_1").slots_free == 2
+
+    def delayed_and_no_slot_held() -> bool:
+        state = cluster.ledger.snapshot()  # at one instant
+        free = [device.slots_free for device in state.devices if device.device_id.startswith("gpu_")]
+        return state.delayed == 1 and free == [2, 2]
+
+    cluster.until(delayed_and_no_slot_held, "the retry to be delayed")
     held = result.get(timeout=SOON_S)["allocation"]
     assert (held["req"], held["strategy"]) == ({**need, "ram_mb": 0}, "first_fit")
     assert cluster.counter(key) == 3

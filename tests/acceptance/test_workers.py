@@ -18,7 +18,6 @@ from tests.support.cluster import HOST, MODULE, NODE, SOON_S, Cluster, worker_sp
 from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library  # noqa: F401  # fixtures
 from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import OwnedProcess
-from tests.support.waiting import wait_until
 
 #: A lease that a test can wait for.
 SHORT = {"ALLOCATOR_LEASE_S": "3"}
@@ -75,11 +74,8 @@ def test_a_gpu_by_uuid_and_a_cpu_worker_by_environment(new_cluster: Callable[...
     workers = {w.worker.split("@")[0]: w.device_id for w in cluster.ledger.snapshot().workers}
     assert workers == {"by-uuid": "gpu_1", "by-environment": "cpu"}
     names = [w.worker for w in cluster.ledger.snapshot().workers]
-    # A worker that has just registered may not listen to broadcasts yet.
-    ask = cluster.app.control.inspect(destination=names, timeout=2, limit=len(names))
-    stats = wait_until(
-        lambda: answers if len(answers := ask.stats() or {}) == len(names) else None, SOON_S, "both to answer"
-    )
+    cluster.until_they_listen()
+    stats = cluster.app.control.inspect(destination=names, timeout=SOON_S).stats()
     queue = f"allocator.{cluster.pool}.{NODE}"
     assert {name.split("@")[0]: stat["allocator"] for name, stat in stats.items()} == {
         "by-uuid": {"node": NODE, "device": "gpu_1", "queue": f"{queue}.gpu_1"},

@@ -113,6 +113,12 @@ class Cluster:
         node = ProcessWorker(spec, self.environment(spec.env), self.directory)
         self.workers[spec.name] = CeleryTestWorker(node, app=self.app)
 
+    def until_they_listen(self) -> None:
+        """Wait until every worker hears broadcasts. It is ready before, and by Redis it misses what came earlier."""
+        hosts = [worker.hostname() for worker in self.workers.values()]
+        ping = self.app.control.ping
+        self.until(lambda: len(ping(destination=hosts, timeout=5)) == len(hosts), "every worker to answer a broadcast")
+
     def close(self) -> None:
         """Kill every worker."""
         for worker in self.workers.values():
