@@ -73,7 +73,7 @@ def test_a_lease_renews_itself(session: Session) -> None:
 def test_a_lease_that_was_taken_away_says_so(session: Session, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "celery_allocator"),
-        lease("t", "ml_inference", ttl_s=0.3, session=session) as held,
+        lease("t", "ml_inference", ttl_s=3, session=session) as held,
     ):
         session.ledger.cancel(held.allocation.allocation_id)
         wait_until(lambda: held.lost, 30, "the lease to notice")

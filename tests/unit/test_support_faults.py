@@ -30,8 +30,8 @@ def proxy(redis_server: RedisServer) -> Iterator[TcpProxy]:
 
 @pytest.fixture
 def client(proxy: TcpProxy) -> Iterator[redis.Redis]:
-    """A client through the proxy that neither waits long nor tries again."""
-    with redis.Redis(port=proxy.port, socket_timeout=0.3, socket_connect_timeout=2, retry=None) as made:
+    """A client through the proxy that does not try again."""
+    with redis.Redis(port=proxy.port, socket_timeout=10, socket_connect_timeout=10, retry=None) as made:
         assert made.ping()
         yield made
 
@@ -76,9 +76,6 @@ class TestProxy:
 
     def test_latency_is_of_each_direction(self, proxy: TcpProxy, client: redis.Redis) -> None:
         """A round trip takes both."""
-        client.get_connection_kwargs()["socket_timeout"] = 5
-        client.connection_pool.disconnect()
-        assert client.ping()
         proxy.latency_s = 0.1
         start = time.monotonic()
         assert client.ping()
