@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,11 @@ from tests.support.workers import WorkerFleet
 # Before any app reads them: a developer's own settings must not steer the tests.
 for _name in [name for name in os.environ if name.startswith(("ALLOCATOR_", "CELERY_"))]:
     del os.environ[_name]
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so all that they start: a Ctrl-C that is
+# tested would do nothing.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The demo's network is small: several threads would spend three times the work on waiting for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -34,10 +34,8 @@ DEADLINE_S = 20.0
 
 # Waits for a line on stdin, so that several can be let go at once; prints the pid of the server it got.
 _ENSURE = """
-import signal, sys, redis
+import sys, redis
 from celery_allocator.embedded import EmbeddedServer
-# A shell that runs the tests in the background has them, and so this process, ignore the signal.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 server = EmbeddedServer(sys.argv[1], sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
