@@ -9,6 +9,7 @@ from typing import Any
 from celery_allocator.model import Kind, Requirements
 from celery_allocator.surfaces.terminal import plain
 from celery_allocator.surfaces.terminal.frame import Ask, look
+from celery_allocator.surfaces.terminal.keys import subject
 from tests.flower import scene
 from tests.terminal.conftest import LivePool
 from tests.terminal.piloted import Piloted, piloted, run
@@ -55,13 +56,16 @@ def test_dates_reasons_and_the_reservation_at_80_by_24(cluster: LivePool, reach:
 
 
 async def _select(top: Piloted, name: str) -> None:
+    """Go down the table in use to that row, and wait until its details stand below."""
+    panel = top.app._panel
+    assert panel is not None
     await top.press("home")
-    for _ in range(4):
-        if name in "\n".join(top.lines[-4:]):
-            return
+    for row in range(panel.rows.row_count):
+        await top.until(lambda row=row: panel.rows.cursor_row == row, lambda: top.text)  # type: ignore[misc]
+        if subject(panel.selected)[0] == name:
+            break
         await top.press("down")
-        await top.pilot.pause(0.05)
-    assert name in top.text, top.text
+    await top.until(lambda: name in "\n".join(top.lines[-4:]), lambda: f"{name} on\n{top.text}")
 
 
 def test_tenants_by_a_key(cluster: LivePool, reach: dict[str, str]) -> None:
