@@ -41,6 +41,10 @@ class Demo(OwnedProcess):
         """Processes and files that it has not cleaned up."""
         return [str(process) for process in marked(self.mark)] + [str(path) for path in self.temporary.iterdir()]
 
+    def leaves_nothing(self) -> None:
+        """Wait for it: what was killed at the very end, with its group, takes a moment to be gone."""
+        wait_until(lambda: not self.left(), STOP_S, lambda: f"{self.left()} to be gone")
+
     def close(self) -> None:
         for process in marked(self.mark):
             process.kill()
@@ -77,7 +81,7 @@ def test_the_demo_runs_its_tasks_and_proves_them_right(demo: Demo) -> None:
     assert len(records) == 16
     assert {record["gpu_id"] for record in records} == {"gpu_0", "gpu_1", None}
     assert all(record["cpu_cores"] and record["token"] > 0 for record in records)
-    assert demo.left() == []
+    demo.leaves_nothing()
 
 
 def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_json_is_alone_on_stdout(tmp_path: Path) -> None:
         assert sum(summary["per_device"].values()) == 4
         memory = next(peak for peak in summary["peaks"] if peak["resource"].endswith("gpu_0 memory"))
         assert 0 < memory["held"] <= memory["capacity"] == 4096
-        assert demo.left() == []
+        demo.leaves_nothing()
     finally:
         demo.close()
 
@@ -112,7 +116,7 @@ def test_a_signal_stops_everything(demo: Demo, number: signal.Signals, when: str
     demo.send(number)
     demo.send(number)  # an impatient second one must not leave half of it running
     assert demo.wait(STOP_S) == 128 + number
-    assert demo.left() == []
+    demo.leaves_nothing()
     assert "Traceback" not in demo.output()
     assert "nothing is left running" in demo.output()
 
@@ -141,7 +145,7 @@ def test_ctrl_c_on_a_terminal(demo: Demo) -> None:
         os.close(controller)
     assert os.waitstatus_to_exitcode(status) == 130, shown[-3000:].decode(errors="replace")
     assert "━".encode() in shown, "bars"
-    wait_until(lambda: demo.left() == [], STOP_S, lambda: str(demo.left()))
+    demo.leaves_nothing()
 
 
 def _login_tty(terminal: int) -> None:
