@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,17 +27,21 @@ _PORTS = range(20_000, 32_000)
 #: Not the generator that Hypothesis and tests seed: all processes would choose the same.
 _CHOICE = random.SystemRandom()
 _given: set[int] = set()
+#: Of this file each process of any tests keeps the byte locked whose number is its port's. No child inherits that.
+_CLAIMS = os.open(Path(tempfile.gettempdir()) / f"ports-of-tests-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that was free a moment ago, and that nobody gets by chance while its server is down."""
+    """A TCP port of 127.0.0.1 that was free a moment ago, and that no other test gets: not while its server is down."""
     while True:
         port = _CHOICE.choice(_PORTS)
+        if port in _given:
+            continue
         with contextlib.suppress(OSError), socket.socket() as probe:
+            fcntl.lockf(_CLAIMS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.bind(("127.0.0.1", port))
-            if port not in _given:
-                _given.add(port)
-                return port
+            _given.add(port)
+            return port
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from tests.support.availability import missing, no_device
-from tests.support.processes import OwnedProcess, clean_environment, free_port
+from tests.support.processes import ROOT, OwnedProcess, clean_environment, free_port
 from tests.support.redis_server import RedisServer, redis_binary
 from tests.support.waiting import wait_until
 
@@ -118,3 +119,24 @@ def test_free_ports_are_free() -> None:
     ports = {free_port() for _ in range(50)}
     assert len(ports) == 50
     assert max(ports) < 32_768
+
+
+def test_a_port_that_was_given_is_given_to_no_other_process() -> None:
+    """Although nobody listens there yet."""
+    port = free_port()
+    code = f"""
+from tests.support import processes
+class Choice:
+    asked = iter([{port}] * 3)
+    def choice(self, ports):
+        return next(self.asked)
+processes._CHOICE = Choice()
+try:
+    print(processes.free_port())
+except StopIteration:
+    print("none")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "none\n"
