@@ -89,7 +89,9 @@ def test_what_runs_use_is_learned_and_auto_asks_for_it(
     assert told > 200
     assert told - 10 <= used.ram_mb.most <= told + 100
     assert used.ram_mb.verdict == "much too large"
-    assert used.cpu_cores.most == pytest.approx(max(one["cpu_cores"] for one in sent), rel=0.2)
+    # The worker begins to count a little earlier and ends later: it sees less where the machine is busy then.
+    told = max(one["cpu_cores"] for one in sent)
+    assert 0.5 * told <= used.cpu_cores.most <= 1.2 * told
 
     # GPU memory: the first runs get nearly all of the smallest GPU, and so does every one until three were measured.
     for resources, claim in ((AUTO, 7372), ({"gpu_memory_mb": 4000}, 4000), (AUTO, 7372)):
