@@ -59,9 +59,9 @@ class Host:
         return [fields for _, fields in self.cluster.ledger.events() if fields.get("task") == task_id]
 
     def life_of(self, task_id: str) -> list[dict[str, str]]:
-        """The events of a task, to its end; without its first wait for the slot of the one before."""
+        """The events of a task, to its end; without its first wait for the one before, and what is kept for it then."""
         self.cluster.until(lambda: self.events_of(task_id)[-1]["event"] == "released", "its end")
-        return [event for event in self.events_of(task_id) if event["event"] != "waiting"]
+        return [event for event in self.events_of(task_id) if event["event"] not in ("waiting", "reserved")]
 
 
 @pytest.fixture(scope="module")
