@@ -92,10 +92,17 @@ class TcpProxy:
         try:
             self._loop.run_forever()
         finally:
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            self._loop.run_until_complete(asyncio.sleep(0.01))
+            self._loop.run_until_complete(self._end())
             self._loop.close()
+
+    async def _end(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # What they have aborted is closed in the loop's next turn.
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     def _call(self, change: Callable[[], None]) -> None:
         async def change_now() -> None:
