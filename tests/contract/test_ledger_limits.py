@@ -223,6 +223,15 @@ def test_a_share_of_several_is_one_of_equally_large_ones(cluster: LedgerPool) ->
     assert_right(cluster.ledger)
 
 
+def test_also_where_the_least_that_it_asks_for_makes_them_alike(cluster: LedgerPool) -> None:
+    """Else the same claim is granted while they are free, and refused as impossible while they are not."""
+    cluster.node("n1", gpus=(10_000, 12_000))
+    with pytest.raises(UnsatisfiableError, match="gpu_count=2 can never be met: the largest that exists is 1"):
+        cluster.submit(5_000, share=0.1, gpu_count=2)
+    cluster.node("n2", gpus=(12_000, 12_000))
+    assert cluster.submit(5_000, share=0.1, gpu_count=2).allocation.node == "n2"
+
+
 def test_when_it_will_start_is_told_for_these_too(cluster: LedgerPool) -> None:
     cluster.node("n1", gpus=(10_000,))
     cluster.node("n2", gpus=(10_000,))

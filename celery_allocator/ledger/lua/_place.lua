@@ -228,13 +228,14 @@ end
 -- the first of them stands in the fleet, and the score of all together; nil if they are too few, or not better(score, at).
 -- How near they are goes before what the strategy says.
 local function choose_several(view, need, strategy, cache, better)
-  local fleet, by_size, sizes, ids = fleet_of(view.n), {}, {}, {}
+  local fleet, by_size, sizes, ids, takes = fleet_of(view.n), {}, {}, {}, {}
   for i, free in ipairs(view.free) do
     need.g = amount(need, view.n, view.at[i])
     local dkey = string.sub(fleet[view.at[i]], 10)
     local fits = free >= need.g and (view.slot[i] or need.kind == "m") and matches(dkey, need)
     if fits and (not cache or has_room(cache, dkey, need)) then
-      local size = need.s and need.g or 0
+      local size = need.s and view.mem[i] or 0
+      takes[size] = need.g
       if not by_size[size] then by_size[size], sizes[#sizes + 1] = {}, size end
       local list = by_size[size]
       list[#list + 1] = { i = i, score = strategy.score(view, { i }, need) }
@@ -250,7 +251,7 @@ local function choose_several(view, need, strategy, cache, better)
       for j, one in ipairs(scored) do candidates[j] = one.i end
       local group, near = nearest_of(candidates, need, ids, links)
       table.sort(group)
-      if need.s then need.g = size end
+      need.g = takes[size]
       local theirs = strategy.score(view, group, need) + near * NEARNESS
       if not score or theirs > score then taken, score = group, theirs end
     end
