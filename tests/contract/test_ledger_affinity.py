@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from celery_allocator.ledger import keys
-from celery_allocator.model import Allocation, Kind, Requirements, Strategy
+from celery_allocator.model import Allocation, Kind, Requirements, State, Strategy
 from celery_allocator.overview import explain, read_outlook, read_waiting
 from tests.support.ledger_checks import assert_empty, assert_right
 from tests.support.ledger_pool import LedgerPool
@@ -87,6 +87,19 @@ def test_of_equal_gpus_what_was_used_longest_ago_is_pushed_out(pools: Pools, str
         cluster.at += 1
     new = [submit(cluster, f"new {i}", strategy=strategy).place for i in range(4)]
     assert new == ["n4/gpu_0", "n3/gpu_0", "n2/gpu_0", "n1/gpu_0"]
+
+
+@pytest.mark.parametrize("strategy", [Strategy.BEST_FIT, Strategy.SPREAD])
+def test_so_it_is_where_it_had_to_wait_for_something_else(pools: Pools, strategy: Strategy) -> None:
+    """Both GPUs of a node are free, and its cores are not."""
+    cluster = pools()
+    cluster.node("n1", (10_000, 10_000), cores=2, slots=1)
+    load(cluster, "llama", "n1")
+    hog = cluster.running(cores=2)
+    assert submit(cluster, strategy=strategy, id="late").state is State.WAITING
+    assert cluster.ends(hog.allocation_id) == ["late"]
+    assert loaded(cluster, "llama") == ["n1/gpu_0"]
+    assert cluster.ledger.get("late").place == "n1/gpu_1"
 
 
 def test_first_fit_takes_the_first(pools: Pools) -> None:

@@ -107,9 +107,10 @@ local function pass_one(n, out)
   local function find(need, strategy)
     local warm = affine(need) and find_warm(need, cache, n.name)
     if warm then return warm, n end
-    local at = choose_in_view(view, need, strategy_of(strategy), cache)
+    strategy = strategy_of(strategy)
+    local at = choose_in_view(view, need, strategy, cache)
     if not at or abides(need) then return nil end
-    local dkey = string.sub(fleet_of(n)[at], 10)
+    local dkey = coldest_like(string.sub(fleet_of(n)[at], 10), need, strategy, cache, n.name)
     settle(need, n, dkey)
     return dkey, n
   end

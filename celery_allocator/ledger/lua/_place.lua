@@ -411,16 +411,18 @@ local function abides(need)
 end
 
 -- Of devices that are as good as dkey by the index one where nothing is loaded, else the one where that was used longest ago:
--- what is loaded for others is pushed out as late as can be.
-local function coldest_like(dkey, need, cache)
-  local best, least = dkey, last_use(dkey)
+-- what is loaded for others is pushed out as late as can be. So where it depends on what is loaded, and the strategy goes by the
+-- index alone and has no opinion on equals; else dkey. node: of that one alone.
+local function coldest_like(dkey, need, strategy, cache, node)
+  local indifferent = affine(need) and not need.s and (strategy.find == find_best or strategy.find == find_emptiest)
+  local best, least = dkey, indifferent and last_use(dkey)
   if not least then return dkey end
   local ord = call("HGET", K.dev .. dkey, "ord")
   local score = call("ZSCORE", K.index .. "sched", ord .. "|" .. dkey)
   for _, member in ipairs(score and call("ZRANGEBYSCORE", K.index .. "sched", score, score, "LIMIT", 0, MOST_ALIKE) or {}) do
     local other = string.sub(member, 10)
-    local used = last_use(other) or 0
-    if used < least and has_room(cache, other, need) then
+    local used = (not node or node_of(other) == node) and (last_use(other) or 0)
+    if used and used < least and has_room(cache, other, need) then
       best, least = other, used
       if used == 0 then return best end
     end
@@ -440,9 +442,7 @@ local function place(need, name)
     dkey = at and need.on[1]
   end
   if dkey and abides(need) then return nil end
-  -- These two strategies go by the index alone, and have no opinion on equals.
-  local indifferent = dkey and affine(need) and not need.s and (strategy.find == find_best or strategy.find == find_emptiest)
-  if indifferent then dkey = coldest_like(dkey, need, cache) end
+  if dkey then dkey = coldest_like(dkey, need, strategy, cache) end
   local n = dkey and cache[node_of(dkey)]
   if n then settle(need, n, dkey) end
   return dkey, n
