@@ -78,7 +78,7 @@ def join(libraries: Iterable[str], body: str, strategies: Mapping[str, str]) -> 
     return "".join(
         (
             state,
-            "local fn = {}\n",
+            "local fn\n",
             _made_at_once({name: source for name, source in made.items() if name in often}),
             _made_when_called({name: source for name, source in made.items() if name not in often}),
             f"local function main()\n{_rendered(body, functions.keys())}end\nreturn main()\n",
@@ -143,8 +143,9 @@ def _rendered(source: str, functions: AbstractSet[str]) -> str:
 
 
 def _made_at_once(made: Mapping[str, str]) -> str:
-    fields = "".join(f"fn.{name} = {source}" for name, source in made.items())
-    return f"local function make()\n{fields}end\nmake()\n" if made else ""
+    # In one table that has room for all from the beginning.
+    fields = "".join(f"{name} = {source}," for name, source in made.items())
+    return f"local function make()\nfn = {{ {fields} }}\nend\nmake()\n"
 
 
 def _made_when_called(made: Mapping[str, str]) -> str:
