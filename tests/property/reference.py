@@ -8,15 +8,18 @@ were checked): which of several equally good cores it takes is its own affair.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from celery_allocator.model import Kind, NodeInventory, Requirements, Strategy
+from tests.property.sketch import Sketch
+from tests.property.warmth import MOST_HOPES, Patience, Warmth
 
 DEADLINE_MS = 10_000
 MAX_LOSSES = 2
+DECAY = 0.02  # of run times
 
 
 @dataclass
@@ -45,6 +48,21 @@ class Claim:
     ends: int | None = None  # by hand: end of TTL
     due: int = 0  # granted: when it is published again
     front: int | None = None  # its place, if it was moved to the front
+    pace: str = ""  # about how long it will run, as it was known when it came
+    joined: int = 0  # waiting: since when
+    granted: int = 0
+    started: int | None = None
+    hit: bool = False  # its word was loaded where it was granted
+
+    @property
+    def affine(self) -> bool:
+        """Whether it is for the ledger to say where its word is loaded: a task on one GPU, or without one."""
+        return bool(self.req.affinity) and self.kind is Kind.TASK and self.req.gpu_count == 1
+
+    @property
+    def lane(self) -> Hashable:
+        """Those of one lane ask for the same, and are expected to run about as long."""
+        return replace(self.req, priority=0, expected_runtime_s=0), self.kind, self.pace
 
     @property
     def place_in_line(self) -> int:
@@ -91,6 +109,7 @@ class Node:
     state: str = "ready"
     lease: int | None = None
     withheld: int = 0
+    told: object = None  # what its last registration said of it, as a whole
 
 
 @dataclass
@@ -103,6 +122,11 @@ class Worker:
 def amount(req: Requirements, device: Device) -> int:
     """GPU memory that it takes of a device: a share is one of its memory."""
     return max(req.gpu_memory_mb, -(-device.memory * req.share // 1000)) if device.is_gpu else 0
+
+
+def pace(ms: float | None) -> str:
+    """Run times within a factor of two of each other have one."""
+    return "" if ms is None else str(max(0, math.ceil(math.log(max(1, ms) / 1000) / math.log(2))))
 
 
 def is_bound(req: Requirements) -> bool:
@@ -128,6 +152,9 @@ class Reference:
     spent: list[tuple[str, int]] = field(default_factory=list)  # id and token of grants that are over
     seq: int = 0
     stopped: bool = False  # by an operator
+    runs: Sketch = field(default_factory=lambda: Sketch(DECAY))  # how long those took that succeeded
+    warmth: Warmth = field(default_factory=Warmth)
+    patience: Patience = field(default_factory=Patience)
     demand: dict[str, float] = field(default_factory=dict)  # shapes asked for under fgd
     unit: float = 1.0  # how much the next of them counts
 
@@ -172,20 +199,27 @@ class Reference:
 
     def fits(self, claim: Claim, device: Device) -> bool:
         req, node = claim.req, self.nodes[device.node]
-        if self.stopped:
+        if self.stopped or device.is_gpu != req.on_gpu or not device.live or device.state != "ready":
             return False
-        if device.is_gpu != req.on_gpu or not device.live or device.state != "ready" or not self.matches(req, device):
-            return False
-        word = req.anti_affinity
-        if word and any(c.req.anti_affinity == word for c in self.held() if self.is_on(c, node)):
-            return False
-        if claim.kind is Kind.TASK and not (device.worker and device.open and self.slots_free(device) > 0):
+        if claim.kind is Kind.TASK and not (self.takes_tasks(device) and self.slots_free(device) > 0):
             return False
         return (
-            self.memory_free(device) >= amount(req, device)
+            self.may_go(req, device)
+            and self.memory_free(device) >= amount(req, device)
             and self.cores_free(node) >= req.cpu_cores
             and self.ram_free(node) >= req.ram_mb
         )
+
+    def takes_tasks(self, device: Device) -> bool:
+        """Whether its worker does, as far as it has slots."""
+        ready = device.live and device.state == "ready" and not self.stopped
+        return bool(ready and device.worker and device.open)
+
+    def may_go(self, req: Requirements, device: Device) -> bool:
+        """Whether it may go there as things are, besides amounts."""
+        word, node = req.anti_affinity, self.nodes[device.node]
+        apart = bool(word) and any(c.req.anti_affinity == word for c in self.held() if self.is_on(c, node))
+        return self.matches(req, device) and not apart
 
     def matches(self, req: Requirements, device: Device) -> bool:
         """Whether it is one of those that it may go to."""
@@ -199,9 +233,69 @@ class Reference:
     def is_on(self, claim: Claim, node: Node) -> bool:
         return claim.device is not None and claim.device.split("/")[0] == node.name
 
-    def choice(self, claim: Claim) -> Device | None:
+    def choice(self, claim: Claim, within: Node | None = None) -> Device | None:
+        """Where it goes now, ``None``: nowhere. ``within``: of one node's devices alone."""
         claim.also = ()
-        fitting = [d for d in self.devices.values() if self.fits(claim, d)]
+        fitting = [d for d in self.devices.values() if self.fits(claim, d) and within in (None, self.nodes[d.node])]
+        if not claim.affine:
+            return self.choice_by_strategy(claim, fitting)
+        warm = [key for key in self.warmth.where(claim.req.affinity, self.now) if self.devices[key] in fitting]
+        if warm:
+            return self.devices[warm[0]]
+        device = self.choice_by_strategy(claim, fitting)
+        if device is None or self.waits_on(claim):
+            return None
+        by_amounts = (Strategy.BEST_FIT, Strategy.PRIORITY, Strategy.SPREAD)
+        return self.coldest(device, fitting) if claim.strategy in by_amounts and not claim.req.share else device
+
+    def coldest(self, device: Device, fitting: list[Device]) -> Device:
+        """Of those that are as good by amounts the one where what is loaded was used longest ago."""
+
+        def amounts(d: Device) -> tuple[int, tuple[int, int]]:
+            return self.memory_free(d), self.beside(d)
+
+        alike = [d for d in fitting if amounts(d) == amounts(device)]
+        return min(alike, key=lambda d: (self.warmth.last_use(d.key) or 0, d is not device, d.order))
+
+    def waits_on(self, claim: Claim) -> bool:
+        """Whether it leaves room alone, as a device may come free in time where its word is loaded."""
+        stood = [c.joined for c in self.in_state("waiting") if c.lane == claim.lane]
+        goal = self.patience.goal(claim.lane, stood, self.now)
+        if goal is None:
+            return False
+        warm = [self.devices[key] for key in self.warmth.where(claim.req.affinity, self.now)]
+        hopes = [self.room_from(claim, d) for d in warm if d.is_gpu == claim.req.on_gpu][-MOST_HOPES:]
+        if not any(at is not None and (at <= goal or at == math.inf) for at in hopes):
+            return False
+        self.patience.wait_until(claim.lane, goal)
+        return True
+
+    def room_from(self, claim: Claim, device: Device) -> float | None:
+        """When it will have room there as far as run times tell, ms (inf: nobody knows); ``None``: never."""
+        req, node = claim.req, self.nodes[device.node]
+        if not self.takes_tasks(device) or not self.may_go(req, device):
+            return None
+        held = {c.id: self.expected_end(c) for c in self.on_node(node.name)}
+        for at in sorted({float(self.now), *held.values()}):
+            ended = [c for c in self.on_node(node.name) if held[c.id] <= at]
+            here = [c for c in ended if device.key in (c.device, *c.also)]
+            if (
+                self.memory_free(device) + sum(c.mb for c in here) >= amount(req, device)
+                and self.slots_free(device) + sum(c.kind is Kind.TASK and c.device == device.key for c in here) > 0
+                and self.cores_free(node) + sum(c.req.cpu_cores for c in ended) >= req.cpu_cores
+                and self.ram_free(node) + sum(c.req.ram_mb for c in ended) >= req.ram_mb
+            ):
+                return at
+        return None
+
+    def expected_end(self, claim: Claim) -> float:
+        """ms; inf: nobody knows."""
+        since = claim.granted if claim.started is None else claim.started
+        run = claim.req.expected_runtime_s * 1000 or self.runs.promised(self.now - since)
+        end = math.inf if run is None else since + run
+        return max(self.now, end if claim.ends is None else min(end, claim.ends))
+
+    def choice_by_strategy(self, claim: Claim, fitting: list[Device]) -> Device | None:
         if is_limited(claim.req):
             return self.choice_by_score(claim, fitting)
         if claim.req.gpu_count > 1:
@@ -359,26 +453,44 @@ class Reference:
     def grant(self, claim: Claim, device: Device) -> Claim:
         claim.device, claim.cores, claim.token = device.key, None, -1
         claim.mb = amount(claim.req, device)
+        claim.granted, claim.started = self.now, None
+        self.leaves_line(claim)
+        if claim.affine:
+            claim.hit = claim.req.affinity in self.warmth.loaded(device.key, self.now)
+            self.warmth.use(device.key, claim.req.affinity, device.slots, self.now)
         if claim.kind is Kind.TASK:
             claim.state, claim.due = "granted", self.now + DEADLINE_MS
         else:
-            claim.state, claim.ends = "running", self.now + claim.ttl
+            claim.state, claim.ends, claim.started = "running", self.now + claim.ttl, self.now
         return claim
 
-    def sweep(self) -> list[Claim]:
-        """In order of priority, then arrival, whatever fits."""
-        granted = []
+    def sweep(self, within: Node | None = None, lanes: set[Hashable] | None = None) -> list[Claim]:
+        """In order of priority, then arrival, whatever fits; within a lane nobody is passed by.
+
+        ``within``: one node, where something was freed; ``lanes``: those of them alone.
+        """
+        granted, stuck = [], set()
         for claim in self.line():
-            device = self.choice(claim)
-            if device is not None:
+            if claim.lane in stuck or (lanes is not None and claim.lane not in lanes):
+                continue
+            device = self.choice(claim, within)
+            if device is None:
+                stuck.add(claim.lane)
+            else:
                 granted.append(self.grant(claim, device))
         return granted
+
+    def leaves_line(self, claim: Claim) -> None:
+        """It has been granted, is on hold, or has ended: with the last of a lane its patience ends."""
+        if not any(c.lane == claim.lane for c in self.in_state("waiting") if c is not claim):
+            self.patience.drop(claim.lane)
 
     # --- the life of an allocation
 
     def submit(self, claim: Claim) -> list[Claim]:
         self.seq += 1
         claim.seq = self.seq
+        claim.pace = pace(claim.req.expected_runtime_s * 1000 or self.runs.promised())
         self.claims[claim.id] = claim
         if claim.eta is not None and claim.eta > self.now:
             claim.state = "delayed"
@@ -394,12 +506,19 @@ class Reference:
         return self.place_or_wait(claim)
 
     def place_or_wait(self, claim: Claim) -> list[Claim]:
-        claim.state = "waiting"
-        device = self.choice(claim)
+        """It goes somewhere at once, unless it is behind others of its own lane."""
+        claim.state = "coming"
+        lane = [c for c in self.line() if c.lane == claim.lane]
+        device = None
+        if not lane or claim.place_in_line < lane[0].place_in_line:
+            device = self.choice(claim)
+        claim.state, claim.joined = "waiting", self.now
         return [self.grant(claim, device)] if device is not None else []
 
     def end(self, claim: Claim, outcome: str, *, buried: bool) -> None:
         del self.claims[claim.id]
+        self.gives_back(claim)
+        self.leaves_line(claim)
         self.spend(claim)
         if buried:
             self.buried[claim.id] = outcome
@@ -410,9 +529,21 @@ class Reference:
         if claim.token:
             self.spent.append((claim.id, claim.token))
 
+    def gives_back(self, claim: Claim) -> None:
+        """What it held; and what it leaves loaded there."""
+        if claim.device is None or not claim.affine:
+            return
+        if claim.state == "running":
+            word, device = claim.req.affinity, self.devices[claim.device]
+            self.warmth.use(device.key, word, device.slots, self.now)
+        elif not claim.hit:
+            self.warmth.forget(claim.device, claim.req.affinity)
+
     def back_in_line(self, claim: Claim) -> None:
+        self.gives_back(claim)
         self.spend(claim)
         claim.state, claim.device, claim.token, claim.cores, claim.nonce = "waiting", None, 0, None, ""
+        claim.joined, claim.started = self.now, None
         claim.also, claim.mb = (), 0
         if claim.kind is Kind.MANUAL:
             claim.ends = self.now + claim.ttl
@@ -422,9 +553,12 @@ class Reference:
         node = self.nodes[claim.device.split("/")[0]]
         if outcome == "requeue":
             self.back_in_line(claim)
+            granted = self.sweep()
         else:
+            if outcome == "success" and claim.started is not None:
+                self.runs.learn(max(0, self.now - claim.started))
             self.end(claim, outcome, buried=False)
-        granted = self.sweep()
+            granted = self.sweep(node)
         if claim.kind is Kind.MANUAL:
             self.close_if_idle(node)
         return granted
@@ -448,11 +582,11 @@ class Reference:
         return "", self.sweep()
 
     def cancel(self, claim: Claim) -> list[Claim]:
-        device = claim.device
+        node = self.nodes[claim.device.split("/")[0]] if claim.device is not None else None
         self.end(claim, "cancelled", buried=claim.kind is Kind.TASK)
-        granted = self.sweep()
-        if device is not None and claim.kind is Kind.MANUAL:
-            self.close_if_idle(self.nodes[device.split("/")[0]])
+        granted = self.sweep(node) if node is not None else []
+        if node is not None and claim.kind is Kind.MANUAL:
+            self.close_if_idle(node)
         return granted
 
     def close_if_idle(self, node: Node) -> None:
@@ -466,6 +600,7 @@ class Reference:
         if claim.kind is Kind.MANUAL and claim.state == "delayed":
             claim.ends = self.now + claim.ttl
         claim.state = "on_hold"
+        self.leaves_line(claim)
 
     def unhold(self, claim: Claim) -> list[Claim]:
         if claim.eta is None or claim.eta <= self.now:
@@ -501,6 +636,7 @@ class Reference:
                 claim.ends = self.now + claim.ttl
             return "", self.place_or_wait(claim) if claim.state == "waiting" else []
         if not free:
+            claim.device = None  # it held that before it was ended
             self.back_in_line(claim)
             return "", self.sweep()
         self.grant(claim, device)
@@ -529,20 +665,25 @@ class Reference:
         node.lease = max(node.lease or 0, self.now + lease)
         node.cores, node.ram = frozenset(inventory.cpu_cores), inventory.ram_mb
         node.labels = dict(inventory.labels)
+        held = {core for c in self.on_node(node.name) for core in c.cores or ()}
+        told = (node.cores, max((*node.cores, *held), default=-1), node.ram, node.labels)
+        changed, node.told = told != node.told, told
         models = {f"{node.name}/{d.device_id}": d.model for d in inventory.devices}
         named = {f"{node.name}/{d.device_id}": (d.memory_mb, frozenset(d.cpu_affinity)) for d in inventory.devices}
         named[f"{node.name}/cpu"] = (0, frozenset())
         for key, (memory, near) in named.items():
             if key not in self.devices:
-                self.devices[key] = Device(key, len(self.devices), memory, node.state)
+                self.devices[key] = Device(key, len(self.devices), memory, node.state, live=False)
             device = self.devices[key]
+            changed = changed or not device.live or (device.memory, device.near) != (memory, near)
             device.memory, device.near, device.live, device.known = memory, near, True, True
             device.model = models.get(key, "")
         for device in self.devices.values():
             if device.node == node.name and device.key not in named and not device.worker:
+                changed = changed or device.live
                 device.live = device.known = False
                 self.unwithhold(device)
-        return self.sweep()
+        return self.sweep(node) if changed else []
 
     def register_worker(self, name: str, incarnation: str, key: str, slots: int, lease: int) -> list[Claim]:
         device = self.devices[key]
@@ -582,6 +723,7 @@ class Reference:
         if device.told_by == device.incarnation:
             self.unwithhold(device)
         device.worker, device.incarnation, device.open, device.slots = "", "", False, 0
+        self.warmth.clear(device.key)
 
     def withhold(
         self, name: str, incarnation: str, key: str, registering: bool, gpu: int | None, ram: tuple[int, int] | None
@@ -595,6 +737,7 @@ class Reference:
             return None
         device.told_by = incarnation
         node = self.nodes[device.node]
+        before = device.withheld, node.withheld
         if gpu is not None and device.is_gpu:
             others = [c for c in self.on(key) if c.kind is Kind.MANUAL or c.device != key]
             device.withheld = max(0, gpu - sum(c.mb for c in others))
@@ -603,7 +746,7 @@ class Reference:
             ours = sum(d.ram_ours or 0 for d in self.devices.values() if d.node == node.name)
             by_hand = sum(c.req.ram_mb for c in self.on_node(node.name) if c.kind is Kind.MANUAL)
             node.withheld = max(0, used - ours - by_hand)
-        return self.sweep()
+        return self.sweep(node) if device.withheld < before[0] or node.withheld < before[1] else []
 
     def unwithhold(self, device: Device) -> None:
         """Who measured it is gone."""
@@ -624,19 +767,27 @@ class Reference:
         common = of.get(target, "") if isinstance(states, dict) else states
         if "/" not in target:
             self.nodes[target].state = common
+        opened = False
         for device in self.devices.values():
             if target in (device.key, device.node):
                 state = of.get(device.key, common)
                 if state == "draining":
                     self.withdraw_unstarted(device.key)
                 device.state = state
-        return self.sweep()
+                opened = opened or state != "cordoned"
+        return self.sweep() if opened else []
 
     def pause(self, stop: bool) -> list[Claim]:
         self.stopped = stop
-        return self.sweep()
+        return [] if stop else self.sweep()
 
     # --- maintenance
+
+    def repair(self) -> list[Claim]:
+        for claim in self.line():
+            claim.joined = self.now
+            self.patience.drop(claim.lane)
+        return self.sweep()
 
     def tick(self, publishes: bool) -> tuple[list[Claim], list[Claim], set[str]]:
         """Returns the new grants, the earlier ones to be published again, the workers lost."""
@@ -650,17 +801,20 @@ class Reference:
                     if device.node == node.name and device.live:
                         device.live = False
                         self.unwithhold(device)
-        emptied = []
+        emptied, moved = [], bool(lost)
         for claim in list(self.claims.values()):
             if claim.ends is not None and claim.ends <= self.now and claim.state in ("waiting", "on_hold", "running"):
                 if claim.device is not None:
                     emptied.append(self.nodes[claim.device.split("/")[0]])
                 self.end(claim, "ttl", buried=False)
+                moved = True
         for claim in list(self.claims.values()):
             unstarted = claim.state in ("waiting", "delayed", "on_hold", "granted")
             if claim.exp is not None and claim.exp <= self.now and unstarted:
+                moved = moved or claim.state == "granted"
                 self.end(claim, "expired", buried=claim.kind is Kind.TASK)
-        granted = self.sweep()
+        granted = self.sweep() if moved else []
+        granted += self.sweep(lanes=self.patience.due(self.now))
         for node in emptied:
             self.close_if_idle(node)
         for claim in sorted(self.in_state("delayed"), key=lambda c: (c.eta, c.id)):

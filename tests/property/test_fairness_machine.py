@@ -33,6 +33,7 @@ from celery_allocator.model import (
     NodeState,
     Quota,
     Requirements,
+    Shape,
     Strategy,
 )
 from tests.property.running import run_machine
@@ -62,6 +63,7 @@ needs = st.builds(
     priority=st.sampled_from([0, 0, 0, 1, 3]),
     tenant=st.sampled_from(TENANTS),
     expected_runtime_s=st.sampled_from([0, 0, 5, 20, 21, 100]),
+    affinity=st.sampled_from(["", "", "", "red", "green"]),
 )
 #: What takes most of a device, and is passed by others.
 large = st.builds(
@@ -79,6 +81,7 @@ small = st.builds(
     ram_mb=st.sampled_from([0, 5]),
     tenant=st.sampled_from(TENANTS),
     expected_runtime_s=st.sampled_from([0, 5, 100]),
+    affinity=st.sampled_from(["", "", "", "red", "green"]),
 )
 caps = st.builds(
     Quota,
@@ -135,6 +138,7 @@ class FairnessMachine(RuleBasedStateMachine):
         age_weight=st.sampled_from([0.0, 0.0, 1.0, 60.0]),
         max_bypass=st.sampled_from([0, 2, 5]),
         max_bypass_s=st.sampled_from([5.0, 60.0]),
+        affinity_wait_s=st.sampled_from([0.0, 5.0, 30.0]),
         slots=st.sampled_from([2, 2, 3, 5]),
     )
     def begin(self, slots: int, **options: Any) -> None:
@@ -380,7 +384,12 @@ class FairnessMachine(RuleBasedStateMachine):
             holder = next(a for a in waiting if a.allocation_id == kept.allocation_id)
             self.nothing_delays(holder, kept.device, state, held, new)
         if ticked:
+            # What waits for where its word is loaded has room, and is in nobody's way.
+            patient = {(lane.shape, lane.tenant) for lane in self.ledger.patience()}
             for a in waiting:
+                if (Shape.of(a.requirements, a.kind), a.requirements.tenant) in patient:
+                    assert a.requirements.affinity
+                    continue
                 for device in self.rooms(a, state, held):
                     why = self.why_not(a, device, state, held, waiting, kept)
                     assert why, f"{a.allocation_id} waits, and fits {device.key}\n{self.told(held, waiting, kept)}"
@@ -502,8 +511,7 @@ class FairnessMachine(RuleBasedStateMachine):
 
         def lane(b: Allocation) -> tuple[Any, ...]:
             req = b.requirements
-            shape = (req.gpu_memory_mb, req.cpu_cores, req.ram_mb, b.kind)
-            return (*shape, req.tenant, self.facts[b.allocation_id].pace)
+            return Shape.of(req, b.kind), req.tenant, self.facts[b.allocation_id].pace
 
         for b in waiting:
             if b.allocation_id == a.allocation_id:
@@ -600,8 +608,8 @@ class FairnessMachine(RuleBasedStateMachine):
                     self.ledger.cancel(a.allocation_id)
         self.now += 5000
         self.tick_()
-        for _ in range(len(self.facts) + 1):
-            if not self.tokens:
+        for _ in range(len(self.facts) + 10):
+            if not self.tokens and not self.ledger.patience():
                 break
             self.now += 7000
             self.start_()

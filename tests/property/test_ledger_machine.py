@@ -1,8 +1,8 @@
 """Random operations in random order on the real ledger, each compared with what brute force says should happen.
 
 After every step: the ledger's own ``verify`` finds nothing; capacity adds up from ``snapshot`` and ``held``; nobody
-waits who fits; and every allocation is in the state, on the device and in the place in line that
-:mod:`tests.property.reference` predicts. ``LEDGER_EXAMPLES`` and ``LEDGER_STEPS`` set how long to look.
+waits who fits, but for where a word of affinity is loaded, and for that not for long; and every allocation is in the
+state, on the device and in the place in line that :mod:`tests.property.reference` predicts. ``LEDGER_EXAMPLES`` and ``LEDGER_STEPS`` set how long to look.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from celery_allocator.errors import (
 )
 from celery_allocator.ledger import Grant, Ledger, Note, Options
 from celery_allocator.model import DeviceInventory, Kind, NodeInventory, RamUse, Requirements, Strategy, Withheld
-from tests.property.reference import DEADLINE_MS, MAX_LOSSES, Claim, Reference
+from tests.property.reference import DEADLINE_MS, DECAY, MAX_LOSSES, Claim, Reference
 from tests.property.running import run_machine
+from tests.property.warmth import Patience, Warmth
 from tests.support.ledger_checks import assert_empty, broken, idle_beside_waiting
 from tests.support.redis_server import RedisServer
 
@@ -48,6 +49,8 @@ requirements = st.builds(
     cpu_cores=st.sampled_from([1, 1, 2, 3, 4, 9]),
     ram_mb=st.sampled_from([0, 0, 10, 30, 60]),
     priority=st.sampled_from([0, 0, 0, 1, 5, -1, 1000, -1000]),
+    expected_runtime_s=st.sampled_from([0, 0, 0, 1, 2, 5]),
+    affinity=st.sampled_from(["red", "red", "", "green", "blue"]),
 )
 #: What few ask for besides amounts.
 MORE: tuple[dict[str, Any], ...] = (
@@ -95,12 +98,28 @@ class LedgerMachine(RuleBasedStateMachine):
 
     client: redis.Redis
 
-    @initialize(n1=st.sampled_from(USUAL), n2=st.sampled_from(USUAL), slots=st.sampled_from([4, 2, 1]))
-    def begin(self, n1: dict[str, Any], n2: dict[str, Any], slots: int) -> None:
-        self.ref = Reference(now=1_700_000_000_000)
+    @initialize(
+        n1=st.sampled_from(USUAL),
+        n2=st.sampled_from(USUAL),
+        slots=st.sampled_from([4, 2, 1]),
+        affinity_s=st.sampled_from([3600, 10]),
+        affinity_wait_s=st.sampled_from([3, 3, 30, 0]),
+        affinity_keeps=st.sampled_from([1, 1, 2]),
+        words=st.booleans(),
+    )
+    def begin(self, n1: dict[str, Any], n2: dict[str, Any], slots: int, words: bool, **affinity: int) -> None:
+        self.words = words  # whether tasks say what they need loaded: in most pools none does
+        warmth = Warmth(affinity["affinity_s"] * 1000, affinity["affinity_keeps"])
+        patience = Patience(affinity["affinity_wait_s"] * 1000)
+        self.ref = Reference(now=1_700_000_000_000, warmth=warmth, patience=patience)
         # Without reservations the reference can foretell every grant; with them: test_fairness_machine.
         options = Options(
-            start_deadline_s=DEADLINE_MS / 1000, max_losses=MAX_LOSSES, events_maxlen=1000, backfill="greedy"
+            start_deadline_s=DEADLINE_MS / 1000,
+            max_losses=MAX_LOSSES,
+            events_maxlen=1000,
+            backfill="greedy",
+            runtime_decay=DECAY,
+            **affinity,
         )
         clock = lambda: self.ref.now / 1000  # noqa: E731
         self.ledger = Ledger(self.client, f"machine-{os.getpid()}-{next(_numbers)}", clock=clock, options=options)
@@ -108,6 +127,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.names = itertools.count()
         self.silent: set[str] = set()  # workers whose heartbeat has stopped
         self.undoable: dict[int, Claim] = {}  # entries of the journal: what they ended, as it was
+        #: For how long (ms) what waits has had room, and how long at most nobody ticked in that time.
+        self.beside_room: dict[str, tuple[int, int]] = {}
+        self.ticked = self.ref.now
         for node, size in (("n1", n1), ("n2", n2)):
             self.register_node_(node, size, 60_000)
         for device in list(self.ref.devices):
@@ -130,7 +152,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def submit(self, **how: Any) -> None:
         self.submit_(**how)
 
-    @rule(req=requirements, strategy=st.sampled_from(Strategy), count=st.integers(2, 6), ttl_s=st.just(60))
+    @rule(
+        req=requirements,
+        strategy=st.sampled_from(Strategy),
+        count=st.integers(2, 6),
+        ttl_s=st.just(60),
+        more=st.sampled_from(MORE),
+    )
     def submit_several(self, count: int, **how: Any) -> None:
         for _ in range(count):
             self.submit_(**how)
@@ -139,6 +167,40 @@ class LedgerMachine(RuleBasedStateMachine):
     def submit_a_mixture(self, reqs: list[Requirements], strategy: Strategy) -> None:
         for req in reqs:
             self.submit_(req, strategy)
+
+    @precondition(lambda self: self.words)
+    @rule(
+        words=st.lists(st.sampled_from(["red", "red", "red", "green", "blue"]), min_size=2, max_size=5),
+        needs=st.sampled_from(({"gpu": 0.6}, {"gpu": 0.3}, {"exclusive": True}, {"gpu_memory_mb": 4}, {})),
+        run=st.sampled_from([0, 1, 2, 5]),
+        strategy=st.sampled_from(Strategy),
+        at_once=st.integers(0, 3),
+        seconds=st.sampled_from([0, 1, 2]),
+        stop=st.booleans(),
+    )
+    def one_loads_what_others_want(
+        self,
+        words: list[str],
+        needs: dict[str, Any],
+        run: int,
+        strategy: Strategy,
+        at_once: int,
+        seconds: int,
+        stop: bool,
+    ) -> None:
+        """Each in turn is loaded somewhere by one that ends at once, but for the last ones: these go on, or wait."""
+        for number, word in enumerate(words):
+            asked = Requirements(**needs, expected_runtime_s=run, affinity=word)
+            claim = self.submit_(asked, strategy, on_never="wait")
+            if claim.state != "granted":
+                continue
+            self.start_(claim, late=True)
+            self.later(seconds * 1000)
+            if number < len(words) - at_once:
+                self.release_(claim, "success", claim.token, publishes=True)
+        if stop:  # and goes on at once: so that a pass looks at all that wait
+            self.after(self.ref.pause(stop=True), self.ledger.pause(stop=True).grants)
+            self.after(self.ref.pause(stop=False), self.ledger.pause(stop=False).grants)
 
     def submit_(
         self,
@@ -152,7 +214,9 @@ class LedgerMachine(RuleBasedStateMachine):
         task: str = "own",
         several: int = 1,
         more: dict[str, Any] = {},  # noqa: B006  # never changed
-    ) -> None:
+    ) -> Claim:
+        if not self.words:
+            req = replace(req, affinity="")
         if "gpu_model" not in more or req.on_gpu:
             req = replace(req, **more)
         if req.on_gpu and several > 1:
@@ -179,7 +243,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.ledger.submit(name, task_id, "work", req, **options)
             assert (caught.value.dimension, caught.value.largest) == never
             self.after([])
-            return
+            return claim
         expected = self.ref.submit(claim)
         reply = self.ledger.submit(name, task_id, "work", req, **options)
         self.after(expected)
@@ -197,6 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert again.known
         assert again.allocation.state.value == claim.state
         self.after([])
+        return claim
 
     @precondition(lambda self: self.ref.in_state("granted"))
     @rule(data=st.data(), late=st.booleans(), trouble=st.sampled_from(["", "", "token", "worker"]))
@@ -216,7 +281,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start_(self, claim: Claim, late: bool) -> None:
         device = self.ref.devices[claim.device or ""]
         nonce = f"nonce {claim.token}"
-        claim.state, claim.late, claim.nonce = "running", late, nonce
+        claim.state, claim.late, claim.nonce, claim.started = "running", late, nonce, self.ref.now
         for _ in range(2):  # the reply was lost: the same delivery asks again
             reply = self.ledger.start(claim.id, claim.token, device.worker, device.incarnation, nonce, late)
             assert (reply.token, reply.worker) == (claim.token, device.worker)
@@ -325,10 +390,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def a_worker_falls_silent(self, data: st.DataObject) -> None:
         self.silent.add(data.draw(st.sampled_from(sorted(self.ref.workers))))
 
-    @rule(seconds=st.sampled_from([0.125, 1, 5, 12, 40]), ticks=st.booleans())
+    @rule(seconds=st.sampled_from([0.125, 1, 3, 5, 12, 40]), ticks=st.booleans())
     def time_passes(self, seconds: float, ticks: bool) -> None:
         """The workers that live renew their leases; silent ones run into theirs."""
-        self.ref.now += int(seconds * 1000)
+        self.later(int(seconds * 1000))
         for name in sorted(self.ref.workers.keys() - self.silent):
             worker = self.ref.workers[name]
             worker.lease = self.ref.now + 10_000
@@ -339,6 +404,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.after([])
         if ticks:
             self.tick_(publishes=True)
+
+    def later(self, ms: int) -> None:
+        ref, seen = self.ref, self.beside_room
+        self.beside_room = {}
+        for claim in ref.in_state("waiting") if self.words else ():
+            beside, longest = seen.get(claim.id, (0, 0))
+            has_room = claim.affine and any(ref.fits(claim, device) for device in ref.devices.values())
+            self.beside_room[claim.id] = beside + (ms if has_room else 0), max(longest, ref.now + ms - self.ticked)
+        ref.now += ms
 
     @rule(publishes=st.booleans())
     def tick(self, publishes: bool) -> None:
@@ -351,9 +425,23 @@ class LedgerMachine(RuleBasedStateMachine):
         tasks = [c for c in granted if c.kind is Kind.TASK]
         self.after(granted, reply.grants[: len(tasks)], publishes)
         assert {(g.allocation_id, g.token) for g in reply.grants[len(tasks) :]} == {(c.id, c.token) for c in again}
+        self.ticked = self.ref.now
+        for claim in self.ref.line():
+            beside, longest = self.beside_room.get(claim.id, (0, 0))
+            assert beside <= self.ref.patience.wait + longest, f"{claim} has waited beside room for {beside} ms"
         if publishes:
             assert {(o.allocation_id, o.outcome) for o in reply.obituaries} == set(self.ref.buried.items())
             assert all(o.message == f"message of {o.allocation_id}".encode() for o in reply.obituaries)
+
+    @precondition(lambda self: self.words)
+    @rule()
+    def repair(self) -> None:
+        """Where nothing is damaged nothing changes, but that those wait anew who wait for where a word is loaded."""
+        self.beside_room.clear()
+        expected = self.ref.repair()
+        reply = self.ledger.repair()
+        assert reply.left == ()
+        self.after(expected, reply.grants)
 
     @precondition(lambda self: self.ref.buried)
     @rule(data=st.data())
@@ -635,7 +723,9 @@ class LedgerMachine(RuleBasedStateMachine):
         state, held, waiting = ledger.snapshot(), ledger.held(), ledger.queue(10_000)
         assert broken(state, held) == []
         closing = frozenset(d.key for d in ref.devices.values() if not d.open)
-        assert ref.stopped or idle_beside_waiting(state, waiting, closing) == []
+        patient = {c.id for c in ref.line() if c.lane in ref.patience.until}
+        impatient = tuple(a for a in waiting if a.allocation_id not in patient)
+        assert ref.stopped or idle_beside_waiting(state, impatient, closing) == []
         assert state.paused == ("stopped" if ref.stopped else "")
 
         real = {a.allocation_id: a for a in held}
@@ -691,6 +781,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (device.memory_free_mb, device.withheld_mb) == (ref.memory_free(mine), mine.withheld)
             assert device.state == (mine.state if mine.live else "offline"), device
             assert (device.worker or "") == mine.worker
+            assert device.affinities == ref.warmth.loaded(device.key, ref.now)
         assert {w.worker for w in state.workers} == set(ref.workers)
 
     @staticmethod
