@@ -83,7 +83,7 @@ EVENTS = {
     "before an operator resumes it.",
     "resumed": "All have reported, or the operator (`by`) has resumed it: granting goes on.",
     "reclaimed": "A worker reported that it runs this, and the ledger did not know. `from`: what it was there.",
-    "cordoned": "A node or device was closed to new work. `id` is its name.",
+    "cordoned": "A node or device was closed to new work. `id` is its name; `reason`: as whoever did it said.",
     "draining": "The same, and what had not started was taken back.",
     "uncordoned": "A node or device takes work again.",
     "withheld": "What is in use of it and no claim accounts for has changed by 64 MB or more, or to or from nothing. "

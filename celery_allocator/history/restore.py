@@ -11,15 +11,16 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import select
 
 from celery_allocator.errors import UnknownTargetError
-from celery_allocator.history.entry import ordinal
-from celery_allocator.history.models import AllocationRow, DeviceStateRow, Event, NodeStateRow
+from celery_allocator.history.models import AllocationRow, Event
 from celery_allocator.history.past_use import past_use
 from celery_allocator.history.store import History
 from celery_allocator.ledger import Grant, Ledger
+from celery_allocator.model import ClusterState
 
 #: What an operator last said of a node or device.
 _OPERATORS = {"cordoned": "cordoned", "draining": "draining", "uncordoned": "ready"}
@@ -28,6 +29,13 @@ ALL_NAMES = "*"
 #: Run times of each name that are given back: what came before these weighs nothing any more, by the default of
 #: ``allocator_runtime_decay``.
 MOST_RUNS = 500
+
+
+class Said(NamedTuple):
+    """An operator's last word on a node or device: cordoned, draining or ready, and why."""
+
+    state: str
+    reason: str
 
 
 @dataclass
@@ -45,6 +53,8 @@ class Restoration:
     quotas_kept: list[str] = field(default_factory=list)
     #: Nodes and devices that were closed again, with the state.
     closed: dict[str, str] = field(default_factory=dict)
+    #: Why, of those for which that was said.
+    reasons: dict[str, str] = field(default_factory=dict)
     #: Whether the pool was stopped again (``True``: an operator had paused it) or resumed; ``None``: left as it is.
     stopped: bool | None = None
     #: Nodes and devices that the ledger does not know (yet), or has in another state by itself.
@@ -83,20 +93,7 @@ class Restorer:
                 found.peaks[name] = len(past.runs)
         self._plan_quotas(found)
         cluster = self._ledger.snapshot()
-        now = {**{n.node: n.state for n in cluster.nodes}, **{d.key: d.state for d in cluster.devices}}
-        ours: set[str] = set()  # devices that are closed because we close their node
-        for target, state in self.operator_states().items():
-            if target not in now:
-                if state != "ready":
-                    found.unknown[target] = state
-            elif _closed(now[target]) != state:
-                # A ledger that was lost has everything open. What is closed there, somebody has closed since.
-                give = self._force or state != "ready" or target in ours
-                (found.closed if give else found.differing)[target] = state
-                if give and "/" not in target:
-                    devices = {key for key in now if key.startswith(f"{target}/")}
-                    now |= dict.fromkeys(devices, state)
-                    ours |= devices
+        self._plan_closed(found, cluster)
         stopped = self.pool_stopped()
         if stopped != (cluster.paused == "stopped") and (stopped or self._force):
             found.stopped = stopped
@@ -120,12 +117,38 @@ class Restorer:
                 if state == "ready":
                     grants = self._ledger.uncordon(target, publishes=self._publishes)
                 else:
-                    grants, _ = self._ledger.cordon(target, drain=state == "draining", publishes=self._publishes)
+                    drain, why = state == "draining", found.reasons.get(target, "")
+                    grants, _ = self._ledger.cordon(target, drain=drain, publishes=self._publishes, reason=why)
             except UnknownTargetError:  # gone since
                 found.unknown[target] = found.closed.pop(target)
+                found.reasons.pop(target, None)
             else:
                 found.grants += grants
         return found
+
+    def _plan_closed(self, found: Restoration, cluster: ClusterState) -> None:
+        now = {node.node: Said(_closed(node.state), "") for node in cluster.nodes}
+        now |= {device.key: Said(_closed(device.state), device.reason) for device in cluster.devices}
+        ours: set[str] = set()  # devices that are closed because we close their node
+        for target, said in self.operator_states().items():
+            if target not in now:
+                if said.state != "ready":
+                    found.unknown[target] = said.state
+                continue
+            is_it = now[target] == said if target in ours else now[target].state == said.state
+            if is_it:
+                continue
+            # A ledger that was lost has everything open. What is closed there, somebody has closed since.
+            if not (self._force or said.state != "ready" or target in ours):
+                found.differing[target] = said.state
+                continue
+            found.closed[target] = said.state
+            if said.reason:
+                found.reasons[target] = said.reason
+            if "/" not in target:
+                devices = {key for key in now if key.startswith(f"{target}/")}
+                now |= dict.fromkeys(devices, said)
+                ours |= devices
 
     def _plan_quotas(self, found: Restoration) -> None:
         there = {tenant.name: tenant for tenant in self._ledger.tenants()}
@@ -162,26 +185,19 @@ class Restorer:
             mean += max(self._ledger.options.runtime_decay, 1 / number) * (ran - mean)
         return mean
 
-    def operator_states(self) -> dict[str, str]:
-        """The last word of operators on each node and device: cordoned, draining or ready. Nodes come first.
+    def operator_states(self) -> dict[str, Said]:
+        """The last word of operators on each node and device. Nodes come first.
 
         What is said of a node is said of all its devices.
         """
-        said: list[tuple[int, str, str]] = []
+        states: dict[str, Said] = {}
+        query = select(Event.object_id, Event.event, Event.fields)
+        query = query.where(Event.pool == self._history.pool, Event.event.in_(_OPERATORS))
         with self._history.session() as session:
-            nodes = select(NodeStateRow.event_id, NodeStateRow.event, NodeStateRow.node)
-            nodes = nodes.where(NodeStateRow.pool == self._history.pool, NodeStateRow.event.in_(_OPERATORS))
-            for event_id, event, node in session.execute(nodes):
-                said.append((ordinal(event_id), node, _OPERATORS[event]))
-            devices = select(DeviceStateRow.event_id, DeviceStateRow.event, DeviceStateRow.node, DeviceStateRow.device)
-            devices = devices.where(DeviceStateRow.pool == self._history.pool, DeviceStateRow.event.in_(_OPERATORS))
-            for event_id, event, node, device in session.execute(devices):
-                said.append((ordinal(event_id), f"{node}/{device}", _OPERATORS[event]))
-        states: dict[str, str] = {}
-        for _, target, state in sorted(said):
-            if "/" not in target:
-                states = {name: old for name, old in states.items() if not name.startswith(f"{target}/")}
-            states[target] = state
+            for target, event, fields in session.execute(query.order_by(Event.ordinal)):
+                if "/" not in target:
+                    states = {name: old for name, old in states.items() if not name.startswith(f"{target}/")}
+                states[target] = Said(_OPERATORS[event], str(fields.get("reason", "")))
         return dict(sorted(states.items(), key=lambda item: "/" in item[0]))
 
     def pool_stopped(self) -> bool:

@@ -26,13 +26,14 @@ class Operating(Access):
     # --- nodes, devices, the pool
 
     def cordon(
-        self, target: str, *, drain: bool = False, publishes: bool = True
+        self, target: str, *, drain: bool = False, publishes: bool = True, reason: str = ""
     ) -> tuple[tuple[Grant, ...], tuple[str, ...]]:
         """Stop granting on a node or ``node/device``. ``drain`` also takes back unstarted grants.
 
-        Returns the grants made elsewhere and the ids of what still runs there. Raises :class:`UnknownTargetError`.
+        ``reason``: what is told of it until it is ready again. Returns the grants made elsewhere and the ids of what
+        still runs there. Raises :class:`UnknownTargetError`.
         """
-        reply = self.set_state(target, "draining" if drain else "cordoned", publishes=publishes)
+        reply = self.set_state(target, "draining" if drain else "cordoned", publishes=publishes, reason=reason)
         return reply.grants, reply.held
 
     def uncordon(self, target: str, *, publishes: bool = True) -> tuple[Grant, ...]:
@@ -41,18 +42,24 @@ class Operating(Access):
 
     @wire.reads("an allocation")
     def set_state(
-        self, target: str, state: str | Mapping[str, Any], *, publishes: bool = True, note: Note | None = None
+        self,
+        target: str,
+        state: str | Mapping[str, Any],
+        *,
+        publishes: bool = True,
+        note: Note | None = None,
+        reason: str = "",
     ) -> Operated:
         """Make a node or ``node/device`` ``ready``, ``cordoned`` or ``draining``, or put it back into several states.
 
-        A mapping gives the state of the node and of each device by name. Raises :class:`UnknownTargetError`,
-        :class:`LabelError` for what is no state.
+        A mapping gives the state of the node and of each device by name. ``reason``: why, where no ``note`` says it.
+        Raises :class:`UnknownTargetError`, :class:`LabelError` for what is no state.
         """
         for given in state.values() if isinstance(state, Mapping) else [state]:
             if given not in STATES:
                 raise LabelError("state", given, f"must be one of {', '.join(STATES)}")
         word, states = ("restore", json.dumps(dict(state))) if isinstance(state, Mapping) else (state, "")
-        reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states)
+        reply = self._noted(note, "cordon", target, word, "1" if publishes else "0", self._pack(note), states, reason)
         if reply[0] != b"ok":
             there = wire.cluster(self.pool, self._run("snapshot")).devices
             known = ", ".join(device.key for device in there) or "none"

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from celery_allocator.history import History, Recorder, Restorer
 from celery_allocator.ledger import Ledger, Options
 from celery_allocator.model import Peaks, Quota
+from celery_allocator.operations import Actor, Cordon, Drain, Operator
 from celery_allocator.settings import Settings
 from celery_allocator.surfaces.cli import allocator
 from tests.support import by_hand
@@ -141,6 +142,43 @@ def test_what_operators_had_closed_is_closed_again(lost: LedgerPool, history: Hi
     assert (found["n2"], found["n2/gpu_0"]) == ("ready", "ready")
     assert found["n1/gpu_0"] == "ready"
     assert Restorer(history, lost.ledger).plan().closed == {}
+
+
+def test_why_it_was_closed_comes_back_too(
+    cluster: LedgerPool, settings: Settings, redis_server: RedisServer, history: History
+) -> None:
+    """Of each device: one that was closed before its node, and with it, and one after it; and what an undo left."""
+
+    def operator(reason: str) -> Operator:
+        return Operator(cluster.ledger, Actor("ada", "test", reason))
+
+    operator("moved to another rack").run(Cordon("n1"))
+    operator("Xid 79").run(Drain("n1/gpu_0"))
+    operator("a fan").run(Cordon("n1/gpu_1"))
+    operator("its driver").run(Cordon("n2/gpu_0"))
+    mistaken = operator("a mistake").run(Drain("n2")).entry
+    assert mistaken is not None
+    operator("not this one").undo(mistaken)
+    before = {device.key: (device.state, device.reason) for device in cluster.ledger.snapshot().devices}
+    assert before == {
+        "n1/gpu_0": ("draining", "Xid 79"), "n1/gpu_1": ("cordoned", "a fan"),
+        "n1/cpu": ("cordoned", "moved to another rack"),
+        "n2/gpu_0": ("cordoned", "its driver"), "n2/cpu": ("ready", ""),
+    }  # fmt: skip
+    Recorder(lambda: Ledger(redis_server.client(), cluster.ledger.pool), settings).run(threading.Event(), once=True)
+    assert Restorer(history, cluster.ledger).plan().closed == {}
+    for key in cluster.ledger.client.scan_iter(f"{{allocator:{cluster.ledger.pool}}}:*"):
+        cluster.ledger.client.delete(key)
+    cluster.node("n1", (10_000, 8_000), slots=2)
+    cluster.node("n2", (10_000,), slots=2)
+    restored = Restorer(history, cluster.ledger).apply()
+    after = {device.key: (device.state, device.reason) for device in cluster.ledger.snapshot().devices}
+    assert after == before
+    assert restored.reasons["n1"] == "moved to another rack"
+    # What somebody has closed since has the reason that it has.
+    operator("smoke").run(Cordon("n1/gpu_1"))
+    assert Restorer(history, cluster.ledger).apply().closed == {}
+    assert cluster.device("n1/gpu_1").reason == "smoke"
 
 
 def test_a_pool_that_an_operator_paused_is_paused_again(

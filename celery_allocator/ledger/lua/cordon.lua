@@ -2,9 +2,10 @@
 -- flags: allow-oom
 -- uses: base events journal cores index line limits runtimes tenants dates claim breaker reserve place forecast pass
 -- KEYS: prefix. ARGV from 5: node or node/device, state (ready|cordoned|draining|restore), publish ("1"|"0", as in release),
---   note (see _journal) or "", the states to restore (JSON: node or node/device → state; a device that is not named gets its node's).
+--   note (see _journal) or "", the states to restore (JSON: node or node/device → state; a device that is not named gets its node's),
+--   the reason where there is no note.
 -- draining also takes back what was granted there and has not started. The note's reason stays with each device (`why`) until it
--- is ready again; undone, the one that stood there before comes back (the entry keeps them as `whys`, JSON: node/device → why).
+-- is ready again, and is told with the state; undone, the one that stood there before comes back (the entry keeps them as `whys`, JSON: node/device → why).
 -- Reply: {"ok", grants, ids still running there, entry} | {"unknown"} | what _journal refuses with. Touches: node, dev, entry,
 -- events, journal and all that pass touches.
 local target, state, note = ARGV[5], ARGV[6], read_note(ARGV[8])
@@ -26,17 +27,17 @@ else
   return { "unknown" }
 end
 
-local function tell(state, where)
-  event(state == "ready" and "uncordoned" or state, where, "")
+local function tell(state, where, why)
+  event(state == "ready" and "uncordoned" or state, where, "", "reason", why)
 end
-local reason, whys, earlier = note and note.reason or "", {}, {}
+local reason, whys, earlier, reasons = note and note.reason or ARGV[10] or "", {}, {}, {}
 if note and note.way ~= "do" then
   local kept = call("HMGET", K.entry .. note.of, "reason", "whys")
   reason = kept[1] or ""
   local ok, told = pcall(cjson.decode, note.way == "undo" and kept[2] or "")
   earlier = ok and type(told) == "table" and told or {}
 end
-local running, grants, opened, apart = {}, {}, false, {}
+local running, grants, opened, common = {}, {}, false, nil
 for _, dkey in ipairs(dkeys) do
   local becomes = wanted[dkey] or after[node] or state
   objects[#objects + 1] = "device:" .. dkey
@@ -50,17 +51,21 @@ for _, dkey in ipairs(dkeys) do
       running[#running + 1] = id
     end
   end
-  if becomes ~= after[node] then apart[#apart + 1] = dkey end
   if becomes ~= "cordoned" then opened = true end
   local d = load_device(dkey) -- what was taken back is free on it now
   d.st = becomes
   store_device(dkey, d)
   local why = becomes == "ready" and "" or earlier[dkey] or note and note.way == "undo" and "" or reason
-  call("HSET", K.dev .. dkey, "why", type(why) == "string" and why or "")
+  reasons[dkey] = type(why) == "string" and why or ""
+  if becomes == after[node] then common = common or reasons[dkey] end
+  call("HSET", K.dev .. dkey, "why", reasons[dkey])
 end
 -- What is told of a node is so for all its devices, but for those of which something else is told after it.
-if node == target then tell(after[node], node) end
-for _, dkey in ipairs(apart) do tell(after[dkey], dkey) end
+common = common or after[node] ~= "ready" and reason or ""
+if node == target then tell(after[node], node, common) end
+for _, dkey in ipairs(dkeys) do
+  if after[dkey] ~= after[node] or reasons[dkey] ~= common then tell(after[dkey], dkey, reasons[dkey]) end
+end
 local entry = journal(note, objects, before, after)
 if note and note.way ~= "undo" then call("HSET", K.entry .. entry, "whys", cjson.encode(whys)) end
 if opened then pass_all(grants) end

@@ -50,6 +50,7 @@ def _plain(found: Restoration) -> dict[str, Any]:
         "quotas": {name: json.loads(packed) for name, packed in found.quotas.items()},
         "quotas_kept": found.quotas_kept,
         "closed": found.closed,
+        "reasons": found.reasons,
         "not_known_yet": found.unknown,
         "differing": found.differing,
         "in_flight": [
@@ -86,7 +87,8 @@ def _tell(found: Restoration, *, dry_run: bool) -> None:
     if found.stopped is not None:
         click.echo(f"the pool: {would}{'paused' if found.stopped else 'resumed'}")
     for target, state in found.closed.items():
-        click.echo(f"{target}: {would}{state} again")
+        why = f" ({found.reasons[target]})" if target in found.reasons else ""
+        click.echo(f"{target}: {would}{state} again{why}")
     for target, state in found.unknown.items():
         click.echo(f"{target}: was {state}, and is not known to the ledger yet; restore again when it is")
     for target, state in found.differing.items():
