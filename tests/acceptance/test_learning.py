@@ -14,32 +14,23 @@ from celery_allocator.ledger import Recommendation
 from celery_allocator.overview import read_overview
 from tests.support.cluster import SOON_S, Cluster, worker_spec
 from tests.support.command_line import runner
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.fake_nvml import FakeNvml, fake_nvml, nvml_library
+from tests.support.scripted_host import ScriptedHost
 
 __all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
-UUID = "GPU-aaaa"
 AUTO = {"gpu_memory_mb": "auto", "cpu_cores": 1}
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
 
-class Host:
+class Host(ScriptedHost):
     """A node with one scripted GPU of 8192 MB; a worker of one slot for it, and another for CPU-only work."""
 
     def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml) -> None:
-        self._nvml = nvml
-        self._environ = nvml.environ([FakeGpu(UUID, memory_mb=8192)])
-        library = {key: self._environ[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_SCRIPT")}
-        often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
-        host = {"ALLOCATOR_NODE": "host1", "ALLOCATOR_DEVICES": "auto", "ALLOCATOR_RAM_MB": "16384", **library, **often}
-        self.cluster = new_cluster(host=host)
+        super().__init__(new_cluster, nvml, 8192, ALLOCATOR_RAM_MB="16384")
 
     def start(self) -> None:
         self.cluster.start(*(worker_spec(name, gpu, "--concurrency", "1") for name, gpu in (("g", "0"), ("c", "none"))))
-
-    def lists(self, *processes: tuple[int, int]) -> None:
-        """From now on, the driver lists these processes and what each has."""
-        self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=8192, processes=processes)])
 
     @contextmanager
     def holding(self, resources: dict[str, object], mb: int) -> Iterator[int]:
@@ -48,9 +39,9 @@ class Host:
         task = cluster.app.send_task("zoo.hold", (key,), resources=resources)
         child, claimed = cluster.held_in(key), cluster.only(task.id).gpu_memory_mb
         # A process that the task has started, say: it is the child's family's.
-        self.lists((child, mb))
+        self.becomes((child, mb))
         cluster.until(lambda: mb in self._measured(), f"{mb} MB to be measured")
-        self.lists()
+        self.becomes()
         cluster.until(lambda: mb not in self._measured(), "what was measured to be less")
         yield claimed
         cluster.let_go(key)
@@ -106,7 +97,7 @@ def test_what_runs_use_is_learned_and_auto_asks_for_it(
         assert claimed == 5888
 
     # What the child of another task has left is not this one's.
-    host.lists(*((process.pid, 700) for process in psutil.Process().children(recursive=True)))
+    host.becomes(*((process.pid, 700) for process in psutil.Process().children(recursive=True)))
     cluster.app.send_task("zoo.sleep", (1.5,)).get(timeout=SOON_S)
     cluster.settle()
     assert host.known("zoo.sleep").gpu_memory_mb is None

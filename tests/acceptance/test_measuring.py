@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import pytest
 
-from celery_allocator.overview import Bar, DeviceView, read_overview
-from tests.support.cluster import SOON_S, Cluster, worker_spec
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from celery_allocator.overview import Bar, read_overview
+from tests.support.cluster import SOON_S, Cluster
+from tests.support.fake_nvml import FakeNvml, fake_nvml, nvml_library
+from tests.support.scripted_host import UUID, ScriptedHost
 from tests.support.waiting import wait_until
 
 __all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
-UUID = "GPU-aaaa"
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
 
-class Host:
+class Host(ScriptedHost):
     """A node with one scripted GPU of 8192 MB and a worker of two slots."""
 
     def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml) -> None:
-        self._nvml = nvml
-        self._environ = nvml.environ([FakeGpu(UUID, memory_mb=8192)])
-        library = {key: self._environ[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_SCRIPT")}
-        often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
-        self.cluster = new_cluster(host={"ALLOCATOR_NODE": "host1", "ALLOCATOR_DEVICES": "auto", **library, **often})
-        self.cluster.start(worker_spec("gpu0", "0", "--concurrency", "2"))
-
-    def becomes(self, *processes: tuple[int, int | None], **options: Any) -> None:
-        self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=8192, processes=processes, **options)])
-
-    def device(self) -> DeviceView:
-        return next(one for one in read_overview(self.cluster.ledger).devices if one.device.is_gpu)
+        super().__init__(new_cluster, nvml, 8192)
+        self.start()
 
     def wait_for(self, bar: Bar) -> None:
-        wait_until(lambda: self.device().memory == bar, SOON_S, lambda: f"{bar}, it is {self.device().memory}")
+        wait_until(lambda: self.device.memory == bar, SOON_S, lambda: f"{bar}, it is {self.device.memory}")
 
 
 def test_ours_foreign_and_each_task_are_told_apart(new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml) -> None:
@@ -50,7 +39,7 @@ def test_ours_foreign_and_each_task_are_told_apart(new_cluster: Callable[..., Cl
     # 200 MB are of nobody whom the driver lists.
     host.wait_for(Bar(8192, 2048, 3000, 1200, excess=952, withheld=2152))
     (running,) = read_overview(cluster.ledger).running
-    use = host.device().use
+    use = host.device.use
     assert running.use is not None
     assert use is not None
     assert (running.use.gpu_memory_mb, use.gpu_utilization, use.gpu_temperature_c) == (3000, 0.8, 70)

@@ -15,33 +15,28 @@ from celery.result import AsyncResult
 from click.testing import CliRunner
 
 from celery_allocator.errors import ResourceOveruse
-from celery_allocator.overview import DeviceView, explain, read_overview
+from celery_allocator.overview import explain, read_overview
 from celery_allocator.plugin.processes import born, is_gone
 from celery_allocator.surfaces.cli import allocator
-from tests.support.cluster import SOON_S, Cluster, current, worker_spec
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.cluster import SOON_S, Cluster, current
+from tests.support.fake_nvml import FakeNvml, fake_nvml, nvml_library
 from tests.support.redis_server import RedisServer
+from tests.support.scripted_host import ScriptedHost
 from tests.support.waiting import wait_until
 
 __all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
-UUID = "GPU-aaaa"
 GPU_MB = 8192
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 
 
-class Host:
+class Host(ScriptedHost):
     """A node with one scripted GPU and a worker of two slots."""
 
-    def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml, action: str, **settings: str) -> None:
-        self._nvml = nvml
-        self._environ = nvml.environ([FakeGpu(UUID, memory_mb=GPU_MB)])
-        library = {key: self._environ[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_SCRIPT")}
-        often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_WATCH_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
-        small = {"ALLOCATOR_ON_OVERUSE": action, "ALLOCATOR_OVERUSE_FLOOR_MB": "32"}
-        place = {"ALLOCATOR_NODE": "host1", "ALLOCATOR_DEVICES": "auto"}
-        self.cluster = new_cluster(host={**place, **library, **often, **small, **settings})
-        self.cluster.start(worker_spec("gpu0", "0", "--concurrency", "2"))
+    def __init__(self, new_cluster: Callable[..., Cluster], nvml: FakeNvml, action: str) -> None:
+        small = {"ALLOCATOR_WATCH_S": "0.1", "ALLOCATOR_ON_OVERUSE": action, "ALLOCATOR_OVERUSE_FLOOR_MB": "32"}
+        super().__init__(new_cluster, nvml, GPU_MB, **small)
+        self.start()
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -51,18 +46,10 @@ class Host:
             self.becomes()
             self.cluster.settle()
 
-    def becomes(self, *processes: tuple[int, int | None], **options: Any) -> None:
-        """What the driver tells from now on."""
-        self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=GPU_MB, processes=processes, **options)])
-
     def told(self, task_id: str) -> list[dict[str, str]]:
         """What became of a task that had begun, as the event stream has it."""
         events = [event for _, event in self.cluster.ledger.events(count=100_000) if event["task"] == task_id]
         return [event for event in events if event["event"] in ("overuse", "released", "lost", "requeued")]
-
-    @property
-    def device(self) -> DeviceView:
-        return next(one for one in read_overview(self.cluster.ledger).devices if one.device.is_gpu)
 
     def idle_mb(self) -> int | None:
         """GPU memory that idle children hold, as the worker has told it."""

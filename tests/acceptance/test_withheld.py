@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import pytest
 
 from celery_allocator.model import Allocation, NodeState, State, Withheld
 from celery_allocator.overview import explain
-from tests.support.cluster import SOON_S, Cluster, worker_spec
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.cluster import SOON_S, Cluster
+from tests.support.fake_nvml import FakeNvml, fake_nvml, nvml_library
+from tests.support.scripted_host import GPU, ScriptedHost
 from tests.support.waiting import wait_until
 
 __all__ = ["fake_nvml", "nvml_library"]  # fixtures
 
-UUID, GPU = "GPU-aaaa", "host1/gpu_0"
 pytestmark = pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 Made = Callable[..., Cluster]
 
 
-class Host:
+class Host(ScriptedHost):
     """A node with one scripted GPU of 81,920 MB; ``start`` starts its worker of two slots."""
 
     def __init__(self, new_cluster: Made, nvml: FakeNvml, *processes: tuple[int, int | None]) -> None:
-        self._nvml = nvml
-        self._environ = nvml.environ([FakeGpu(UUID, memory_mb=81_920, processes=processes)])
-        library = {key: self._environ[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_SCRIPT")}
-        often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
-        self.cluster = new_cluster(host={"ALLOCATOR_NODE": "host1", "ALLOCATOR_DEVICES": "auto", **library, **often})
+        super().__init__(new_cluster, nvml, 81_920, *processes)
         #: The pid of a process that is no worker's.
         self.somebody = psutil.Process().pid
-
-    def start(self, *args: str, **environ: str) -> None:
-        self.cluster.start(worker_spec("gpu0", "0", "--concurrency", "2", *args, env=environ))
-
-    def becomes(self, *processes: tuple[int, int | None], **options: Any) -> None:
-        self._nvml.change(self._environ, [FakeGpu(UUID, memory_mb=81_920, processes=processes, **options)])
 
     def hold(self, gpu_memory_mb: int) -> tuple[str, str]:
         """Submit a task that holds so much until it is let go: its key and its id."""
