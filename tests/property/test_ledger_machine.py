@@ -2,7 +2,8 @@
 
 After every step: the ledger's own ``verify`` finds nothing; capacity adds up from ``snapshot`` and ``held``; nobody
 waits who fits, but for where a word of affinity is loaded, and for that not for long; and every allocation is in the
-state, on the device and in the place in line that :mod:`tests.property.reference` predicts. ``LEDGER_EXAMPLES`` and ``LEDGER_STEPS`` set how long to look.
+state, on the device and in the place in line that :mod:`tests.property.reference` predicts. ``LEDGER_EXAMPLES`` and
+``LEDGER_STEPS`` set how long to look.
 """
 
 from __future__ import annotations
