@@ -15,6 +15,11 @@ def bucket(ms: float) -> int:
     return 0 if ms <= 1 else math.ceil(math.log(ms) / math.log(GROWTH))
 
 
+def pace(ms: float | None) -> str:
+    """Run times within a factor of two of each other have one."""
+    return "" if ms is None else str(max(0, math.ceil(math.log(max(1, ms) / 1000) / math.log(2))))
+
+
 @dataclass
 class Sketch:
     """One name's."""

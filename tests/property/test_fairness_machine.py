@@ -37,7 +37,7 @@ from celery_allocator.model import (
     Strategy,
 )
 from tests.property.running import run_machine
-from tests.property.sketch import Sketch
+from tests.property.sketch import Sketch, pace
 from tests.support.ledger_checks import assert_empty, broken
 from tests.support.redis_server import RedisServer
 
@@ -118,10 +118,6 @@ class Room:
             and self.ram >= need.ram_mb
             and (kind is Kind.MANUAL or self.slots >= 1)
         )
-
-
-def pace(ms: float | None) -> str:
-    return "" if ms is None else str(max(0, math.ceil(math.log(max(1, ms) / 1000) / math.log(2))))
 
 
 def device_key(a: Allocation) -> str:
