@@ -1,7 +1,8 @@
 """Start, reuse and stop the embedded server.
 
 It listens on a Unix socket in a folder of its user alone and on no network. It outlives whoever started it, later
-commands of the same user find it there, and what it has acknowledged survives its being killed (append-only file).
+commands of the same user find it there, and what it has acknowledged survives its being killed (append-only file), but
+for what came in the moment in which a slow disk syncs.
 """
 
 from __future__ import annotations
