@@ -17,6 +17,9 @@ from tests.support.pty_screen import pty_screen
 from tests.support.tcp_proxy import TcpProxy
 from tests.terminal.conftest import LivePool
 
+#: Each word that is asked for is a process of its own.
+pytestmark = pytest.mark.timeout(300)
+
 BIN = Path(sys.executable).parent
 #: Calls the loaded function as readline does, and prints a word per line.
 _ASK = r"""
