@@ -50,7 +50,8 @@ class Traced:
         """Wait until there are spans of these names, as often; returns all, by the time of their start."""
 
         def there() -> list[Span] | None:
-            lines = self._file.read_text().splitlines() if self._file.exists() else []
+            text = self._file.read_text() if self._file.exists() else ""
+            lines = text[: text.rfind("\n") + 1].splitlines()  # whole ones
             found = sorted(map(json.loads, lines), key=lambda span: span["start"])
             have = [span["name"] for span in found]
             return found if all(have.count(name) >= names.count(name) for name in names) else None
