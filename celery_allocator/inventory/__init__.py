@@ -8,7 +8,7 @@ from dataclasses import replace
 from celery_allocator.errors import SettingsError
 from celery_allocator.inventory import host, nvml, simulated
 from celery_allocator.inventory.host import ram_used_mb
-from celery_allocator.inventory.nvml import FATAL, GpuHealth, GpuUse, GpuWatch, read_health, read_use
+from celery_allocator.inventory.nvml import FATAL, GpuHealth, GpuProcesses, GpuUse, GpuWatch, read_health, read_use
 from celery_allocator.inventory.simulated import UUID_PREFIX as SIMULATED_UUID
 from celery_allocator.model import DeviceInventory, Link, NodeInventory
 from celery_allocator.settings import Settings
@@ -17,6 +17,7 @@ __all__ = [
     "FATAL",
     "SIMULATED_UUID",
     "GpuHealth",
+    "GpuProcesses",
     "GpuUse",
     "GpuWatch",
     "cores_now",

@@ -12,6 +12,7 @@ from typing import Any
 from celery_allocator.ledger import Grant, Ledger
 from celery_allocator.operations import Effect
 from celery_allocator.plugin.endings import Endings
+from celery_allocator.plugin.found import Found
 from celery_allocator.plugin.health import HealthMonitor
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.meter import Meter
@@ -50,7 +51,10 @@ class Hardware:
         self._holdings, self._endings = holdings, endings
         #: What children are told of samples.
         self.sampled = Sampled()
-        self.watch = Watch(settings, self._running, wake, has_gpu=device is not None and not device.simulated)
+        #: Where children tell what they held when a task began.
+        self.found = Found()
+        has_gpu = device is not None and not device.simulated
+        self.watch = Watch(settings, self._running, wake, has_gpu=has_gpu, found=self.found)
         self.meter = Meter(device, holdings.all, settings.measure_s, settings.reserve_ram_mb, watch=self.watch)
         self.meter.sampled = self.sampled
         self._reconciler = Reconciler(settings, self.meter, reporter, holdings)

@@ -25,6 +25,7 @@ from celery_allocator.plugin.auditor import Auditor
 from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
+from celery_allocator.plugin.found import Found
 from celery_allocator.plugin.hardware import Hardware
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
@@ -105,6 +106,11 @@ class WorkerKeeper:
     def sampled(self) -> Sampled:
         """What children are told of samples."""
         return self._hardware.sampled
+
+    @property
+    def found(self) -> Found:
+        """Where the children of its pool tell what they held when a task began."""
+        return self._hardware.found
 
     # --- called by bootsteps, gate and request
 

@@ -21,6 +21,7 @@ from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
 from celery_allocator.plugin.beyond import Beyond, beyond
 from celery_allocator.plugin.growth import Family
 from celery_allocator.plugin.holdings import Holding
+from celery_allocator.plugin.processes import resident_mb
 from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.watch import Look, Watch
 
@@ -64,7 +65,8 @@ class Meter:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._complaint = ""
+        #: By GPU.
+        self._complaints: dict[str, str] = {}
         #: Whether the driver has ever listed a process of ours: then its process ids are ours, and it keeps no secrets.
         self._told = False
 
@@ -109,12 +111,17 @@ class Meter:
     def measure(self) -> WorkerUse:
         """One look. What cannot be had is ``None`` in it, and told of once in the log."""
         at = time.monotonic()
-        gpu, table = self._gpu(), _Table()
-        if gpu is not None and gpu.processes and not table.knows(gpu, told=self._told):
-            gpu, table = self._gpu(), _Table()  # one that has ended in between is listed no more
-        ours = table.family(os.getpid())
         holdings = list(self._holdings())
-        seen = gpu.processes if gpu is not None and table.knows(gpu, told=self._told) else None
+        uuids = self._uuids(holdings)
+        gpus, table = self._gpus(uuids), _Table()
+        if any(one.processes and not table.knows(one, told=self._told) for one in gpus.values()):
+            gpus, table = self._gpus(uuids), _Table()  # one that has ended in between is listed no more
+        ours = table.family(os.getpid())
+        by_gpu = {
+            uuid: gpus[uuid].processes if uuid in gpus and table.knows(gpus[uuid], told=self._told) else None
+            for uuid in uuids
+        }
+        gpu, seen = gpus.get(self._uuid or ""), by_gpu.get(self._uuid or "")
         self._told = self._told or any(process.pid in (seen or ()) for process in ours)
         use = WorkerUse(
             at=0.0,
@@ -124,7 +131,7 @@ class Meter:
             gpu_temperature_c=None if gpu is None else gpu.temperature_c,
             gpu_power_w=None if gpu is None else gpu.power_w,
             ram_used_mb=ram_used_mb(),
-            ram_ours_mb=_ram_mb(ours),
+            ram_ours_mb=resident_mb(ours),
             tasks=tuple(self._tasks(holdings, table, seen)),
         )
         self.beyond = beyond(
@@ -132,15 +139,19 @@ class Meter:
             [holding.allocation for holding in holdings],
             one_process=self.one_process,
             reserved_ram_mb=self._reserved_ram_mb,
-            shared_ram_mb=_ram_mb(ours[:1]) or 0,
+            shared_ram_mb=resident_mb(ours[:1]) or 0,
             processes=len(ours),
         )
         if self._watch is None:
             return use
         # Also those that have ended and are still listed, if their ids are ours at all.
-        listed = gpu.processes if gpu is not None and self._told else None
+        listed = _listed(gpus.values()) if self._told else None
+        idle = {uuid: by_gpu[uuid] for uuid in by_gpu if uuid == self._uuid}
+        runs = {holding.pid for holding in holdings}
         try:
-            return self._watch.look(use, Look(at, lambda pid: _family(table, seen, pid), listed))
+            return self._watch.look(
+                use, Look(at, lambda pid: _family(table, by_gpu if pid in runs else idle, pid), listed)
+            )
         except Exception:
             logger.exception("watch: unexpected error; going on")
             return use
@@ -152,20 +163,28 @@ class Meter:
             # A pool of threads has one process for all its tasks: what each of them uses cannot be told.
             if holding.pid is not None and holding.pid != os.getpid():
                 family = table.family(holding.pid)
-                yield TaskUse(holding.allocation.allocation_id, _gpu_memory(seen, family), _ram_mb(family))
+                yield TaskUse(holding.allocation.allocation_id, _gpu_memory(seen, family), resident_mb(family))
 
-    def _gpu(self) -> GpuUse | None:
+    def _uuids(self, holdings: Iterable[Holding]) -> list[str]:
+        """The GPU that is served, and those that tasks which run here have beside it."""
         if self._uuid is None:
-            return None
-        try:
-            use = read_use(self._uuid)
-        except InventoryError as error:
-            if self._complaint != str(error):
-                logger.error("meter: %s", error)  # noqa: TRY400  # the text says it all
-            self._complaint = str(error)
-            return None
-        self._complaint = ""
-        return use
+            return []
+        begun = [holding.allocation for holding in holdings if holding.pid is not None]
+        return list(dict.fromkeys([self._uuid, *(uuid for allocation in begun for uuid in allocation.gpu_uuids)]))
+
+    def _gpus(self, uuids: Iterable[str]) -> dict[str, GpuUse]:
+        """What is in use of each; what cannot be had is not there."""
+        found = {}
+        for uuid in uuids:
+            try:
+                found[uuid] = read_use(uuid)
+            except InventoryError as error:
+                if self._complaints.get(uuid) != str(error):
+                    logger.error("meter: %s", error)  # noqa: TRY400  # the text says it all
+                self._complaints[uuid] = str(error)
+            else:
+                self._complaints.pop(uuid, None)
+        return found
 
 
 class _Table:
@@ -200,19 +219,16 @@ class _Table:
         return told or gpu.processes.keys() <= self._processes.keys()
 
 
-def _family(table: _Table, seen: Mapping[int, int | None] | None, pid: int) -> Family:
+def _family(table: _Table, by_gpu: Mapping[str, Mapping[int, int | None] | None], pid: int) -> Family:
     family = table.family(pid)
-    return Family(tuple(process.pid for process in family), _gpu_memory(seen, family), _ram_mb(family))
+    gpus = {uuid: _gpu_memory(seen, family) for uuid, seen in by_gpu.items()}
+    return Family(tuple(process.pid for process in family), gpus, resident_mb(family))
 
 
-def _ram_mb(family: Iterable[psutil.Process]) -> int | None:
-    total = None
-    for process in family:
-        try:
-            total = (total or 0) + process.memory_info().rss
-        except psutil.Error:  # just ended
-            continue
-    return None if total is None else total // _MB
+def _listed(gpus: Iterable[GpuUse]) -> frozenset[int] | None:
+    """All that the driver lists; ``None`` where it lists nothing of any GPU."""
+    lists = [gpu.processes for gpu in gpus if gpu.processes is not None]
+    return frozenset(pid for processes in lists for pid in processes) if lists else None
 
 
 def _gpu_memory(seen: Mapping[int, int | None] | None, family: Iterable[psutil.Process]) -> int | None:

@@ -6,9 +6,12 @@ import contextlib
 import functools
 import os
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
+
+_MB = 2**20
 
 
 def born(pid: int) -> str | None:
@@ -78,3 +81,56 @@ def kill_family(pid: int) -> None:
         for one in psutil.Process(pid).children(recursive=True):
             kill(one.pid)
     kill(pid)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, by their ids."""
+    found, pids = [], [pid]
+    while pids:
+        one = pids.pop()
+        found.append(one)
+        pids += _children(one)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # not Linux, or a kernel that does not list them: look at all there are; or it has just ended
+        try:
+            return [child.pid for child in psutil.Process(pid).children()]
+        except psutil.Error:
+            return []
+
+
+def resident_mb(processes: Iterable[psutil.Process]) -> int | None:
+    """Resident memory of processes all together in MB, what they share counted for each; ``None``: all are gone."""
+    total = None
+    for process in processes:
+        try:
+            total = (total or 0) + process.memory_info().rss
+        except psutil.Error:  # just ended
+            continue
+    return None if total is None else total // _MB
+
+
+def own_ram_mb(pids: Iterable[int], main: int | None = None) -> int:
+    """RAM that would be free if these processes ended, in MB: at least so much.
+
+    The sum of what each has for itself (its USS); or of its share in what it has with others (PSS), less all that the
+    worker's main process has: then what they have among themselves counts, too, as with processes that load data.
+    ``main``: that process, where it is not this one.
+    """
+    own = shared = 0
+    ours, main = set(pids), os.getpid() if main is None else main
+    workers = 0 if main in ours else psutil.Process(main).memory_info().rss
+    for pid in ours:
+        try:
+            memory = psutil.Process(pid).memory_full_info()
+        except psutil.Error:  # just ended
+            continue
+        # A kernel without /proc/…/smaps (gVisor has none) tells neither.
+        own += getattr(memory, "uss", max(0, memory.rss - workers))
+        shared += getattr(memory, "pss", 0)
+    return max(own, shared - workers) // _MB

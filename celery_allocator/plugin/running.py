@@ -17,11 +17,10 @@ from celery.exceptions import Reject
 
 from celery_allocator.isolation import Previous, pin, unpin
 from celery_allocator.model import Allocation
-from celery_allocator.plugin import isolating, tracing, using
+from celery_allocator.plugin import found, isolating, tracing, using
 from celery_allocator.plugin.envelope import HEADER
 from celery_allocator.plugin.moved import GrantedAgain, MovedOn
 from celery_allocator.plugin.publish import publish_grants
-from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.session import session
 
 logger = logging.getLogger(__name__)
@@ -83,15 +82,20 @@ def error_name(error: object) -> str:
 
 
 def on_prerun(sender: Any = None, task_id: str = "", task: Any = None, **_: Any) -> None:
-    """Make the process what was granted, pin it to the granted cores, and measure it (signal ``task_prerun``)."""
+    """Make the process what was granted, pin it to the granted cores, and measure it (signal ``task_prerun``).
+
+    What it held before that it tells first.
+    """
     allocation = of_request(task.request)
     if allocation is None:
         return
+    settings, keeper = session(task.app).settings, session(task.app).keeper
+    if keeper is not None and (settings.measure_s or settings.on_overuse == "kill"):
+        found.tell(allocation, keeper.found)  # before anything is added to it
     tracing.began(task, allocation)
-    settings = session(task.app).settings
     isolating.enter(task_id, allocation, totals_of(task.request), settings)
     if settings.measure_s:
-        using.begin(task_id, allocation, _sampled(task))
+        using.begin(task_id, allocation, None if keeper is None else keeper.sampled)
     if not allocation.cpu_cores or not settings.pin_cores:
         return
     if threading.current_thread() is not threading.main_thread():
@@ -108,7 +112,8 @@ def on_postrun(
     allocation = of_request(task.request)
     if allocation is None:
         return
-    peaks = using.end(task_id, _sampled(task))
+    keeper = session(task.app).keeper
+    peaks = using.end(task_id, None if keeper is None else keeper.sampled)
     isolating.leave(task_id)
     _unpin(task_id)
     outcome = _OUTCOMES.get(state)
@@ -135,11 +140,6 @@ def connect_signals() -> None:
     """Connect the two handlers, once per process however often it is called."""
     signals.task_prerun.connect(on_prerun, weak=False, dispatch_uid="celery_allocator.prerun")
     signals.task_postrun.connect(on_postrun, weak=False, dispatch_uid="celery_allocator.postrun")
-
-
-def _sampled(task: Any) -> Sampled | None:
-    keeper = session(task.app).keeper
-    return None if keeper is None else keeper.sampled
 
 
 _thread_masks = threading.local()

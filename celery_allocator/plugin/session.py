@@ -13,6 +13,7 @@ from celery_allocator.ledger import Ledger, connect, resolve_url
 from celery_allocator.model import Allocation
 from celery_allocator.operations import Effect
 from celery_allocator.plugin.duty import Duty
+from celery_allocator.plugin.found import Found
 from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.settings import Settings
 
@@ -43,6 +44,10 @@ class Keeper(Protocol):
     @property
     def sampled(self) -> Sampled:
         """What its meter has seen of each task, for children."""
+
+    @property
+    def found(self) -> Found:
+        """Where children tell what they held when a task began."""
 
     def register(self, slots: int, pool: Any) -> None:
         """Begin to serve the device."""

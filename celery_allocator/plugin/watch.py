@@ -19,7 +19,8 @@ from celery_allocator.errors import ResourceOveruse
 from celery_allocator.ledger import Ledger
 from celery_allocator.model import Allocation, TaskUse, WorkerUse
 from celery_allocator.plugin.children import Process, can_end, idle, in_loop, kill_task, recycle
-from celery_allocator.plugin.growth import Family, Grown, Growth, Run
+from celery_allocator.plugin.found import Found, Run
+from celery_allocator.plugin.growth import Family, Grown, Growth
 from celery_allocator.plugin.holdings import Holding
 from celery_allocator.plugin.processes import born, is_gone
 from celery_allocator.settings import Settings
@@ -69,12 +70,21 @@ class _Killed:
 
 
 class Watch:
-    """Thread-safe. ``running``: tasks that have begun and not ended; ``wake`` is called when there is a report."""
+    """Thread-safe. ``running``: tasks that have begun and not ended; ``wake`` is called when there is a report.
+
+    ``found``: where children tell what they held when a task began.
+    """
 
     def __init__(
-        self, settings: Settings, running: Callable[[], Iterable[Holding]], wake: Callable[[], None], *, has_gpu: bool
+        self,
+        settings: Settings,
+        running: Callable[[], Iterable[Holding]],
+        wake: Callable[[], None],
+        *,
+        has_gpu: bool,
+        found: Found | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._found = settings, found
         self._running, self._wake, self._has_gpu = running, wake, has_gpu
         #: Celery's pool, once there is one.
         self.pool: Any = None
@@ -131,7 +141,8 @@ class Watch:
         if not can_end(self.pool) and os.getpid() not in by_pid:
             waiting.append(os.getpid())
         runs = {pid: frozenset(map(_run, held)) for pid, held in by_pid.items()} | dict.fromkeys(waiting, frozenset())
-        grown = self._growth.look(runs, {pid: look.family(pid) for pid in runs})
+        told = self._found.of(one.allocation for held in by_pid.values() for one in held) if self._found else {}
+        grown = self._growth.look(runs, {pid: look.family(pid) for pid in runs}, told)
         self._idle = {pid: grown[pid] for pid in waiting if pid != os.getpid()}
         judged = {pid: self._judge(held, grown[pid]) for pid, held in by_pid.items()}
         over = {pid: [found for found in verdict.values() if found] for pid, verdict in judged.items()}
@@ -149,17 +160,29 @@ class Watch:
     # --- what somebody uses beyond the promise
 
     def _judge(self, held: Sequence[Holding], grown: Grown) -> dict[str, ResourceOveruse | None]:
-        """By resource: overuse, or ``None`` for none. What was not promised, or cannot be told, is not there."""
+        """By resource: overuse, or ``None`` for none. What was not promised, or cannot be told, is not there.
+
+        Of several GPUs, the one of which most is used beyond the promise.
+        """
         verdict: dict[str, ResourceOveruse | None] = {}
-        for resource in ("gpu_memory_mb", "ram_mb"):
-            promised = sum(getattr(one.allocation, resource) for one in held)
-            if not promised:
-                continue
-            most = promised + max(int(promised * self._settings.overuse_tolerance), self._settings.overuse_floor_mb)
-            used = grown.gpu_added_mb if resource == "gpu_memory_mb" else grown.ram_added_mb(most)
-            if used is not None:
-                verdict[resource] = ResourceOveruse(resource, promised, used) if used > most else None
+        for uuid, used in grown.gpu_added_mb.items():
+            of_it = [one.allocation for one in held if uuid in (one.allocation.gpu_uuids or (uuid,))]
+            promised = sum(one.gpu_memory_mb for one in of_it)
+            if promised and used is not None:
+                found = self._over_it("gpu_memory_mb", promised, used)
+                verdict["gpu_memory_mb"] = max(found, verdict.get("gpu_memory_mb"), key=_excess_mb)
+        promised = sum(one.allocation.ram_mb for one in held)
+        used = grown.ram_added_mb(self._most(promised)) if promised else None
+        if used is not None:
+            verdict["ram_mb"] = self._over_it("ram_mb", promised, used)
         return verdict
+
+    def _most(self, promised_mb: int) -> int:
+        """Up to which it is tolerated."""
+        return promised_mb + max(int(promised_mb * self._settings.overuse_tolerance), self._settings.overuse_floor_mb)
+
+    def _over_it(self, resource: str, promised_mb: int, used_mb: int) -> ResourceOveruse | None:
+        return ResourceOveruse(resource, promised_mb, used_mb) if used_mb > self._most(promised_mb) else None
 
     def _act(self, pid: int, held: Sequence[Holding], found: Sequence[ResourceOveruse]) -> None:
         killable = len(held) == 1 and pid != os.getpid() and can_end(self.pool)
@@ -263,14 +286,17 @@ class Watch:
     # --- what idle children hold
 
     def _idle_mb(self) -> int | None:
-        amounts = [grown.family.gpu_memory_mb for grown in self._idle.values()]
+        amounts = [mb for grown in self._idle.values() for mb in grown.family.gpu_memory_mb.values()]
         return None if None in amounts else sum(amount or 0 for amount in amounts)
 
     def recycle(self) -> None:
         """End the idle child that holds most GPU memory, for which something waits. One at a time: that may do."""
         if self._leaving is not None and not is_gone(*self._leaving):
             return
-        held = [(grown.family.gpu_memory_mb or 0, pid, grown.since) for pid, grown in self._idle.items()]
+        held = [
+            (sum(mb or 0 for mb in grown.family.gpu_memory_mb.values()), pid, grown.since)
+            for pid, grown in self._idle.items()
+        ]
         most, pid, since = max(held, default=(0, 0, None))
         if most > 0:
             in_loop(_careful, self._recycle, pid, since, most)
@@ -299,6 +325,10 @@ def _run(holding: Holding) -> Run:
     return holding.allocation.allocation_id, holding.allocation.token or 0
 
 
+def _excess_mb(found: ResourceOveruse | None) -> int:
+    return 0 if found is None else found.used_mb - found.promised_mb
+
+
 def _with(task: TaskUse, verdict: Mapping[str, ResourceOveruse | None]) -> TaskUse:
-    over = {name: 0 if found is None else found.used_mb - found.promised_mb for name, found in verdict.items()}
+    over = {name: _excess_mb(found) for name, found in verdict.items()}
     return replace(task, gpu_memory_over_mb=over.get("gpu_memory_mb"), ram_over_mb=over.get("ram_mb"))

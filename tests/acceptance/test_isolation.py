@@ -14,9 +14,10 @@ import pytest
 
 from celery_allocator.isolation.threads import VARIABLES
 from celery_allocator.model import Kind, Requirements, State
+from celery_allocator.overview import read_overview
 from tests.support.cluster import SOON_S, Cluster
 from tests.support.fake_cuda import SITE, cuda_library
-from tests.support.fake_nvml import FakeGpu, FakeNvml, fake_nvml, nvml_library
+from tests.support.fake_nvml import FakeGpu, FakeNvml, become, fake_nvml, nvml_library, scripted
 from tests.support.process_nodes import WorkerSpec
 from tests.support.processes import ROOT
 from tests.support.redis_server import RedisServer
@@ -34,7 +35,8 @@ class Host:
     def __init__(
         self, make: Callable[..., Cluster], nvml: FakeNvml, cuda: Path, *args: str, gpus: int = 1, **env: str
     ) -> None:
-        environ = nvml.environ([FakeGpu(uuid, memory_mb=TOTAL_MB) for uuid in (UUID, OTHER)[:gpus]])
+        self._uuids = (UUID, OTHER)[:gpus]
+        self._environ = environ = nvml.environ([FakeGpu(uuid, memory_mb=TOTAL_MB) for uuid in self._uuids])
         host = {
             "ALLOCATOR_NODE": "host1",
             "ALLOCATOR_DEVICES": "auto",
@@ -50,6 +52,22 @@ class Host:
 
     def send(self, name: str, *args: Any, claim: int = 1024, **need: int) -> Any:
         return self.cluster.app.send_task(name, args, resources={"gpu_memory_mb": claim, "cpu_cores": 1, **need})
+
+    def script(self, *processes: tuple[int, int]) -> str:
+        """What the driver tells if one process uses each GPU: its id, and MB."""
+        gpus = zip(self._uuids, processes, strict=True)
+        return scripted([FakeGpu(uuid, memory_mb=TOTAL_MB, processes=(process,)) for uuid, process in gpus])
+
+    def becomes(self, *processes: tuple[int, int]) -> None:
+        """It tells so from now on."""
+        become(self._environ, self.script(*processes))
+
+    def overuse_of(self, task_id: str) -> tuple[str, ...]:
+        """Resource, MB promised and used, as the event stream has it, once."""
+        found = lambda: [event for event in self.events_of(task_id) if event["event"] == "overuse"]  # noqa: E731
+        self.cluster.until(found, "it to be told")
+        (told,) = found()
+        return told["resource"], told["promised_mb"], told["used_mb"]
 
     def take(self, framework: str, mb: int, claim: int) -> dict[str, Any]:
         told: dict[str, Any] = self.send("gpu.take", framework, mb, claim=claim).get(timeout=SOON_S)
@@ -172,7 +190,8 @@ def test_a_task_on_two_gpus_sees_exactly_those(
     new_cluster: Callable[..., Cluster], fake_nvml: FakeNvml, cuda_library: Path
 ) -> None:
     """CUDA shows a process what it showed it first: whoever needs something else gets a fresh one."""
-    host = Host(new_cluster, fake_nvml, cuda_library, gpus=2)
+    often = {"ALLOCATOR_MEASURE_S": "0.1", "ALLOCATOR_HEARTBEAT_S": "0.1"}
+    host = Host(new_cluster, fake_nvml, cuda_library, gpus=2, **often)
     told = []
     for count in (1, 2, 2, 1):
         sent = host.send("gpu.take", "torch", 100, claim=2048, gpu_count=count)
@@ -186,7 +205,29 @@ def test_a_task_on_two_gpus_sees_exactly_those(
     assert two == still_two
     assert len({one, two, one_again}) == 3
     assert {each["most"] for each in told} == {2048 - 512}
+    watched_on_both(host)
     host.cluster.settle()
+
+
+def watched_on_both(host: Host) -> None:
+    """The claim is of each GPU, and so is what is used beyond it."""
+    key = host.cluster.key()
+    sent = host.send("gpu.hold", key, "", claim=2048, gpu_count=2)
+    child = host.cluster.held_in(key)
+    host.becomes((child, 2000), (child, 3000))
+    assert host.overuse_of(sent.id) == ("gpu_memory_mb", "2048", "3000")
+    host.becomes((child, 2000), (child, 1500))
+    host.cluster.let_go(key)
+    sent.get(timeout=SOON_S)
+    # The next one finds that, and takes more at once. While it was idle nobody has looked at the other GPU.
+    uses = lambda: [device.use for device in read_overview(host.cluster.ledger).devices]  # noqa: E731
+    host.cluster.until(lambda: any(use and use.gpu_memory_idle_mb == 2000 for use in uses()), "it to be seen idle")
+    grown = host.script((child, 2000), (child, 1500 + 2500))
+    sent = host.send("gpu.hold", key, grown, claim=2048, gpu_count=2)
+    assert host.cluster.held_in(key) == child
+    assert host.overuse_of(sent.id) == ("gpu_memory_mb", "2048", "2500")
+    host.cluster.let_go(key)
+    sent.get(timeout=SOON_S)
 
 
 def test_a_spawned_child_has_all_of_it(

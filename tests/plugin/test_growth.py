@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from celery_allocator.plugin.growth import Family, Grown, Growth, Run, own_ram_mb
+from celery_allocator.plugin.found import Held, Run
+from celery_allocator.plugin.growth import Family, Grown, Growth
+from celery_allocator.plugin.processes import own_ram_mb
 
 _HOLD = (
     "import os, sys, time; held = b'x' * (int(sys.argv[1]) * 2**20); pid = os.fork() if sys.argv[2:] else 1; "
     "print('held', flush=True) if pid else None; sys.stdin.read() if pid else time.sleep(600)"
 )
 A, B, C = ("a", 1), ("b", 1), ("c", 1)
+GPU, OTHER = "GPU-aaaa", "GPU-bbbb"
 
 
 @pytest.fixture
@@ -40,8 +43,18 @@ def hold() -> Iterator[Callable[..., int]]:
         each.communicate()
 
 
-def look(growth: Growth, pid: int, runs: set[Run], gpu_mb: int | None, ram_mb: int = 0) -> Grown:
-    return growth.look({pid: frozenset(runs)}, {pid: Family((pid,), gpu_mb, ram_mb)})[pid]
+class Seen:
+    """A process at a look, on its GPU."""
+
+    def __init__(self, grown: Grown) -> None:
+        self.gpu_added_mb, self.gpu_before_mb = grown.gpu_added_mb[GPU], grown.gpu_before_mb[GPU]
+        self.ram_added_mb, self.ram_before_mb = grown.ram_added_mb, grown.ram_before_mb
+
+
+def look(
+    growth: Growth, pid: int, runs: set[Run], gpu_mb: int | None, ram_mb: int = 0, told: dict[Run, Held] | None = None
+) -> Seen:
+    return Seen(growth.look({pid: frozenset(runs)}, {pid: Family((pid,), {GPU: gpu_mb}, ram_mb)}, told or {})[pid])
 
 
 def test_a_fresh_process_has_held_nothing(hold: Callable[..., int]) -> None:
@@ -135,6 +148,58 @@ def test_what_the_driver_does_not_tell_is_not_known(hold: Callable[..., int]) ->
     assert look(growth, pid, {A}, 500).gpu_added_mb is None
 
 
+def test_what_a_process_has_told_is_no_guess(hold: Callable[..., int]) -> None:
+    """Whatever its predecessor was seen with, and was promised."""
+    growth, pid = Growth(), hold(60)
+    growth.began(pid, A, gpu_memory_mb=9000, ram_mb=9000)
+    look(growth, pid, {A}, 8000, 8000)
+    growth.began(pid, B, gpu_memory_mb=500, ram_mb=10)
+    # It is seen before it has told: then a guess has to do, for that look.
+    first = look(growth, pid, {B}, 2000, 70)
+    assert (first.gpu_added_mb, first.ram_added_mb(0)) == (0, 0)
+    told = {B: Held({GPU: 300}, 15), A: Held({GPU: 7777}, 7777)}
+    then = look(growth, pid, {B}, 2000, 70, told)
+    assert (then.gpu_before_mb, then.gpu_added_mb, then.ram_before_mb) == (300, 1700, 15)
+    assert 60 - 15 <= (then.ram_added_mb(0) or 0) < 100
+    # What was told is kept while it runs, also when that is read no more.
+    assert look(growth, pid, {B}, 2100).gpu_added_mb == 1800
+
+
+def test_what_it_could_not_tell_is_guessed(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(60)
+    growth.began(pid, A)
+    look(growth, pid, {A}, 400, 70)
+    growth.began(pid, B)
+    then = look(growth, pid, {B}, 1000, 70, {B: Held({GPU: None}, None)})
+    assert then.gpu_added_mb == 600
+    assert 60 <= then.ram_before_mb <= 70
+
+
+def test_of_tasks_that_share_a_process_none_can_tell() -> None:
+    growth, here = Growth(), os.getpid()
+    look(growth, here, set(), 100)
+    growth.began(here, A)
+    growth.began(here, B)
+    assert look(growth, here, {A, B}, 600, told={A: Held({GPU: 500}), B: Held({GPU: 550})}).gpu_added_mb == 500
+
+
+def test_each_gpu_of_a_task_is_for_itself(hold: Callable[..., int]) -> None:
+    growth, pid = Growth(), hold(1)
+
+    def seen(runs: set[Run], gpus: dict[str, int | None], told: dict[Run, Held] | None = None) -> dict[str, int | None]:
+        return growth.look({pid: frozenset(runs)}, {pid: Family((pid,), gpus, 0)}, told or {})[pid].gpu_added_mb
+
+    growth.began(pid, A)
+    assert seen({A}, {GPU: 700, OTHER: 900}) == {GPU: 700, OTHER: 900}
+    seen(set(), {GPU: 300})
+    # On the other one an idle process is not looked at: what is there at first counts as found, unless it has told.
+    growth.began(pid, B)
+    assert seen({B}, {GPU: 700, OTHER: 900}) == {GPU: 400, OTHER: 0}
+    assert seen({B}, {GPU: 700, OTHER: None}) == {GPU: 400, OTHER: None}
+    assert seen({B}, {GPU: 700, OTHER: 950}) == {GPU: 400, OTHER: 50}
+    assert seen({B}, {GPU: 700, OTHER: 950}, {B: Held({GPU: 600, OTHER: 250})}) == {GPU: 100, OTHER: 700}
+
+
 def test_memory_shared_among_the_processes_of_a_task_counts_once(hold: Callable[..., int]) -> None:
     """A process that has loaded data and forks: neither has it for itself, and it is theirs all the same."""
     alone, parent = hold(150), hold(400, "forks")
@@ -153,4 +218,4 @@ def test_a_process_that_is_gone_holds_nothing() -> None:
     assert own_ram_mb([gone.pid]) == 0
     growth = Growth()
     growth.began(gone.pid, A)
-    assert growth.look({gone.pid: frozenset({A})}, {gone.pid: Family((), None, None)})[gone.pid].ram_added_mb(0) is None
+    assert growth.look({gone.pid: frozenset({A})}, {gone.pid: Family((), {}, None)})[gone.pid].ram_added_mb(0) is None

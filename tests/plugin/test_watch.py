@@ -26,6 +26,7 @@ from tests.support.waiting import wait_until
 
 #: A process that everybody has, and that is not ours to end.
 CHILD = os.getppid()
+GPU, OTHER = "GPU-aaaa", "GPU-bbbb"
 
 
 class Request:
@@ -42,6 +43,8 @@ class Scene:
         self.running: list[Holding] = []
         self.requests: list[Request] = []
         self.gpu: dict[int, int | None] = {}
+        #: What processes hold of further GPUs.
+        self.further: dict[int, dict[str, int | None]] = {}
         self.listed: set[int] | None = set()
         self.at = 0.0
         self.woken = 0
@@ -50,10 +53,9 @@ class Scene:
     def _wake(self) -> None:
         self.woken += 1
 
-    def runs(self, name: str, gpu_mb: int, pid: int = CHILD) -> Request:
-        a = Allocation(
-            name, f"t-{name}", "work", State.RUNNING, Kind.TASK, Requirements(gpu_mb, 1, 0), Strategy.BEST_FIT, 0.0
-        )
+    def runs(self, name: str, gpu_mb: int, pid: int = CHILD, **place: Any) -> Request:
+        need = Requirements(gpu_mb, 1, 0)
+        a = Allocation(name, f"t-{name}", "work", State.RUNNING, Kind.TASK, need, Strategy.BEST_FIT, 0.0, **place)
         request = Request()
         self.requests.append(request)
         a = replace(a, token=1)
@@ -61,11 +63,14 @@ class Scene:
         self.watch.began(pid, a)
         return request
 
+    def _family(self, pid: int) -> Family:
+        return Family((pid,), {GPU: self.gpu.get(pid, 0), **self.further.get(pid, {})}, 10)
+
     def look(self) -> dict[str, int | None]:
         """By how much each task is over, as the next look has it."""
         self.at += 1
         use = WorkerUse(0.0, tasks=tuple(TaskUse(one.allocation.allocation_id) for one in self.running))
-        seen = self.watch.look(use, Look(self.at, lambda pid: Family((pid,), self.gpu.get(pid, 0), 10), self.listed))
+        seen = self.watch.look(use, Look(self.at, self._family, self.listed))
         return {task.allocation_id: task.gpu_memory_over_mb for task in seen.tasks}
 
 
@@ -96,6 +101,25 @@ def test_within_the_tolerance_nobody_is_over() -> None:
         ("small", 629), ("large", 5501),
     ]  # fmt: skip
     assert scene.woken == 2
+
+
+def test_of_several_gpus_each_is_judged_and_the_worst_is_told() -> None:
+    """The promise is of each, and what is on a GPU that it does not have is not its."""
+    scene = Scene("warn", overuse_tolerance=0.1, overuse_floor_mb=128)
+    places = {"node": "n1", "device_id": "gpu_0", "device_uuid": GPU}
+    scene.runs("both", 1000, 1, **places, more_devices=(("gpu_1", OTHER),))
+    scene.runs("one", 1000, CHILD, **places)
+    scene.gpu = {1: 1100, CHILD: 1100}
+    scene.further = {1: {OTHER: 1128}, CHILD: {OTHER: 9000}}
+    assert scene.look() == {"both": 0, "one": 0}
+    scene.further[1] = {OTHER: None}
+    assert scene.look()["both"] == 0
+    scene.gpu[1], scene.further[1] = 1200, {OTHER: 3000}
+    assert scene.look() == {"both": 2000, "one": 0}
+    (report,) = scene.watch.reports
+    assert (report.found.promised_mb, report.found.used_mb) == (1000, 3000)
+    scene.gpu[1], scene.further[1] = 2500, {OTHER: 100}
+    assert scene.look() == {"both": 1500, "one": 0}
 
 
 def test_what_was_not_promised_or_is_not_told_is_not_judged() -> None:

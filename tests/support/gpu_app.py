@@ -16,6 +16,7 @@ from celery import Celery
 
 from celery_allocator import current_allocation, install
 from tests.support.fake_cuda import LIBRARY
+from tests.support.fake_nvml import become
 
 #: What the environment says of threads and caps.
 _TOLD = ("THREADS", "ALLOC_CONF", "MEMORY_LIMIT", "MEM_FRACTION", "VISIBLE_DEVICES")
@@ -35,6 +36,17 @@ def make_app(**config: Any) -> Celery:
     def take(framework: str, mb: int) -> dict[str, Any]:
         """Allocate with a framework; tells what that may have at most, and what else of the process was arranged."""
         return {"most": _take(framework, mb), **_look()}
+
+    @app.task(name="gpu.hold", shared=False, resources={"gpu_memory_mb": 1024, "cpu_cores": 1})
+    def hold(key: str, script: str) -> None:
+        """Run until something is pushed to ``key``; tells that it runs at ``key:in``.
+
+        ``script``: what the driver tells from now on, as if this task had done that; empty: nothing new.
+        """
+        if script:
+            become(os.environ, script)
+        app.backend.client.rpush(f"{key}:in", os.getpid())
+        assert app.backend.client.blpop([key], timeout=60), f"nothing came to {key}"
 
     @app.task(name="gpu.once", shared=False, allocator_oom_retries=0, resources={"gpu_memory_mb": 1024})
     def once(framework: str, mb: int) -> int:

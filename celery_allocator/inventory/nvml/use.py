@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery_allocator.errors import InventoryError
-from celery_allocator.inventory.nvml.session import MB, NoDriver, handle_of, is_slice, memory, nvml, supported
+from celery_allocator.inventory.nvml.session import (
+    MB,
+    NoDriver,
+    handle_of,
+    is_slice,
+    kept_open,
+    memory,
+    nvml,
+    start,
+    stop,
+    supported,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +48,7 @@ def read_use(uuid: str) -> GpuUse:
     try:
         with nvml() as api:
             handle = handle_of(api, uuid)
-            # What is of the whole board is not a slice's, and drivers differ in how they say so.
-            board = (api.NVML_ERROR_INVALID_ARGUMENT,) if is_slice(uuid) else ()
+            board = _of_board(api, uuid)
             sensor = api.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice(uuid) else handle
             now = memory(api, handle)
             rates = supported(api, api.nvmlDeviceGetUtilizationRates, handle, also=board)
@@ -51,6 +62,55 @@ def read_use(uuid: str) -> GpuUse:
             )
     except NoDriver as absent:
         raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+
+
+class GpuProcesses:
+    """Which processes use a GPU, asked again and again. Thread-safe.
+
+    NVML stays open in between: opening it takes longer than all that is asked. It is closed before a fork and after an
+    error, and opened again with the next question.
+    """
+
+    def __init__(self) -> None:
+        self._api: Any = None
+
+    def of(self, uuid: str) -> Mapping[int, int | None] | None:
+        """As :attr:`GpuUse.processes` of the GPU or MIG slice with that UUID now. Raises as :func:`read_use`."""
+        was_open = self._api is not None
+        try:
+            try:
+                return self._ask(uuid)
+            except InventoryError:
+                self._close()
+                if not was_open:
+                    raise
+                # The driver may have been restarted: what was opened before is of no use.
+                return self._ask(uuid)
+        except NoDriver as absent:
+            raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+
+    def let_go(self) -> None:
+        """Close what is open. The lock is held."""
+        api, self._api = self._api, None
+        if api is not None:
+            stop(api)
+
+    def _ask(self, uuid: str) -> Mapping[int, int | None] | None:
+        with kept_open(self) as api:
+            if self._api is None:
+                start(api)
+                self._api = api
+        with nvml() as api:
+            return _processes(api, handle_of(api, uuid), _of_board(api, uuid))
+
+    def _close(self) -> None:
+        with contextlib.suppress(NoDriver, InventoryError), kept_open(self):
+            self.let_go()
+
+
+def _of_board(api: Any, uuid: str) -> tuple[int, ...]:
+    """What is of the whole board is not a slice's, and drivers differ in how they say so."""
+    return (api.NVML_ERROR_INVALID_ARGUMENT,) if is_slice(uuid) else ()
 
 
 def _processes(api: Any, handle: Any, board: tuple[int, ...]) -> dict[int, int | None] | None:

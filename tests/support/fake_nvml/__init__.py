@@ -175,12 +175,21 @@ class FakeNvml:
         driver: FakeDriver | None = None,
     ) -> None:
         """From the next time that the library is opened, processes with ``environ`` find these GPUs."""
-        lines = [line for gpu in gpus for line in gpu.lines()]
-        lines += (driver or FakeDriver(init_code)).lines()
-        script = Path(environ["FAKE_NVML_SCRIPT"])
-        whole = script.with_suffix(".new")
-        whole.write_text("\n".join(lines) + "\n")
-        whole.replace(script)
+        become(environ, scripted(gpus, driver or FakeDriver(init_code)))
+
+
+def scripted(gpus: Sequence[FakeGpu], driver: FakeDriver | None = None) -> str:
+    """The library's script for these GPUs."""
+    lines = [line for gpu in gpus for line in gpu.lines()] + (driver or FakeDriver()).lines()
+    return "\n".join(lines) + "\n"
+
+
+def become(environ: Mapping[str, str], text: str) -> None:
+    """From the next time that the library is opened, processes with ``environ`` have this script."""
+    script = Path(environ["FAKE_NVML_SCRIPT"])
+    whole = script.with_suffix(f".{os.getpid()}")
+    whole.write_text(text)
+    whole.replace(script)
 
 
 def build(folder: Path) -> Path:
