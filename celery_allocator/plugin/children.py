@@ -60,8 +60,8 @@ def kill_task(pool: Any, request: Any) -> tuple[Process, ...] | None:
     ``None``, and nothing is done, if it has ended meanwhile or is just about to say so: the child is stopped first, and
     killed only if it has said nothing that was not heard yet. What it is in then it cannot leave.
     """
-    inner, pid = _of(pool), request.worker_pid
-    child = None if inner is None or pid is None else next((one for one in inner._pool if one.pid == pid), None)
+    pid = request.worker_pid
+    inner, child = _child(pool, pid)
     if child is None or not _runs(request, pid):
         return None
     stopped: list[Process] = []
@@ -81,20 +81,42 @@ def kill_task(pool: Any, request: Any) -> tuple[Process, ...] | None:
 
 def recycle(pool: Any, pid: int, since: str | None) -> bool:
     """End a child that was given nothing, gently; the pool starts another one. False if it was given something."""
-    inner, hub = _of(pool), get_event_loop()
-    child = None if inner is None else next((one for one in inner._pool if one.pid == pid), None)
-    if child is None or hub is None or born(pid) != since or not _waits(inner, child):
+    inner, child = _child(pool, pid)
+    if child is None or born(pid) != since or not _waits(inner, child):
         return False
+    _dismiss(inner, child)
+    return True
+
+
+def retire(pool: Any, pid: int) -> None:
+    """Likewise one that has just told its result, and may run nothing more than it was given by then."""
+    inner, child = _child(pool, pid)
+    if child is not None:
+        _dismiss(inner, child)
+
+
+def _dismiss(inner: Any, child: Any) -> None:
+    """Have a child end after all that it was given. The pool gives it nothing more, and starts another one."""
+    hub: Any = get_event_loop()
     # From now on the pool knows of no way to give it anything, whichever way it chooses among its children.
     inner._all_inqueues.discard(child.inqW_fd)
+    inner._busy_workers.discard(child.inqW_fd)  # it gives nothing while as many are busy as there are ways
     hub.remove_writer(child.inqW_fd)
     child._controlled_termination = True  # else billiard complains of how it ended
     try:
-        child.inq.put(None)  # what a pool that is closed says to its children
+        if child.inqW_fd in inner._active_writes:  # in the midst of being given something: that goes to another one
+            child.terminate()
+        else:
+            child.inq.put(None)  # what a pool that is closed says to its children
     except OSError:  # it has just died, or its pipe is full, which it cannot be
         child.terminate()
     _look_soon(inner)
-    return True
+
+
+def _child(pool: Any, pid: int | None) -> tuple[Any, Any]:
+    """The pool of processes, and its child of that id; ``None``, where there is none to be ended."""
+    inner = _of(pool) if get_event_loop() is not None else None
+    return inner, None if inner is None else next((one for one in inner._pool if one.pid == pid), None)
 
 
 def _of(pool: Any) -> Any:

@@ -22,6 +22,7 @@ from celery_allocator.model import Allocation, NodeInventory
 from celery_allocator.operations import Effect
 from celery_allocator.plugin import deliveries
 from celery_allocator.plugin.auditor import Auditor
+from celery_allocator.plugin.children import retire
 from celery_allocator.plugin.describing import describe
 from celery_allocator.plugin.endings import Ending, Endings
 from celery_allocator.plugin.fence import Fence, clock
@@ -29,7 +30,7 @@ from celery_allocator.plugin.found import Found
 from celery_allocator.plugin.hardware import Hardware
 from celery_allocator.plugin.holdings import Holding, Holdings
 from celery_allocator.plugin.mailbox import find_mailbox
-from celery_allocator.plugin.pool import forget_termination, mend, retire
+from celery_allocator.plugin.pool import forget_termination, mend
 from celery_allocator.plugin.processes import born, kill_family
 from celery_allocator.plugin.report import Reporter
 from celery_allocator.plugin.sampled import Sampled

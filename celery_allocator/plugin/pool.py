@@ -9,9 +9,6 @@ that none has begun is not dropped when the broker's connection is lost.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from typing import Any
 
 _MENDED = "_allocator_mended"
@@ -42,19 +39,6 @@ def forget_termination(pool: Any, pid: int) -> None:
     for process in getattr(inner, "_pool", None) or []:
         if getattr(process, "pid", None) == pid and getattr(process, "_job_terminated", False):
             process._job_terminated = process._controlled_termination = False
-
-
-def retire(pool: Any, pid: int) -> None:
-    """End a child that has just told its result, so that the pool starts another one. Called by the event loop.
-
-    What is written to it from now on, it does not begin: the pool then gives that to another one.
-    """
-    inner = getattr(pool, "_pool", None)
-    for process in getattr(inner, "_pool", None) or []:
-        if getattr(process, "pid", None) == pid:
-            process._controlled_termination = True  # as it was asked to, so that is no error
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
 
 
 def is_unbegun(request: Any, *, pool_stopped: bool) -> bool:

@@ -57,8 +57,11 @@ class Children:
             next(self._loop)
         return found
 
-    def run(self, name: str, **options: Any) -> SimpleNamespace:
-        """Have a child run :func:`hold`; returns its request once it has begun, and the loop has heard that."""
+    def run(self, name: str, then: Callable[[Any], Any] = lambda result: None, **options: Any) -> SimpleNamespace:
+        """Have a child run :func:`hold`; returns its request once it has begun, and the loop has heard that.
+
+        ``then`` is called with its result, as the loop hears that.
+        """
         request = SimpleNamespace(worker_pid=None, results=[], errors=[])
         go = self.folder / name
 
@@ -70,7 +73,7 @@ class Children:
             (str(go),),
             options,
             accept_callback=accepted,
-            callback=request.results.append,
+            callback=lambda result: (request.results.append(result), then(result)),
             error_callback=request.errors.append,
             correlation_id=name,
         )
@@ -200,6 +203,37 @@ def test_tasks_that_come_while_children_are_recycled_are_all_run_once(pool: Chil
     pool.until(lambda: len(children.idle(pool.pool)) == 2)
 
 
+def test_a_child_that_has_told_its_result_is_retired(pool: Children) -> None:
+    """As the loop hears that: it gets nothing more, and another one is there soon."""
+    request = pool.run("a", lambda pid: children.retire(pool.pool, pid))
+    child = request.worker_pid
+    request.go.touch()
+    pool.until(lambda: request.results)
+    assert child not in children.idle(pool.pool)
+    later = [pool.run("b"), pool.run("c")]
+    assert child not in [one.worker_pid for one in later]
+    assert is_gone(child, None)
+    for one in later:
+        one.go.touch()
+        pool.until(lambda one=one: one.results)
+    children.retire(pool.pool, child)  # nobody's any more
+    pool.until(lambda: len(children.idle(pool.pool)) == 2)
+    assert [one.errors for one in (request, *later)] == [[], [], []]
+
+
+def test_what_a_retired_child_was_given_before_it_runs(pool: Children) -> None:
+    request = pool.run("a")
+    children.retire(pool.pool, request.worker_pid)
+    other = pool.run("b")
+    assert other.worker_pid != request.worker_pid
+    request.go.touch()
+    pool.until(lambda: request.results)
+    pool.until(lambda: is_gone(request.worker_pid, None))
+    other.go.touch()
+    pool.until(lambda: other.results and len(children.idle(pool.pool)) == 2)
+    assert (request.errors, other.errors) == ([], [])
+
+
 def test_another_process_of_that_id_is_not_recycled(pool: Children) -> None:
     first, _ = children.idle(pool.pool)
     assert not children.recycle(pool.pool, first, "an earlier one")
@@ -221,3 +255,4 @@ def test_other_pools_have_no_children() -> None:
     assert not children.can_end(threads)
     assert children.kill_task(threads, SimpleNamespace(worker_pid=os.getpid())) is None
     assert not children.recycle(threads, os.getpid(), born(os.getpid()))
+    children.retire(threads, os.getpid())
