@@ -123,6 +123,10 @@ class Lookout:
                 if device.is_gpu:
                     for name in ("out_of_memory_total", "claims_grown_total"):
                         self._tallies.add(name, device.node, device.device_id, amount=0)
+            for view in seen.overview.devices:
+                if view.use is not None and view.use.children_recycled is not None:
+                    own = view.device.node, view.device.device_id, view.device.uuid
+                    self._tallies.put("children_recycled_total", *own, value=view.use.children_recycled)
             for reason, count in seen.line.rejected.items():
                 self._tallies.put("deliveries_rejected_total", reason, value=count)
             accuracy = seen.accuracy

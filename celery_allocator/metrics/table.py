@@ -186,6 +186,13 @@ _ALL = (
         "resource",
         "action",
     ),
+    _counter(
+        "children_recycled_total",
+        "Idle processes of the device's worker that were replaced because a task waited for the GPU memory that they "
+        "kept, since the worker began. Only of pools of processes, on GPUs that are measured.",
+        *DEVICE,
+        elsewhere=True,
+    ),
     _counter("claims_grown_total", "Running tasks that ran out of GPU memory and got a larger claim.",
              "hostname", "gpu"),
     _counter(

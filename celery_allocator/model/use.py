@@ -69,7 +69,7 @@ class WorkerUse:
     where the driver's process ids mean nothing here: in some containers). ``gpu_utilization``: 0 to 1. ``ram_used_mb``:
     of the whole node, within this worker's control group; ``ram_ours_mb``: resident memory of this worker's processes.
     ``gpu_memory_idle_mb``: GPU memory that children of the pool which run nothing still hold, part of that which is
-    ours.
+    ours; ``children_recycled``: how many of them were replaced for it since the worker began.
     """
 
     at: float
@@ -82,6 +82,7 @@ class WorkerUse:
     ram_ours_mb: int | None = None
     tasks: tuple[TaskUse, ...] = ()
     gpu_memory_idle_mb: int | None = None
+    children_recycled: int | None = None
 
     @property
     def gpu_memory_foreign_mb(self) -> int | None:

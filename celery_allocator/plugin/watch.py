@@ -93,8 +93,9 @@ class Watch:
         self._growth = Growth()
         self._idle: Mapping[int, Grown] = {}
         self._killed: dict[Run, _Killed] = {}
-        #: The child that was recycled last.
+        #: The child that was recycled last, and how many there were.
         self._leaving: Process | None = None
+        self._recycled = 0
         self._looked_at = 0.0
         #: Who was over its promise at the last look.
         self._over: frozenset[Run] = frozenset()
@@ -155,6 +156,7 @@ class Watch:
             use,
             tasks=tuple(_with(task, alone.get(task.allocation_id, {})) for task in use.tasks),
             gpu_memory_idle_mb=self._idle_mb() if self._has_gpu else None,
+            children_recycled=self._recycled if self._has_gpu and can_end(self.pool) else None,
         )
 
     # --- what somebody uses beyond the promise
@@ -305,6 +307,7 @@ class Watch:
         """In the event loop."""
         if recycle(self.pool, pid, since):
             self._leaving = pid, since
+            self._recycled += 1
             logger.info(
                 "process %d is ended, and another one started: it runs nothing and holds %d MB of GPU memory, for "
                 "which a task waits",

@@ -6,12 +6,12 @@ import pytest
 
 from celery_allocator.metrics.counting import Counting
 from celery_allocator.metrics.tallies import Tallies
-from celery_allocator.model import Kind, RamUse, Shape, Withheld
+from celery_allocator.model import Kind, RamUse, Shape, Withheld, WorkerUse
 from celery_allocator.operations import Actor, Cordon, Drain, Operator
 from celery_allocator.overview import FAULTS, fault
 from celery_allocator.plugin import health
 from tests.contract.test_metrics import MB, Watched, values
-from tests.support.ledger_pool import LedgerPool
+from tests.support.ledger_pool import LEASE_S, LedgerPool
 
 GPU = ("n1", "gpu_0", "GPU-n1-0")
 
@@ -89,6 +89,17 @@ def test_what_is_done_about_overuse_is_counted(watched: Watched) -> None:
     }
     # Known before the first, so that its increase is seen.
     assert watched.tallies.counters()["overuse_actions_total"]["gpu_memory", "kill"] == 0
+
+
+def test_children_that_were_recycled_are_counted_by_their_worker(watched: Watched) -> None:
+    pool = watched.pool
+    pool.node(gpus=(10_000, 10_000))
+    watched.look()
+    assert watched.counter("children_recycled_total") == {}, "nobody has told"
+    for so_far in (0, 2):
+        pool.ledger.heartbeat("w.n1.gpu_0", "one", LEASE_S, WorkerUse(0.0, children_recycled=so_far))
+        watched.look()
+        assert watched.tallies.counters()["children_recycled_total"] == {GPU: so_far}
 
 
 def test_claims_that_grow_are_counted_where_memory_ran_out(watched: Watched) -> None:

@@ -47,6 +47,7 @@ class Scene:
         self.further: dict[int, dict[str, int | None]] = {}
         self.listed: set[int] | None = set()
         self.at = 0.0
+        self.seen = WorkerUse(0.0)
         self.woken = 0
         self.watch = Watch(Settings(on_overuse=action, **settings), lambda: self.running, self._wake, has_gpu=True)
 
@@ -70,7 +71,7 @@ class Scene:
         """By how much each task is over, as the next look has it."""
         self.at += 1
         use = WorkerUse(0.0, tasks=tuple(TaskUse(one.allocation.allocation_id) for one in self.running))
-        seen = self.watch.look(use, Look(self.at, self._family, self.listed))
+        seen = self.seen = self.watch.look(use, Look(self.at, self._family, self.listed))
         return {task.allocation_id: task.gpu_memory_over_mb for task in seen.tasks}
 
 
@@ -277,6 +278,7 @@ def test_of_idle_children_the_one_with_most_memory_is_ended_one_at_a_time(
     assert ended == []
     scene.gpu = dict(processes)
     scene.look()
+    assert scene.seen.children_recycled == 0
     scene.watch.recycle()
     assert ended == [most]
     scene.look()
@@ -291,6 +293,7 @@ def test_of_idle_children_the_one_with_most_memory_is_ended_one_at_a_time(
     scene.look()
     scene.watch.recycle()
     assert ended == [most, some]  # the third one holds nothing
+    assert scene.seen.children_recycled == 2
 
 
 class Clock(threading.Event):

@@ -25,7 +25,10 @@ from celery_allocator.overview.cluster import overview
 USE = WorkerUse(12.5, 9000, 6000, 0.75, 61, 250.5, 20000, 7000, (TaskUse("a1", 5000, 3000), TaskUse("a2", None, 4000)))
 
 JUDGED = WorkerUse(
-    12.5, gpu_memory_idle_mb=700, tasks=(TaskUse("a", 9, 9, 0, None), TaskUse("b", 9, 9, 8, 7), TaskUse("c"))
+    12.5,
+    gpu_memory_idle_mb=700,
+    children_recycled=0,
+    tasks=(TaskUse("a", 9, 9, 0, None), TaskUse("b", 9, 9, 8, 7), TaskUse("c")),
 )
 
 
