@@ -99,10 +99,11 @@ def test_of_each_gpu_what_the_process_and_its_descendants_hold(monkeypatch: pyte
     assert held is not None
     assert held.gpu_memory_mb == {GPU: 340, OTHER: 0}
     monkeypatch.setattr(module, "_gpus", Driver({os.getpid(): None}, InventoryError("it has fallen off the bus")))
+    monkeypatch.setattr(module, "_closely_at", 0.0)
     held = told(A)
     assert held is not None
     assert held.gpu_memory_mb == {GPU: None, OTHER: None}
-    assert abs((held.ram_mb or 0) - own_ram_mb([os.getpid()])) < 32
+    assert abs((held.ram_mb or 0) - own_ram_mb(family(os.getpid()), os.getppid())) < 32
     monkeypatch.setattr(module, "_gpus", Driver(None))
     assert told(replace(A, more_devices=())) is not None
 
@@ -164,7 +165,7 @@ def test_what_goes_wrong_costs_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> int:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(module, "own_ram_mb", broken)
+    monkeypatch.setattr(module, "resident_mb", broken)
     assert told(A) is None
 
 
