@@ -81,11 +81,14 @@ class Found:
 
     def of(self, allocations: Iterable[Allocation]) -> dict[Run, Held]:
         """What was told of these tasks' beginnings. Called by main."""
+        wanted = {_key(allocation): allocation for allocation in allocations}
+        if not wanted:
+            return {}
         page = self._page[:]
         told = {page[at : at + len(_NOBODY)]: at for at in range(0, len(page), _SIZE)}
         found = {}
-        for allocation in allocations:
-            at = told.get(_key(allocation))
+        for key, allocation in wanted.items():
+            at = told.get(key)
             held = None if at is None else _read(page, at, allocation.gpu_uuids[:_GPUS])
             if held is not None:
                 found[allocation.allocation_id, allocation.token or 0] = held
