@@ -356,11 +356,38 @@ class Reference(Placement):
 
     # --- maintenance
 
-    def repair(self) -> list[Claim]:
+    def repair(self) -> tuple[list[Claim], set[str]]:
+        """Of more than there is (a node has shrunk) the older grants stay, and what runs; and who waits waits anew.
+
+        Returns the new grants, and who runs beside others on the same.
+        """
+        kept: list[Claim] = []
+        left = set()
+        for claim in sorted(self.held(), key=lambda c: c.token):
+            if self.has_room_beside(claim, kept):
+                kept.append(claim)
+            elif claim.state == "running":
+                kept.append(claim)
+                left.add(claim.id)
+            else:
+                claim.device = None  # what is loaded there is nothing that is counted
+                self.back_in_line(claim)
         for claim in self.line():
             claim.joined = self.now
             self.patience.drop(claim.lane)
-        return self.sweep()
+        return self.sweep(), left
+
+    def has_room_beside(self, claim: Claim, others: list[Claim]) -> bool:
+        """Whether its place is its own by what there is in all, where others hold what they hold."""
+        first = self.devices[claim.device or ""]
+        for device in (first, *(self.devices[key] for key in claim.also)):
+            here = sum(c.mb for c in others if device.key in (c.device, *c.also))
+            if device.memory - here < claim.mb:
+                return False
+        there = [c for c in others if c.device is not None and c.device.split("/")[0] == first.node]
+        tasks = sum(c.kind is Kind.TASK and c.device == first.key for c in there)
+        ram = self.nodes[first.node].ram - sum(c.req.ram_mb for c in there)
+        return ram >= claim.req.ram_mb and (claim.kind is Kind.MANUAL or tasks < first.slots)
 
     def tick(self, publishes: bool) -> tuple[list[Claim], list[Claim], set[str]]:
         """Returns the new grants, the earlier ones to be published again, the workers lost."""
