@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 SETTLE_S = 45.0
 #: Seconds between two tasks of the load, and how many of all tasks are there at most while it sends.
 _PACE_S, _BUSY = 0.04, 16
+#: How many times as long a task of the load stays, at most, where sending one takes longer than the pace.
+_LONGEST = 5.0
 #: What a victim needs unless told otherwise: it goes before the load.
 VICTIM = {"gpu_memory_mb": 1024, "cpu_cores": 1, "ram_mb": 256, "priority": 100}
 #: States in which a task has ended for its caller.
@@ -171,6 +173,7 @@ class Batch:
         return task.task_id
 
     def _keep_busy(self) -> None:
+        took = 0.0
         while not self._stop.wait(_PACE_S):
             if self.site.busy >= _BUSY:
                 continue
@@ -178,8 +181,12 @@ class Batch:
             need = {"gpu_memory_mb": pick.choice((0, 512, 1024, 2048, 4096)), "cpu_cores": pick.choice((1, 1, 2, 3))}
             need["ram_mb"] = pick.choice((128, 512, 1024))
             name = pick.choice(("fault.nap", "fault.nap_late"))
-            seconds = pick.uniform(0.1, 0.9)
+            # Where the machine is slow they come slowly, and there would never be many at once: so they stay longer.
+            seconds = pick.uniform(0.1, 0.9) * min(_LONGEST, max(1.0, took / _PACE_S))
+            began = time.monotonic()
             try:
                 self._send(name, (seconds,), self.fault.load_ends, False, {"resources": need})
             except Exception:  # noqa: BLE001  # refused, which its caller saw: not accepted
                 continue
+            finally:
+                took = time.monotonic() - began
