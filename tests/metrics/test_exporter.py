@@ -123,6 +123,7 @@ NOT_MEASURED = {
     "gpu_utilization_ratio",
     "ram_used_bytes",
     "ram_foreign_bytes",
+    "children_recycled_total",
     "recorder_lag_seconds",
     "recorder_gaps_total",
     "recorder_missed_entries_total",
