@@ -58,6 +58,10 @@ class NetworkHosts:
     def heal(self, number: int) -> None:
         """Plug it in again."""
         _ip("link", "set", self._port(number), "up")
+        # Who still waits for an answer to "who has this address?", asked while it was down, is told that there is no
+        # route. Both sides forget that they have asked.
+        _ip("-n", self.names[number], "neigh", "flush", "all")
+        _ip("neigh", "flush", "dev", self.bridge)
 
     def close(self) -> None:
         """Remove everything. Processes on the hosts must be gone."""
