@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import subprocess
 import uuid
 from types import TracebackType
 
 from tests.support.availability import missing
+from tests.support.processes import claim
 
 #: The namespaces' own network; the harness is its first address. One at a time on a machine.
 _NETWORK = "10.214.{net}.{host}"
+#: What it claims begins above all ports.
+_CLAIMED = 100_000
 
 
 def unavailable() -> str:
@@ -37,8 +41,8 @@ class NetworkHosts:
             missing("a network namespace", reason)
         self.tag = uuid.uuid4().hex[:6]
         self.bridge = f"br{self.tag}"
-        # Another run of the suite on this machine must not get the same network.
-        self._net = int(self.tag, 16) % 250 + 1
+        # No other tests on this machine may have the same network.
+        self._net = next(net for net in random.sample(range(1, 251), 250) if claim(_CLAIMED + net))
         self.gateway = _NETWORK.format(net=self._net, host=1)
         self.names = [f"host{n}-{self.tag}" for n in range(1, count + 1)]
         try:

@@ -27,18 +27,26 @@ _PORTS = range(20_000, 32_000)
 #: Not the generator that Hypothesis and tests seed: all processes would choose the same.
 _CHOICE = random.SystemRandom()
 _given: set[int] = set()
-#: Of this file each process of any tests keeps the byte locked whose number is its port's. No child inherits that.
+#: Of this file each process of any tests keeps the bytes locked whose numbers it has claimed. No child inherits that.
 _CLAIMS = os.open(Path(tempfile.gettempdir()) / f"ports-of-tests-{os.getuid()}", os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def claim(number: int) -> bool:
+    """Whether no other process of tests has that number; this one has it then, for good. A port is its own number."""
+    try:
+        fcntl.lockf(_CLAIMS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that was free a moment ago, and that no other test gets: not while its server is down."""
     while True:
         port = _CHOICE.choice(_PORTS)
-        if port in _given:
+        if port in _given or not claim(port):
             continue
         with contextlib.suppress(OSError), socket.socket() as probe:
-            fcntl.lockf(_CLAIMS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             probe.bind(("127.0.0.1", port))
             _given.add(port)
             return port
