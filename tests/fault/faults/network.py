@@ -88,8 +88,9 @@ def cut_off(batch: Batch) -> None:
     """Its lease runs out; what may be repeated runs on the other host; when it is back it stops what it had."""
     site = batch.site
     assert isinstance(site, TwoHostsSite)
-    late = batch.holding(3, late=True, ends=VISIBLE)
-    runs = [*late, *batch.holding(3, ends=VISIBLE)]
+    # One is on the host that is cut off: the others leave one of the other host's four slots free for it.
+    late = batch.holding(2, late=True, ends=VISIBLE)
+    runs = [*late, *batch.holding(2, ends=VISIBLE)]
     node = late[0].node
     mine = [run for run in runs if run.node == node]
     stale = [run for run in site.history.runs() if run.node == node and run.end is None]
