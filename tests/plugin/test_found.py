@@ -52,6 +52,8 @@ class Driver:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_closely_at", 0.0)
+    # However large the process is by now that runs the tests, it is measured closely.
+    monkeypatch.setattr(module, "_SMALL_MB", 2**20)
     monkeypatch.setattr(module, "_gpus", Driver({}, {}))
 
 
@@ -118,6 +120,7 @@ def test_a_large_process_is_measured_closely_now_and_then(monkeypatch: pytest.Mo
         clock.measured += 1
         return 400
 
+    monkeypatch.setattr(module, "_SMALL_MB", 256)
     monkeypatch.setattr(module, "own_ram_mb", own)
     monkeypatch.setattr(module, "resident_mb", lambda _: 1000)
     monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
