@@ -44,9 +44,7 @@ _NOBODY = bytes(16)
 #: Children of one pool; further ones tell nothing.
 _PLACES = 1024
 
-#: Resident MB up to which a process is measured closely each time: some 2 ms.
-_SMALL_MB = 256
-#: A larger one is only if the last time was as many times ago as it has taken: it takes a hundredth of the time.
+#: A process is measured closely if that was last done as many times ago as it took: a hundredth of the time at most.
 _RARELY = 100
 
 
@@ -111,7 +109,7 @@ def _read(page: bytes, at: int, uuids: Sequence[str]) -> Held | None:
 # --- in the process that begins a task
 
 _gpus = GpuProcesses()
-#: From when on a large process may be measured closely again, on the monotonic clock.
+#: From when on this process may be measured closely again, on the monotonic clock.
 _closely_at = 0.0
 
 
@@ -151,14 +149,16 @@ def _gpu_mb(uuid: str, pids: Iterable[int]) -> int | None:
 
 
 def _ram_mb(pids: Sequence[int]) -> int | None:
-    """To read what of a process is its own takes the kernel 10 ms per GB: it walks its page tables."""
+    """To read what of a process is its own takes the kernel 10 ms per GB, and 1 ms at least: it walks its page tables.
+
+    Short tasks would have no time for that; nor can they be watched.
+    """
     global _closely_at  # noqa: PLW0603  # how often this process may do so
     resident = resident_mb(map(psutil.Process, pids))
     began = time.monotonic()
-    if resident is None or (resident > _SMALL_MB and began < _closely_at):
+    if resident is None or began < _closely_at:
         return resident
     own = own_ram_mb(pids, main=os.getpid() if current_process().name == MAIN else os.getppid())
-    if resident > _SMALL_MB:
-        ended = time.monotonic()
-        _closely_at = ended + _RARELY * (ended - began)
+    ended = time.monotonic()
+    _closely_at = ended + _RARELY * (ended - began)
     return own
