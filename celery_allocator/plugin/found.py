@@ -26,7 +26,7 @@ from celery_allocator.errors import InventoryError
 from celery_allocator.inventory import SIMULATED_UUID, GpuProcesses
 from celery_allocator.model import Allocation
 from celery_allocator.plugin.isolating import MAIN
-from celery_allocator.plugin.processes import family, own_ram_mb, resident_mb
+from celery_allocator.plugin.processes import family, gpu_memory_mb, own_ram_mb, resident_mb
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +142,7 @@ def _gpu_mb(uuid: str, pids: Iterable[int]) -> int | None:
     except InventoryError as error:
         logger.debug("what is held of %s is not known: %s", uuid, error)
         return None
-    if listed is None:
-        return None
-    amounts = [listed[pid] for pid in pids if pid in listed]
-    return None if None in amounts else sum(mb or 0 for mb in amounts)
+    return gpu_memory_mb(listed, pids)
 
 
 def _ram_mb(pids: Sequence[int]) -> int | None:

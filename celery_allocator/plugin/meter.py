@@ -21,7 +21,7 @@ from celery_allocator.model import DeviceInventory, TaskUse, WorkerUse
 from celery_allocator.plugin.beyond import Beyond, beyond
 from celery_allocator.plugin.growth import Family
 from celery_allocator.plugin.holdings import Holding
-from celery_allocator.plugin.processes import resident_mb
+from celery_allocator.plugin.processes import gpu_memory_mb, resident_mb
 from celery_allocator.plugin.sampled import Sampled
 from celery_allocator.plugin.watch import Look, Watch
 
@@ -126,7 +126,7 @@ class Meter:
         use = WorkerUse(
             at=0.0,
             gpu_memory_used_mb=None if gpu is None else gpu.used_mb,
-            gpu_memory_ours_mb=_gpu_memory(seen, ours),
+            gpu_memory_ours_mb=gpu_memory_mb(seen, _pids(ours)),
             gpu_utilization=None if gpu is None else gpu.utilization,
             gpu_temperature_c=None if gpu is None else gpu.temperature_c,
             gpu_power_w=None if gpu is None else gpu.power_w,
@@ -163,7 +163,11 @@ class Meter:
             # A pool of threads has one process for all its tasks: what each of them uses cannot be told.
             if holding.pid is not None and holding.pid != os.getpid():
                 family = table.family(holding.pid)
-                yield TaskUse(holding.allocation.allocation_id, _gpu_memory(seen, family), resident_mb(family))
+                yield TaskUse(
+                    holding.allocation.allocation_id,
+                    gpu_memory_mb(seen, (one.pid for one in family)),
+                    resident_mb(family),
+                )
 
     def _uuids(self, holdings: Iterable[Holding]) -> list[str]:
         """The GPU that is served, and those that tasks which run here have beside it."""
@@ -221,19 +225,15 @@ class _Table:
 
 def _family(table: _Table, by_gpu: Mapping[str, Mapping[int, int | None] | None], pid: int) -> Family:
     family = table.family(pid)
-    gpus = {uuid: _gpu_memory(seen, family) for uuid, seen in by_gpu.items()}
-    return Family(tuple(process.pid for process in family), gpus, resident_mb(family))
+    pids = _pids(family)
+    return Family(pids, {uuid: gpu_memory_mb(seen, pids) for uuid, seen in by_gpu.items()}, resident_mb(family))
+
+
+def _pids(processes: Iterable[psutil.Process]) -> tuple[int, ...]:
+    return tuple(process.pid for process in processes)
 
 
 def _listed(gpus: Iterable[GpuUse]) -> frozenset[int] | None:
     """All that the driver lists; ``None`` where it lists nothing of any GPU."""
     lists = [gpu.processes for gpu in gpus if gpu.processes is not None]
     return frozenset(pid for processes in lists for pid in processes) if lists else None
-
-
-def _gpu_memory(seen: Mapping[int, int | None] | None, family: Iterable[psutil.Process]) -> int | None:
-    """GPU memory of these processes in MB: 0 for those that hold none, ``None`` where the driver does not tell."""
-    if seen is None:
-        return None
-    amounts = [seen[process.pid] for process in family if process.pid in seen]
-    return None if None in amounts else sum(amount or 0 for amount in amounts)

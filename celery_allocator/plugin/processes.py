@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -102,6 +102,14 @@ def _children(pid: int) -> list[int]:
             return [child.pid for child in psutil.Process(pid).children()]
         except psutil.Error:
             return []
+
+
+def gpu_memory_mb(listed: Mapping[int, int | None] | None, pids: Iterable[int]) -> int | None:
+    """GPU memory of processes in MB, as the driver lists it: 0 if they hold none, ``None`` where it does not tell."""
+    if listed is None:
+        return None
+    amounts = [listed[pid] for pid in pids if pid in listed]
+    return None if None in amounts else sum(amount or 0 for amount in amounts)
 
 
 def resident_mb(processes: Iterable[psutil.Process]) -> int | None:

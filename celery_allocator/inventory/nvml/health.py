@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery_allocator.errors import InventoryError
-from celery_allocator.inventory.nvml.session import (
-    NoDriver,
-    handle_of,
-    is_slice,
-    kept_open,
-    memory,
-    nvml,
-    start,
-    stop,
-)
+from celery_allocator.inventory.nvml.session import StaysOpen, board_of, handle_of, is_slice, memory, nvml, reading
 
 _log = logging.getLogger(__name__)
 
@@ -65,68 +54,46 @@ def read_health(uuid: str) -> GpuHealth:
 
     Raises :class:`InventoryError` if the driver cannot reach it, :class:`GpuLostError` if it fell off the bus.
     """
-    try:
-        with nvml() as api:
-            return _read(api, handle_of(api, uuid), _board(api, uuid))
-    except NoDriver as absent:
-        raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+    with reading(uuid), nvml() as api:
+        return _read(api, uuid)
 
 
-class GpuWatch:
+class GpuWatch(StaysOpen):
     """Looks at the health of one GPU or MIG slice again and again. Thread-safe.
 
-    NVML stays open in between, so that Xids are heard: each open event set gets what comes after it was made. It is
-    closed before a fork and after an error, and opened again with the next look.
+    NVML stays open in between, so that Xids are heard: each open event set gets what comes after it was made. After a
+    fork or an error it is opened again with the next look.
     """
 
     def __init__(self, uuid: str) -> None:
+        super().__init__()
         self._uuid = uuid
-        self._api: Any = None
         #: NVML's event set; ``None`` where the driver reports no Xids.
         self._events: Any = None
         self._instance = _WHOLE
 
     def look(self) -> GpuHealth:
         """What is so now, and the Xids since the last look. Raises as :func:`read_health`."""
-        try:
-            with kept_open(self) as api:
-                try:
-                    return self._look(api)
-                except BaseException:
-                    self.let_go()
-                    raise
-        except NoDriver as absent:
-            raise InventoryError(f"the GPU {self._uuid} cannot be read: {absent}") from absent
-
-    def close(self) -> None:
-        """Stop to listen."""
-        with contextlib.suppress(NoDriver, InventoryError), kept_open(self):
-            self.let_go()
-
-    def let_go(self) -> None:
-        """Close what is open. The lock is held."""
-        api, self._api = self._api, None
-        if api is None:
-            return
-        if self._events is not None:
-            _free(api, self._events)
-        self._events = None
-        stop(api)
+        with reading(self._uuid), self._kept_open() as api:
+            try:
+                return self._look(api)
+            except BaseException:
+                self.let_go()
+                raise
 
     def _look(self, api: Any) -> GpuHealth:
         if self._api is None:
-            self._open(api)
+            self._begin(api)
         xids = self._listened(api)
-        # The handles are asked for anew: after a reset they are others.
-        now = _read(api, handle_of(api, self._uuid), _board(api, self._uuid))
+        now = _read(api, self._uuid)
         return GpuHealth(now.ecc_uncorrected, now.rows_failed, now.rows_pending, now.recovery, xids)
 
-    def _open(self, api: Any) -> None:
-        start(api)
-        self._api = api
-        board = _board(api, self._uuid)
+    def _begin(self, api: Any) -> None:
+        super()._begin(api)
+        handle = handle_of(api, self._uuid)
+        board = board_of(api, handle, self._uuid)
         if is_slice(self._uuid):
-            told = _or_none(api, api.nvmlDeviceGetGpuInstanceId, handle_of(api, self._uuid))
+            told = _or_none(api, api.nvmlDeviceGetGpuInstanceId, handle)
             self._instance = _WHOLE if told is None else int(told)
         offered = _or_none(api, api.nvmlDeviceGetSupportedEventTypes, board)
         if not offered or not offered & api.nvmlEventTypeXidCriticalError:
@@ -139,6 +106,11 @@ class GpuWatch:
         except api.NVMLError as error:
             self._deaf(api, error)
 
+    def _free(self, api: Any) -> None:
+        if self._events is not None:
+            _free_events(api, self._events)
+        self._events = None
+
     def _listened(self, api: Any) -> tuple[int, ...] | None:
         if self._events is None:
             return None
@@ -150,7 +122,7 @@ class GpuWatch:
             _log.debug("listening to NVML: %s", error)
         # The driver was restarted, and what was opened before is of no use; or it cannot be listened to at all.
         self.let_go()
-        self._open(api)
+        self._begin(api)
         try:
             return None if self._events is None else tuple(self._heard(api))
         except api.NVMLError as error:
@@ -159,8 +131,7 @@ class GpuWatch:
 
     def _deaf(self, api: Any, error: Exception) -> None:
         _log.warning("the driver tells of no Xids of GPU %s: %s", self._uuid, error)
-        _free(api, self._events)
-        self._events = None
+        self._free(api)
 
     def _heard(self, api: Any) -> list[int]:
         found: list[int] = []
@@ -177,20 +148,17 @@ class GpuWatch:
         return _WHOLE in (instance, self._instance) or instance == self._instance
 
 
-def _free(api: Any, events: Any) -> None:
+def _free_events(api: Any, events: Any) -> None:
     try:
         api.nvmlEventSetFree(events)
     except api.NVMLError as error:
         _log.debug("closing NVML's events: %s", error)
 
 
-def _board(api: Any, uuid: str) -> Any:
-    """The GPU itself: errors are counted there."""
+def _read(api: Any, uuid: str) -> GpuHealth:
+    # The handles are asked for anew: after a reset they are others. Errors are counted on the GPU itself.
     handle = handle_of(api, uuid)
-    return api.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice(uuid) else handle
-
-
-def _read(api: Any, handle: Any, board: Any) -> GpuHealth:
+    board = board_of(api, handle, uuid)
     memory(api, handle)  # whether it can be reached at all
     uncorrected, volatile = api.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, api.NVML_VOLATILE_ECC
     errors = _or_none(api, api.nvmlDeviceGetTotalEccErrors, board, uncorrected, volatile)

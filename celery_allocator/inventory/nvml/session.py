@@ -1,7 +1,7 @@
 """NVML, opened for as long as it takes to ask. The only module that imports ``pynvml`` (the package nvidia-ml-py).
 
 A worker forks, and a handle must not cross the fork: NVML is opened and closed within each call, and what stays open
-between calls (see ``watching.py``) is closed before every fork. What a driver does not support is unknown (``None`` or
+between calls (:class:`StaysOpen`) is closed before every fork. What a driver does not support is unknown (``None`` or
 empty), never 0.
 """
 
@@ -12,8 +12,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from celery_allocator.errors import GpuLostError, InventoryError
 
@@ -31,13 +31,6 @@ _PATIENCE_S = 2.0
 
 class NoDriver(Exception):
     """This host has no NVML library or no loaded NVIDIA driver."""
-
-
-class StaysOpen(Protocol):
-    """What keeps NVML open between calls."""
-
-    def let_go(self) -> None:
-        """Close it. The lock is held."""
 
 
 #: Held while the library is open, and by whoever forks: a child must not get it half open, nor locked for good.
@@ -82,13 +75,47 @@ def nvml() -> Iterator[Any]:
             stop(api)
 
 
+class StaysOpen:
+    """Keeps NVML open between calls: it is closed before a fork, and by who meets an error."""
+
+    def __init__(self) -> None:
+        self._api: Any = None
+
+    def close(self) -> None:
+        """Close what is open."""
+        with suppress(NoDriver, InventoryError), self._kept_open():
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Likewise. The lock is held."""
+        api, self._api = self._api, None
+        if api is not None:
+            self._free(api)
+            stop(api)
+
+    @contextmanager
+    def _kept_open(self) -> Iterator[Any]:
+        """The binding, with the lock held. Raises :class:`NoDriver`, :class:`InventoryError`, :class:`GpuLostError`."""
+        api = binding()
+        _staying.add(self)
+        with _open, errors_are_ours(api):
+            yield api
+
+    def _begin(self, api: Any) -> None:
+        start(api)
+        self._api = api
+
+    def _free(self, api: Any) -> None:
+        """Give back what is held of the library, before it is closed."""
+
+
 @contextmanager
-def kept_open(by: StaysOpen) -> Iterator[Any]:
-    """The binding, for one who opens the library with :func:`start` and closes it with :func:`stop` at another time."""
-    api = binding()
-    _staying.add(by)
-    with _open, errors_are_ours(api):
-        yield api
+def reading(uuid: str) -> Iterator[None]:
+    """Where there is no driver, the GPU or MIG slice with that UUID cannot be read: :class:`InventoryError`."""
+    try:
+        yield
+    except NoDriver as absent:
+        raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
 
 
 def binding() -> Any:
@@ -175,6 +202,11 @@ def handle_of(api: Any, uuid: str) -> Any:
             raise
         _log.debug("by its UUID %s cannot be had (%s), by its index it can", uuid, error)
         return found
+
+
+def board_of(api: Any, handle: Any, uuid: str) -> Any:
+    """The GPU itself, of which ``handle`` is that or a MIG slice."""
+    return api.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice(uuid) else handle
 
 
 def _search(api: Any, uuid: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 from celery_allocator.errors import InventoryError
 from celery_allocator.inventory.nvml.session import (
     MB,
-    NoDriver,
+    StaysOpen,
+    board_of,
     handle_of,
     is_slice,
-    kept_open,
     memory,
     nvml,
-    start,
-    stop,
+    reading,
     supported,
 )
 
@@ -45,67 +43,47 @@ def read_use(uuid: str) -> GpuUse:
 
     Raises :class:`InventoryError` if the driver cannot reach it, :class:`GpuLostError` if it fell off the bus.
     """
-    try:
-        with nvml() as api:
-            handle = handle_of(api, uuid)
-            board = _of_board(api, uuid)
-            sensor = api.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if is_slice(uuid) else handle
-            now = memory(api, handle)
-            rates = supported(api, api.nvmlDeviceGetUtilizationRates, handle, also=board)
-            power = supported(api, api.nvmlDeviceGetPowerUsage, handle, also=board)
-            return GpuUse(
-                used_mb=None if now is None else int(now.used) // MB,
-                processes=_processes(api, handle, board),
-                utilization=None if rates is None else int(rates.gpu) / 100,
-                temperature_c=supported(api, api.nvmlDeviceGetTemperature, sensor, api.NVML_TEMPERATURE_GPU),
-                power_w=None if power is None else int(power) / 1000,
-            )
-    except NoDriver as absent:
-        raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
+    with reading(uuid), nvml() as api:
+        handle = handle_of(api, uuid)
+        board = _of_board(api, uuid)
+        sensor = board_of(api, handle, uuid)
+        now = memory(api, handle)
+        rates = supported(api, api.nvmlDeviceGetUtilizationRates, handle, also=board)
+        power = supported(api, api.nvmlDeviceGetPowerUsage, handle, also=board)
+        return GpuUse(
+            used_mb=None if now is None else int(now.used) // MB,
+            processes=_processes(api, handle, board),
+            utilization=None if rates is None else int(rates.gpu) / 100,
+            temperature_c=supported(api, api.nvmlDeviceGetTemperature, sensor, api.NVML_TEMPERATURE_GPU),
+            power_w=None if power is None else int(power) / 1000,
+        )
 
 
-class GpuProcesses:
+class GpuProcesses(StaysOpen):
     """Which processes use a GPU, asked again and again. Thread-safe.
 
-    NVML stays open in between: opening it takes longer than all that is asked. It is closed before a fork and after an
-    error, and opened again with the next question.
+    NVML stays open in between: opening it takes longer than all that is asked.
     """
-
-    def __init__(self) -> None:
-        self._api: Any = None
 
     def of(self, uuid: str) -> Mapping[int, int | None] | None:
         """As :attr:`GpuUse.processes` of the GPU or MIG slice with that UUID now. Raises as :func:`read_use`."""
         was_open = self._api is not None
-        try:
+        with reading(uuid):
             try:
                 return self._ask(uuid)
             except InventoryError:
-                self._close()
+                self.close()
                 if not was_open:
                     raise
-                # The driver may have been restarted: what was opened before is of no use.
-                return self._ask(uuid)
-        except NoDriver as absent:
-            raise InventoryError(f"the GPU {uuid} cannot be read: {absent}") from absent
-
-    def let_go(self) -> None:
-        """Close what is open. The lock is held."""
-        api, self._api = self._api, None
-        if api is not None:
-            stop(api)
+            # The driver may have been restarted: what was opened before is of no use.
+            return self._ask(uuid)
 
     def _ask(self, uuid: str) -> Mapping[int, int | None] | None:
-        with kept_open(self) as api:
+        with self._kept_open() as api:
             if self._api is None:
-                start(api)
-                self._api = api
-        with nvml() as api:
+                self._begin(api)
+        with nvml() as api:  # that is counted, as long as it is open
             return _processes(api, handle_of(api, uuid), _of_board(api, uuid))
-
-    def _close(self) -> None:
-        with contextlib.suppress(NoDriver, InventoryError), kept_open(self):
-            self.let_go()
 
 
 def _of_board(api: Any, uuid: str) -> tuple[int, ...]:
