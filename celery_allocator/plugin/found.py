@@ -8,6 +8,7 @@ there main has to guess (``growth.py``).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
@@ -16,7 +17,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import psutil
@@ -145,13 +146,19 @@ def _gpu_mb(uuid: str, pids: Iterable[int]) -> int | None:
     return gpu_memory_mb(listed, pids)
 
 
+def _there(pids: Iterable[int]) -> Iterator[psutil.Process]:
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):  # just ended
+            yield psutil.Process(pid)
+
+
 def _ram_mb(pids: Sequence[int]) -> int | None:
     """To read what of a process is its own takes the kernel 10 ms per GB, and 1 ms at least: it walks its page tables.
 
     Short tasks would have no time for that; nor can they be watched.
     """
     global _closely_at  # noqa: PLW0603  # how often this process may do so
-    resident = resident_mb(map(psutil.Process, pids))
+    resident = resident_mb(_there(pids))
     began = time.monotonic()
     if resident is None or began < _closely_at:
         return resident

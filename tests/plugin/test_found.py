@@ -145,6 +145,13 @@ def test_what_was_not_promised_is_not_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert told(replace(A, requirements=Requirements(gpu_memory_mb=1))) == Held({GPU: 3, OTHER: 0}, None)
 
 
+def test_a_descendant_that_has_just_ended_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "family", lambda pid: [pid, 2**31 - 1])
+    held = told(A)
+    assert held is not None
+    assert held.ram_mb
+
+
 def test_a_simulated_gpu_has_no_driver_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_gpus", Driver())
     held = told(replace(A, device_uuid=f"{SIMULATED_UUID}n1-0", more_devices=()))
